@@ -1,0 +1,52 @@
+"""The TensorBoard logger: curves, training and held-out together, choices with final metrics, pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from torch.utils.tensorboard.summary import hparams
+
+
+class TensorBoard(TensorBoardLogger):
+    """Lightning's logger with one event file in the run directory, which stays open from fit to the last test.
+
+    Args:
+        save_dir: the run directory.
+    """
+
+    def __init__(self, save_dir: str):
+        super().__init__(save_dir, name="", version="", default_hp_metric=False)
+
+    def open(self, held_out: str) -> None:
+        """The layout of the custom scalars page, and the sheet of training images."""
+        together = {
+            title: ["Multiline", [f"train/{metric}", f"{held_out}/{metric}"]]
+            for title, metric in (("loss", "loss"), ("accuracy", "acc"))
+        }
+        self.experiment.add_custom_scalars({f"training and {held_out}": together})
+        self.add_picture("samples", step=0)
+
+    def close(self, knobs: dict[str, Any], metrics: dict[str, float], step: int) -> None:
+        """Choices and knobs with the final metrics, and the pictures of the run."""
+        final = {f"final/{name}": value for name, value in metrics.items()}
+        for page in hparams(knobs, final):
+            self.experiment._get_file_writer().add_summary(page)
+        for name, value in final.items():
+            self.experiment.add_scalar(name, value, step)
+        for name in ("curves", "confusion"):
+            self.add_picture(name, step)
+        self.experiment.close()
+
+    def add_picture(self, name: str, step: int) -> None:
+        """A PNG file of the run directory."""
+        with Image.open(Path(self.save_dir, f"{name}.png")) as picture:
+            self.experiment.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
+    def save(self) -> None:
+        """The configuration is in .hydra/; hparams.yaml would repeat it."""
+
+    def finalize(self, status: str) -> None:
+        """Lightning calls this after fit and after every test."""
+        self.experiment.flush()

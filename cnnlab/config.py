@@ -1,0 +1,354 @@
+"""What a configuration means: run identity, allowed targets, checks. Takes no torch, so that mistakes answer at once.
+
+A run is its configuration. `run_id` names the run directory: the chosen options, the knobs that differ from their
+option's file, and a hash of everything that can change the result. Where a run computes, how it logs and where its
+data are kept cannot, so they stay out of the hash (`NOT_IDENTITY`).
+"""
+
+import difflib
+import fnmatch
+import functools
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import MissingConfigException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError
+
+CONF = Path(__file__).parent.parent / "conf"
+
+GROUPS = ("data", "norm", "aug", "model", "optim", "sched")  # what a result is made of, in the order of its name
+UNNAMED = ("none", "constant")  # options that do nothing do not show in the name
+
+NOT_IDENTITY = (
+    "name",
+    "output_dir",
+    "rerun",
+    "logger",
+    "trainer._target_",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.profiler",
+    "data.cache_dir",
+    "data.sources",
+    "data.timeout",
+    "data.num_workers",
+    "resident",
+)
+
+# What the knobs may be, wherever they appear; shown to the user as it stands.
+LIMITS = {
+    "alpha": "alpha > 0",
+    "batch_size": "batch_size >= 1",
+    "betas": "len(betas) == 2 and all(0 <= beta < 1 for beta in betas)",
+    "channels": "len(channels) >= 1 and all(c >= 1 for c in channels)",
+    "clutter": "clutter >= 0",
+    "dampening": "dampening >= 0",
+    "dropout": "0 <= dropout < 1",
+    "eps": "eps > 0",
+    "flip_probability": "0 <= flip_probability <= 1",
+    "gamma": "0 < gamma <= 1",
+    "hidden": "hidden >= 1",
+    "image_size": "image_size >= 1",
+    "kernel_size": "kernel_size >= 1 and kernel_size % 2 == 1",
+    "lr": "lr > 0",
+    "max_epochs": "max_epochs >= 1",
+    "momentum": "0 <= momentum < 1",
+    "noise": "noise >= 0",
+    "num_nodes": "num_nodes >= 1",
+    "num_test": "num_test >= 10",
+    "num_train": "num_train >= 10",
+    "num_workers": "num_workers >= 1",
+    "padding": "padding >= 0",
+    "patience": "patience >= 1",
+    "probability": "0 <= probability <= 1",
+    "seed": "0 <= seed < 2**32",
+    "size": "size >= 1",
+    "timeout": "timeout > 0",
+    "unreadable": "unreadable in ('stop', 'skip')",
+    "val_fraction": "0 <= val_fraction <= 0.5",
+    "weight_decay": "weight_decay >= 0",
+    "resident": "resident in ('device', 'host')",
+}
+
+
+class UserError(Exception):
+    """Something the user can mend. The text says what was given, what is allowed and what to type. Exit status 2."""
+
+
+# ---------------------------------------------------------------------------------------------------- run identity
+
+
+def run_id(config: DictConfig) -> str:
+    """The name of the run directory: options, changed knobs, hash; at most 120 characters.
+
+    config: the whole configuration, with its `hydra` node, which knows the chosen options.
+    """
+    choices = chosen(config)
+    names = [option for group in GROUPS for option in choices[group] if option not in UNNAMED]
+    knobs = [f"{path.rsplit('.', 1)[-1]}={value}" for path, value in changes(config).items()]
+    name = re.sub(r"[^\w.=+-]+", "_", "-".join(names + knobs))
+    return f"{name[:111].rstrip('-_.')}-{identity(config)[:8]}"
+
+
+OmegaConf.register_new_resolver("run_id", lambda _root_: run_id(_root_), replace=True)
+
+
+def identity(config: DictConfig) -> str:
+    """SHA-256 over everything in the configuration that can change the result."""
+    kept = {path: value for path, value in leaves(job_config(config)) if not excluded(path)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def chosen(config: DictConfig) -> dict[str, list[str]]:
+    """The chosen options of every group that is ours: {"optim": ["sgd"], "aug": ["crop_flip", "cutmix"], ...}."""
+    choices = {
+        group: [option]
+        for group, option in config.hydra.runtime.choices.items()
+        if option is not None and not group.startswith("hydra/") and group not in LISTED
+    }
+    return choices | {group: sorted(config[group]) for group in LISTED}
+
+
+def described(choices: Mapping[str, list[str]]) -> dict[str, str]:
+    """Choices as text: {"data": "cifar10", "norm": "none", "aug": "crop_flip+cutmix", ...}."""
+    return {group: "+".join(choices[group]) or "none" for group in (*GROUPS, "trainer", "callbacks")}
+
+
+def changes(config: DictConfig) -> dict[str, Any]:
+    """The knobs that differ from what train.yaml and the chosen options' files say: {"optim.lr": 0.1}."""
+    defaults = option_defaults(chosen(config))
+    return {
+        path: value
+        for path, value in leaves(job_config(config))
+        if not excluded(path) and (path not in defaults or value != defaults[path])
+    }
+
+
+def job_config(config: DictConfig) -> dict[str, Any]:
+    """The configuration without its `hydra` node, resolved, as plain containers."""
+    plain = OmegaConf.to_container(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]), resolve=True)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def option_defaults(choices: Mapping[str, list[str]]) -> dict[str, Any]:
+    """What the files of the chosen options say before anything is overridden, by path."""
+    defaults = dict(leaves(_option_file("train")))
+    for group, options in choices.items():
+        for option in options:
+            if (CONF / group / f"{option}.yaml").exists() and group not in ("experiment", "debug"):
+                prefix = f"{group}.{option}." if group in LISTED else f"{group}."
+                defaults |= {prefix + path: value for path, value in leaves(_option_file(f"{group}/{option}"))}
+    return defaults
+
+
+LISTED = ("aug", "logger", "callbacks")  # groups of which several options can be chosen, each below its own name
+
+
+@functools.cache
+def _option_file(name: str) -> dict[str, Any]:
+    content = yaml.safe_load((CONF / f"{name}.yaml").read_text()) or {}
+    inherited: dict[str, Any] = {}
+    for parent in content.pop("defaults", []):
+        if "/" in name and parent != "_self_":
+            inherited |= _option_file(f"{name.rsplit('/', 1)[0]}/{parent}")
+    content.pop("hydra", None)
+    return inherited | content
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is not a dictionary, with its dotted path."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def excluded(path: str) -> bool:
+    return any(path == pattern or path.startswith(f"{pattern}.") for pattern in NOT_IDENTITY)
+
+
+# ------------------------------------------------------------------------------------------------------- targets
+
+
+@functools.cache
+def allowed_targets() -> frozenset[str]:
+    """The classes that the files in conf/ name. Nothing else is ever instantiated, wherever a configuration is from."""
+    return frozenset(
+        target.strip("\"'")
+        for file in CONF.rglob("*.yaml")
+        for target in re.findall(r"^\s*_target_:\s*(\S+)", file.read_text(), re.MULTILINE)
+    )
+
+
+def check_targets(config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that names another class than the files in conf/ do."""
+    for path, value in leaves(config):
+        if path.rsplit(".", 1)[-1] == "_target_" and value not in allowed_targets():
+            close = difflib.get_close_matches(str(value), allowed_targets(), n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise UserError(
+                f"{path}={value} is not allowed: only classes that a file in conf/ names are made.{hint} To use a "
+                f"class of your own, write a file conf/{path.split('.')[0]}/my_option.yaml with its _target_ and choose it."
+            )
+
+
+def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
+    """hydra.utils.instantiate for allowed targets; a value that the class refuses becomes a UserError."""
+    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
+    assert isinstance(plain, dict)
+    check_targets(plain)
+    try:
+        return hydra.utils.instantiate(plain, **arguments, _convert_="all")
+    except hydra.errors.InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError | TypeError):
+            raise UserError(f"{plain['_target_']} refuses its arguments: {cause}") from error
+        raise
+
+
+# -------------------------------------------------------------------------------------------------------- checks
+
+
+def check(config: DictConfig) -> None:
+    """Refuse, with a UserError, what cannot work: types, ranges, targets, and values that do not fit together."""
+    plain = job_config(config)
+    check_targets(plain)
+    defaults = option_defaults(chosen(config))
+    for path, value in leaves(plain):
+        check_value(path, value, defaults.get(path))
+
+    source = instantiate(config.data)
+    source.check()
+    size = source.image_size
+    crop = plain["aug"].get("crop_flip") or plain["aug"].get("pad_crop_flip")
+    if crop:
+        if crop["size"] > size + 2 * crop["padding"]:
+            raise UserError(
+                f"A crop of {crop['size']} pixels does not fit into images of {size} pixels with {crop['padding']} "
+                f"pixels of padding. Type a crop size of at most {size + 2 * crop['padding']}."
+            )
+        size = crop["size"]
+    halvings = len(plain["model"].get("channels", ()))
+    if size >> halvings < 1:
+        raise UserError(
+            f"Images of {size} pixels cannot be halved {halvings} times. Use images of at least {2**halvings} pixels "
+            f"(data.image_size, or the size of the crops), or fewer model.channels."
+        )
+    num_train = round(source.num_train * (1 - plain["val_fraction"]))
+    if plain["batch_size"] > num_train:
+        raise UserError(
+            f"batch_size={plain['batch_size']} is larger than the {num_train} training images"
+            f" (of {source.num_train}, the fraction val_fraction={plain['val_fraction']} is held out). "
+            f"Type batch_size={num_train} or less."
+        )
+    devices = plain["trainer"].get("devices", 1)
+    if isinstance(devices, int) and plain["batch_size"] % (devices * plain["trainer"].get("num_nodes", 1)):
+        raise UserError(
+            f"batch_size={plain['batch_size']} counts the images of all devices together and cannot be shared equally "
+            f"by {devices}. Type a multiple of {devices}."
+        )
+
+
+def check_value(path: str, value: Any, default: Any) -> None:
+    """Refuse a value of another type than its default, or outside the limits of its name."""
+    key = path.rsplit(".", 1)[-1]
+    example = f" Type for example {path}={_typed(default)}, its default." if default is not None else ""
+    expected = {bool: "true or false", int: "a whole number", float: "a number", list: "a list, [a,b,...]"}
+    if default is not None and type(default) in expected:
+        accepted = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(value, accepted) or isinstance(value, bool) != isinstance(default, bool):
+            raise UserError(f"{path}={_typed(value)} is not {expected[type(default)]}.{example}")
+    if key in LIMITS and value is not None:
+        try:
+            holds = eval(LIMITS[key], {}, {key: value})  # our own text
+        except TypeError:
+            holds = False
+        if not holds:
+            raise UserError(f"{path}={_typed(value)} is not allowed; it must satisfy {LIMITS[key]}.{example}")
+
+
+def _typed(value: Any) -> str:
+    """A value as one types it on the command line."""
+    return json.dumps(value, separators=(",", ":")).replace('"', "")
+
+
+class Checks(Callback):
+    """Composes and checks every job before the first one starts; prints the table of a sweep after the last one."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        exit_on_user_error(check, config)
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        self.directories = exit_on_user_error(self.check_jobs, config)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        from cnnlab.report.table import print_table
+
+        if not print_table(self.directories):
+            sys.exit(1)
+
+    def check_jobs(self, config: DictConfig) -> list[Path]:
+        """The run directory of every job of a sweep, in order and without repetition; each job has been checked."""
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        loader = GlobalHydra.instance().config_loader()
+        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        directories = {}
+        for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]:
+            job_config = loader.load_sweep_config(config, job)
+            check(job_config)
+            directories[Path(job_config.hydra.sweep.dir, job_config.hydra.sweep.subdir)] = None
+        return list(directories)
+
+
+def exit_on_user_error(function, *arguments):
+    """Call; a UserError ends the process with its text and status 2 (Hydra would turn it into a warning)."""
+    try:
+        return function(*arguments)
+    except UserError as error:
+        sys.exit(refuse(error))
+
+
+def refuse(error: Exception) -> int:
+    """Print the one paragraph for a user's mistake; return the exit status 2."""
+    print(f"cnnlab: {explain(error)}", file=sys.stderr)
+    return 2
+
+
+def explain(error: Exception) -> str:
+    """One paragraph for a mistake that we or Hydra found: what was given, what is allowed, what to type."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return _unknown(f"{group}={option}", f"The group {group} offers", error.options, f"{group}=")
+    cause = error.__cause__
+    if isinstance(cause, ConfigKeyError) and cause.full_key and isinstance(cause.parent_node, DictConfig):
+        parent, _, key = cause.full_key.rpartition(".")
+        keys = [str(key) for key in cause.parent_node if key not in ("_target_", "_partial_")]
+        prefix = f"{parent}." if parent else ""
+        return _unknown(cause.full_key, f"{parent or 'The configuration'} has", keys, prefix)
+    return re.sub(r"\s+", " ", f"{error} {cause or ''}").strip() + " (python train.py --help shows what can be typed.)"
+
+
+def _unknown(given: str, offers: str, options: list[str], prefix: str) -> str:
+    wrong = re.split(r"[.=]", given)[-1]
+    close = difflib.get_close_matches(wrong, options, n=1)
+    advice = f"Did you mean {prefix}{close[0]}?" if close else f"Type for example {prefix}{options[0]}."
+    return f"{given}: there is no '{wrong}'. {offers} {', '.join(options)}. {advice}"

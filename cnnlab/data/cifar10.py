@@ -1,0 +1,205 @@
+"""CIFAR-10: found on disk or fetched, verified, and converted once to plain arrays.
+
+Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009. The archive holds pickles. Its
+SHA-256 is compared before anything in it is read, and even then only arrays may be unpickled.
+"""
+
+import hashlib
+import io
+import os
+import pickle
+import ssl
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from cnnlab.config import UserError
+from cnnlab.data.images import DataSet, Images, cached, expand
+from cnnlab.records import atomic_path
+
+ARCHIVE = "cifar-10-python.tar.gz"
+
+
+class CIFAR10:
+    """50,000 training and 10,000 test images of 32x32 in ten classes.
+
+    Args:
+        sources: https addresses of the archive, tried in turn.
+        sha256: of the archive, 64 hexadecimal digits.
+        cache_dir: where the archive and the converted arrays are kept; an archive put there by hand is used.
+        timeout: seconds without a byte after which the next source is tried.
+    """
+
+    name = "cifar10"
+    image_size = 32
+    num_train = 50_000
+
+    def __init__(self, sources: Sequence[str], sha256: str, cache_dir: str, timeout: float = 30.0):
+        self.sources, self.sha256, self.timeout = list(sources), sha256.lower(), timeout
+        self.folder = expand(cache_dir) / "cifar10"
+        for source in self.sources:
+            if not source.startswith("https://"):
+                raise ValueError(f"data.sources has {source}, but only https:// is fetched from")
+        if len(self.sha256) != 64:
+            raise ValueError(f"data.sha256={sha256} is not a SHA-256, which has 64 hexadecimal digits")
+
+    def check(self) -> None:
+        """What can be missing is fetched when the run starts."""
+
+    def digest(self) -> str:
+        """The archive's: it decides the pictures."""
+        return self.sha256
+
+    def load(self) -> DataSet:
+        """Read the converted arrays; fetch and convert the archive if they are not there."""
+        return cached(self.folder / f"{self.sha256[:16]}.npz", lambda: read_archive(self.fetch()))
+
+    def fetch(self) -> Path:
+        """The verified archive, downloaded by one process however many ask for it."""
+        archive = self.folder / ARCHIVE
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{archive}.lock"):
+            if archive.exists():
+                if (found := file_sha256(archive)) == self.sha256:
+                    return archive
+                raise UserError(
+                    f"{archive} has the SHA-256 {found}, expected {self.sha256}. Delete it to fetch it again, or type "
+                    f"data.sha256={found} if it is the archive you mean."
+                )
+            failures = []
+            for source in self.sources:
+                try:
+                    download(source, archive, self.sha256, self.timeout)
+                    return archive
+                except (OSError, HTTPException, BadContent) as error:
+                    failures.append(f"{source}: {reason(error)}")
+        raise UserError(
+            f"CIFAR-10 is not in {self.folder} and could not be fetched ({'; '.join(failures)}). Three ways out: run "
+            f"'python -m cnnlab fetch' on a machine with a network and copy {ARCHIVE} to {self.folder}; train on "
+            f"pictures of your own with data=image_folder data.root=FOLDER; or use the drawn pictures, data=shapes."
+        )
+
+
+class BadContent(Exception):
+    """A download that is complete but is not what was asked for."""
+
+
+def reason(error: Exception) -> str:
+    """One phrase for why a source failed."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"answered {error.code} {error.reason}"
+    if isinstance(error, TimeoutError):
+        return "sent nothing for too long"
+    if isinstance(error, urllib.error.URLError):
+        return str(error.reason)
+    return str(error) or type(error).__name__
+
+
+class _OnlyHTTPS(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, request, file, code, message, headers, url):  # type: ignore[no-untyped-def]
+        if not url.startswith("https://"):
+            raise BadContent(f"redirects to {url}, which is not https")
+        return super().redirect_request(request, file, code, message, headers, url)
+
+
+def download(source: str, target: Path, sha256: str, timeout: float, attempts: int = 3) -> None:
+    """Fetch `source` into the file `target`, which appears complete and verified or not at all.
+
+    A transfer that breaks off goes on where it stopped, up to `attempts` times and again at the next call.
+
+    Raises: OSError, HTTPException when the source fails; BadContent when its content has another SHA-256.
+    """
+    opener = urllib.request.build_opener(
+        _OnlyHTTPS, urllib.request.HTTPSHandler(context=ssl.create_default_context())
+    )
+    partial = target.with_name(f"{target.name}.{hashlib.sha256(source.encode()).hexdigest()[:8]}.part")
+    for attempt in range(1, attempts + 1):
+        try:
+            _append(opener, source, partial, timeout)
+            break
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # nothing to add: the partial file is complete, or is not what it should be
+                break
+            if attempt == attempts or error.code < 500:
+                raise
+        except (OSError, HTTPException):
+            if attempt == attempts:
+                raise
+        time.sleep(attempt)
+    if (found := file_sha256(partial)) != sha256:
+        partial.unlink()
+        raise BadContent(f"its content has the SHA-256 {found}, expected {sha256}")
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(target)
+
+
+def _append(opener: urllib.request.OpenerDirector, source: str, partial: Path, timeout: float) -> None:
+    """Fetch what the partial file lacks, with a progress bar."""
+    size = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(source, headers={"Range": f"bytes={size}-"} if size else {})
+    with opener.open(request, timeout=timeout) as response:
+        if response.status != 206:  # the whole file
+            size = 0
+        length = response.headers.get("Content-Length")
+        total = size + int(length) if length else None
+        columns = (TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with open(partial, "r+b" if size else "wb") as file, Progress(*columns, TimeRemainingColumn()) as progress:
+            task = progress.add_task(source.split("/")[2], total=total, completed=size)
+            file.seek(size)
+            while chunk := response.read1(1 << 20):
+                file.write(chunk)
+                progress.update(task, advance=len(chunk))
+            if total is not None and file.tell() < total:
+                raise ConnectionError(f"broke off after {file.tell():,} of {total:,} bytes")
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles dictionaries, lists, numbers, bytes and arrays, and calls nothing else."""
+
+    ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of images")
+        return super().find_class(module, name)
+
+
+def read_archive(archive: Path) -> tuple[Images, Images]:
+    """Training and test images out of a verified archive in the official format; nothing is written to disk."""
+    with tarfile.open(archive) as tar:
+
+        def read(name: str) -> dict[Any, Any]:
+            member = tar.extractfile(f"cifar-10-batches-py/{name}")
+            assert member is not None
+            return _ArrayUnpickler(io.BytesIO(member.read()), encoding="bytes").load()
+
+        classes = tuple(name.decode() for name in read("batches.meta")[b"label_names"])
+
+        def images(*names: str) -> Images:
+            batches = [read(name) for name in names]
+            pixels = np.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, 32, 32)
+            labels = np.concatenate([batch[b"labels"] for batch in batches]).astype(np.int64)
+            return Images(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2), labels, classes)
+
+        return images(*(f"data_batch_{number}" for number in range(1, 6))), images("test_batch")

@@ -1,0 +1,129 @@
+"""A folder of pictures, one sub-folder per class: root/train/<class>/* and root/test/<class>/*.
+
+The pictures are decoded once, into a cache named by their content. Reading all files to see whether they changed
+takes seconds, so sizes and times of change are compared first, as make does.
+"""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from rich.progress import track
+
+from cnnlab.config import UserError
+from cnnlab.data.images import DataSet, Images, cached, expand
+from cnnlab.records import write_text
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class ImageFolder:
+    """Pictures of any size, resized and converted to RGB.
+
+    Args:
+        root: the folder that holds train/ and test/.
+        cache_dir: where the decoded pictures are kept.
+        image_size: height and width in pixels; other sizes are resized (bicubic, antialiased).
+        unreadable: "stop" with an error at a picture that cannot be decoded, or "skip" and count it.
+    """
+
+    name = "image_folder"
+
+    def __init__(self, root: str, cache_dir: str, image_size: int = 32, unreadable: str = "stop"):
+        self.root, self.image_size, self.unreadable = expand(root), image_size, unreadable
+        self.folder = expand(cache_dir) / "image_folder"
+
+    def check(self) -> None:
+        """Find the pictures.
+
+        Raises: UserError for a missing folder, a class without pictures, fewer than two classes, or other classes in
+            test/ than in train/.
+        """
+        layout = f"Expected are pictures in {self.root}/train/<class>/ and {self.root}/test/<class>/"
+        for part in ("train", "test"):
+            if not (self.root / part).is_dir():
+                raise UserError(f"data.root={self.root} has no folder {part}/. {layout}.")
+            counts = {name: len(files) for name, files in self._files(part).items()}
+            if len(counts) < 2:
+                found = f"only the class {next(iter(counts))}" if counts else "no class"
+                raise UserError(f"{self.root / part} has {found}; a classifier needs two or more. {layout}.")
+            if empty := [name for name, count in counts.items() if count == 0]:
+                raise UserError(
+                    f"{self.root / part / empty[0]} has no picture ({', '.join(SUFFIXES)}). {layout}; delete the folder"
+                    f" if the class is not wanted."
+                )
+        train, test = set(self._files("train")), set(self._files("test"))
+        if train != test:
+            raise UserError(
+                f"The classes in {self.root}/train and {self.root}/test differ: {', '.join(sorted(train ^ test))}. "
+                f"{layout}, with the same classes."
+            )
+
+    @property
+    def num_train(self) -> int:
+        return sum(map(len, self._files("train").values()))
+
+    def _files(self, part: str) -> dict[str, list[Path]]:
+        folder = self.root / part
+        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+        return {
+            name: sorted(
+                Path(entry.path) for entry in os.scandir(folder / name) if entry.name.lower().endswith(SUFFIXES)
+            )
+            for name in classes
+        }
+
+    def digest(self) -> str:
+        """SHA-256 over names and contents of all pictures, and over how they are converted."""
+        files = [file for part in ("train", "test") for names in self._files(part).values() for file in names]
+        state = hashlib.sha256(f"{self.image_size} {self.unreadable}".encode())
+        for file in files:
+            status = file.stat()
+            state.update(f"\0{file} {status.st_size} {status.st_mtime_ns}".encode())
+        known = self.folder / f"{state.hexdigest()[:16]}.digest"
+        if not known.exists():
+            content = hashlib.sha256(f"{self.image_size} {self.unreadable}".encode())
+            for file in files:
+                content.update(f"\0{file.relative_to(self.root)}\0".encode() + file.read_bytes())
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(known, content.hexdigest())
+        return known.read_text()
+
+    def load(self) -> DataSet:
+        """Read the cached arrays; decode the pictures if there are none."""
+        return cached(self.folder / f"{self.digest()[:16]}.npz", lambda: (self._decode("train"), self._decode("test")))
+
+    def _decode(self, part: str) -> Images:
+        by_class = self._files(part)
+        files = [(file, label) for label, names in enumerate(by_class.values()) for file in names]
+        with ThreadPoolExecutor() as pool:
+            decoded = list(
+                track(
+                    pool.map(self._read, (file for file, _ in files)),
+                    description=f"decoding {part}",
+                    total=len(files),
+                )
+            )
+        labels = np.array([label for (_, label), pixels in zip(files, decoded, strict=True) if pixels is not None])
+        pixels = np.stack([pixels for pixels in decoded if pixels is not None])
+        if skipped := len(files) - len(pixels):
+            print(f"{self.root / part}: {skipped} unreadable pictures skipped.")
+        return Images(pixels.transpose(0, 3, 1, 2), labels.astype(np.int64), tuple(by_class))
+
+    def _read(self, file: Path) -> np.ndarray | None:
+        """One picture as (image_size, image_size, 3) uint8."""
+        try:
+            with Image.open(file) as picture:
+                rgb = picture.convert("RGB")
+        except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            if self.unreadable == "skip":
+                return None
+            raise UserError(
+                f"{file} cannot be read as a picture ({type(error).__name__}: {error}). Replace or delete it, or type "
+                f"data.unreadable=skip to leave such pictures out."
+            ) from error
+        size = (self.image_size, self.image_size)
+        return np.asarray(rgb if rgb.size == size else rgb.resize(size, Image.Resampling.BICUBIC))

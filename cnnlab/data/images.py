@@ -1,0 +1,130 @@
+"""Images in memory: uint8 pixels, labels, class names; their fingerprint, cache file and stratified split.
+
+NumPy alone: preparing data takes no torch. Pixels have the shape (N, C, H, W) and the memory layout (N, H, W, C), which
+is what pictures decode to, what torch calls channels_last, and what lets a batch be gathered pixel by pixel.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from filelock import FileLock
+
+from cnnlab.records import atomic_path
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Pictures of one size with their classes.
+
+    Attributes:
+        pixels: (N, C, H, W) uint8.
+        labels: (N,) int64, an index into `classes`.
+        classes: the class names.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """The official training and test images, and the SHA-256 of both."""
+
+    train: Images
+    test: Images
+    fingerprint: str
+
+
+def fingerprint(*parts: Images) -> str:
+    """SHA-256 over shapes, pixels, labels and class names."""
+    sha = hashlib.sha256()
+    for images in parts:
+        sha.update(repr((images.pixels.shape, images.classes)).encode())
+        sha.update(np.ascontiguousarray(images.pixels.transpose(0, 2, 3, 1)))
+        sha.update(np.ascontiguousarray(images.labels))
+    return sha.hexdigest()
+
+
+def cached(path: Path, make: Callable[[], tuple[Images, Images]]) -> DataSet:
+    """The data set kept in the file `path`; `make` is called once for it, by one process."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                train, test = make()
+                with atomic_path(path) as partial, open(partial, "wb") as file:
+                    np.savez(
+                        file,
+                        train_pixels=train.pixels.transpose(0, 2, 3, 1),
+                        train_labels=train.labels,
+                        test_pixels=test.pixels.transpose(0, 2, 3, 1),
+                        test_labels=test.labels,
+                        classes=np.array(train.classes),
+                        fingerprint=np.array(fingerprint(train, test)),
+                    )
+    with np.load(path, allow_pickle=False) as arrays:
+        classes = tuple(arrays["classes"].tolist())
+        train, test = (
+            Images(arrays[f"{part}_pixels"].transpose(0, 3, 1, 2), arrays[f"{part}_labels"], classes)
+            for part in ("train", "test")
+        )
+        return DataSet(train, test, str(arrays["fingerprint"]))
+
+
+def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images kept and held out: `fraction` of each class, rounded, is held out.
+
+    labels: (N,) int64 -> two sorted arrays of int64, together 0 ... N-1.
+    """
+    generator = np.random.default_rng(seed)
+    held_out = [
+        generator.permutation(indices)[: round(fraction * len(indices))]
+        for indices in (np.flatnonzero(labels == label) for label in np.unique(labels))
+    ]
+    mask = np.zeros(len(labels), dtype=bool)
+    mask[np.concatenate(held_out)] = True
+    return np.flatnonzero(~mask), np.flatnonzero(mask)
+
+
+class Source(Protocol):
+    """What every data set option offers. Nothing here takes torch, but for pictures that torch draws."""
+
+    name: str
+    image_size: int
+
+    @property
+    def num_train(self) -> int: ...
+
+    def check(self) -> None:
+        """Refuse, with a UserError, what can be seen to be wrong without reading pictures."""
+
+    def digest(self) -> str:
+        """What decides the pictures, as a SHA-256; quick."""
+        ...
+
+    def load(self) -> DataSet:
+        """The pictures, prepared if need be."""
+        ...
+
+
+_loaded: dict[str, DataSet] = {}
+
+
+def load_once(source: Source) -> DataSet:
+    """The data set of a source, kept for the next job of this process."""
+    digest = source.digest()
+    if digest not in _loaded:
+        _loaded.clear()
+        _loaded[digest] = source.load()
+    return _loaded[digest]
+
+
+def expand(path: str | os.PathLike) -> Path:
+    """A path as a user types it, made absolute."""
+    return Path(path).expanduser().absolute()

@@ -1,0 +1,59 @@
+"""Everything random about an epoch's data, drawn up front from (seed, epoch) alone.
+
+A plan is a dictionary of tensors with one row per training image, in the order of the epoch. A step takes its rows;
+so any number of processes sees the same batches, an epoch can be entered at any step, and no step draws anything.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from cnnlab.augment import Augmentation
+
+Plan = dict[str, Tensor]
+
+
+def draw_epoch(
+    seed: int, epoch: int, indices: Tensor, augmentations: Mapping[str, Augmentation], image_size: int
+) -> Plan:
+    """The plan of one epoch: `index`, the images in their order, and `NAME/KEY` for everything that is drawn.
+
+    Order and augmentations have generators of their own: two runs that differ in their augmentation see the same order.
+
+    indices: (N,) int64, the training images -> tensors of N rows, on the CPU.
+    """
+    order = torch.randperm(len(indices), generator=generator(seed, epoch, "order"))
+    plan = {"index": indices[order]}
+    for name, augmentation in augmentations.items():
+        drawn = augmentation.draw(generator(seed, epoch, name), len(indices), image_size)
+        plan |= {f"{name}/{key}": value for key, value in drawn.items()}
+        image_size = augmentation.output_size(image_size)
+    return plan
+
+
+def generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
+    """A random generator for one purpose in one epoch."""
+    digest = hashlib.sha256(f"{seed}/{epoch}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def batch_of(plan: Plan, batch: int, batch_size: int, rank: int = 0, world_size: int = 1, halo: bool = False) -> Plan:
+    """The rows of one step for one process: a contiguous share of the global batch.
+
+    With `halo`, one more row comes first: the image before the share, cyclically within the global batch. It is what
+    mixing needs, as the partner of every image is the one before it (`images.roll(1, 0)`, on one process or many).
+    """
+    share = batch_size // world_size
+    start = batch * batch_size
+    first, stop = start + rank * share, start + (rank + 1) * share
+    if not halo:
+        return {key: rows[first:stop] for key, rows in plan.items()}
+    before = first - 1 if rank else start + batch_size - 1
+    return {key: torch.cat((rows[before : before + 1], rows[first:stop])) for key, rows in plan.items()}
+
+
+def split_drawn(batch: Plan, name: str) -> Plan:
+    """What was drawn for one augmentation: {"crop_flip/top": t, ...} -> {"top": t, ...}."""
+    return {key.removeprefix(f"{name}/"): rows for key, rows in batch.items() if key.startswith(f"{name}/")}

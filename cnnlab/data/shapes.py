@@ -1,0 +1,188 @@
+"""Pictures of ten shapes, drawn by code: the data set that is always there.
+
+Each picture holds one filled shape over a textured background with clutter and noise. A shape is given by its signed
+distance function (negative inside; see I. Quilez, "2D distance functions"), evaluated for all pictures of a class at
+once. Places, sizes, turns and colours are random; the left-right mirror image of a picture keeps its label.
+"""
+
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+
+from cnnlab.data.images import DataSet, Images, fingerprint
+
+CLASSES = ("circle", "ring", "square", "triangle", "pentagon", "star", "cross", "heart", "crescent", "arrow")
+
+
+class Shapes:
+    """Ten classes of drawn pictures, the same for the same arguments.
+
+    Args:
+        num_train, num_test: number of training and test images; the classes are equally frequent.
+        image_size: height and width in pixels.
+        noise: standard deviation of the pixel noise, as a fraction of the full range.
+        clutter: number of small distracting shapes in each picture.
+        drawing_seed: another seed, another set of pictures from the same distribution.
+    """
+
+    def __init__(
+        self,
+        num_train: int = 10_000,
+        num_test: int = 2_000,
+        image_size: int = 32,
+        noise: float = 0.08,
+        clutter: int = 6,
+        drawing_seed: int = 0,
+    ):
+        self.num_train, self.num_test, self.image_size = num_train, num_test, image_size
+        self.noise, self.clutter, self.drawing_seed = noise, clutter, drawing_seed
+
+    name = "shapes"
+
+    def check(self) -> None:
+        """Nothing can be missing."""
+
+    def digest(self) -> str:
+        """The arguments and this file decide the pictures."""
+        return hashlib.sha256(repr(sorted(vars(self).items())).encode() + Path(__file__).read_bytes()).hexdigest()
+
+    def load(self) -> DataSet:
+        """Draw the pictures: about a second for the default 12,000."""
+        train = self._draw(self.num_train, stream=0)
+        test = self._draw(self.num_test, stream=1)
+        return DataSet(train, test, fingerprint(train, test))
+
+    def _draw(self, num_images: int, stream: int) -> Images:
+        import torch
+
+        generator = torch.Generator().manual_seed(2 * self.drawing_seed + stream)
+        labels = torch.arange(num_images) % len(CLASSES)
+        chunks = [
+            draw(chunk, self.image_size, self.noise, self.clutter, generator).mul_(255).round_().to(torch.uint8)
+            for chunk in labels.split(500)
+        ]
+        pixels = torch.cat(chunks).numpy()  # (N, H, W, C)
+        return Images(pixels.transpose(0, 3, 1, 2), labels.numpy(), CLASSES)
+
+
+def draw(labels, size: int, noise: float, clutter: int, generator):
+    """Pictures of the labelled shapes: labels (N,) int64 -> (N, size, size, 3) float32 in [0, 1]."""
+    import torch
+
+    num = len(labels)
+
+    def uniform(low: float, high: float, *shape: int):
+        return torch.empty(num, *shape).uniform_(low, high, generator=generator)
+
+    axis = (torch.arange(size) + 0.5) / size * 2 - 1
+    y, x = axis[:, None], axis[None, :]  # the picture spans [-1, 1] x [-1, 1]
+
+    def place(radius_low: float, radius_high: float, reach: float):
+        """Coordinates of every pixel relative to a shape at a random place, turn and size: u, v (N, size, size)."""
+        radius = uniform(radius_low, radius_high)[:, None, None]
+        center_x, center_y = uniform(-reach, reach, 1, 1), uniform(-reach, reach, 1, 1)
+        angle = uniform(-0.5, 0.5, 1, 1)
+        dx, dy = (x - center_x) / radius, (y - center_y) / radius
+        mirror = (uniform(0, 1, 1, 1) < 0.5) * 2 - 1
+        return mirror * (dx * angle.cos() + dy * angle.sin()), dy * angle.cos() - dx * angle.sin(), radius
+
+    def blend(picture, color, distance, softness: float = 1.5):
+        """Paint `color` where distance (in units of [-1, 1]) is negative, with an anti-aliased edge."""
+        cover = (0.5 - distance * size / 2 / softness).clamp_(0, 1)[..., None]
+        return picture + cover * (color - picture)
+
+    # the background: a slope between two colours, with stripes
+    first, second = uniform(0, 0.5, 1, 1, 3), uniform(0, 0.5, 1, 1, 3)
+    turn, frequency, phase = uniform(0, math.tau, 1, 1), uniform(2, 9, 1, 1), uniform(0, math.tau, 1, 1)
+    along = x * turn.cos() + y * turn.sin()
+    picture = first + (along[..., None] * 0.35 + 0.5) * (second - first)
+    picture = picture + uniform(0, 0.12, 1, 1, 1) * torch.sin(along * frequency + phase)[..., None]
+
+    for _ in range(clutter):  # bars of any length and turn, in any colour
+        u, v, radius = place(0.08, 0.3, 1.0)
+        swap = uniform(0, 1, 1, 1) < 0.5
+        u, v = torch.where(swap, v, u), torch.where(swap, u, v)
+        picture = blend(picture, uniform(0, 0.8, 1, 1, 3), box(u, v, 1.0, 0.35) * radius)
+
+    # the shape: its colour keeps away from the mean background, its inside is shaded and striped
+    u, v, radius = place(0.5, 0.8, 0.2)
+    distance = torch.empty(num, size, size)
+    for label, shape in enumerate(SHAPES):
+        chosen = labels == label
+        distance[chosen] = shape(u[chosen], v[chosen])
+    color = uniform(0.5, 1, 1, 1, 3)
+    shade = uniform(-0.15, 0.15, 1, 1) * u + uniform(0, 0.12, 1, 1) * torch.sin(v * uniform(3, 12, 1, 1) + phase)
+    picture = blend(picture, color + shade[..., None], distance * radius)
+
+    picture = picture + noise * torch.randn(picture.shape, generator=generator)
+    return picture.clamp_(0, 1)
+
+
+# Signed distances (exact or close to it) of shapes with radius about 1: u, v (...) -> (...); v points down.
+
+
+def circle(u, v):
+    return (u.square() + v.square()).sqrt() - 0.9
+
+
+def ring(u, v):
+    return circle(u, v).add(0.22).abs() - 0.22
+
+
+def box(u, v, half_width: float, half_height: float):
+    du, dv = u.abs() - half_width, v.abs() - half_height
+    outside = (du.clamp(min=0).square() + dv.clamp(min=0).square()).sqrt()
+    return outside + du.maximum(dv).clamp(max=0)
+
+
+def square(u, v):
+    return box(u, v, 0.78, 0.78)
+
+
+def polygon(u, v, corners: int, inradius: float):
+    sector = math.tau / corners
+    angle = (u.atan2(-v) + sector / 2).remainder(sector) - sector / 2  # from the nearest corner's direction, up first
+    return (u.square() + v.square()).sqrt() * (sector / 2 - angle.abs()).cos() - inradius
+
+
+def triangle(u, v):
+    return polygon(u, v - 0.2, 3, 0.56)
+
+
+def pentagon(u, v):
+    return polygon(u, v, 5, 0.78)
+
+
+def star(u, v):
+    angle = (u.atan2(-v) + math.pi / 5).remainder(math.tau / 5) - math.pi / 5
+    length = (u.square() + v.square()).sqrt()
+    a, b = length * angle.abs().sin(), length * angle.cos()  # folded to one half of one arm, whose tip is (0, 1.05)
+    inner_a, inner_b = 0.42 * math.sin(math.pi / 5), 0.42 * math.cos(math.pi / 5)
+    normal_a, normal_b = 1.05 - inner_b, inner_a
+    return (a * normal_a + (b - 1.05) * normal_b) / math.hypot(normal_a, normal_b)
+
+
+def cross(u, v):
+    return box(u, v, 0.95, 0.3).minimum(box(u, v, 0.3, 0.95))
+
+
+def heart(u, v):
+    a, b = u.abs() / 1.5, 0.5 - v / 1.5  # the tip is at (0, 0), the lobes around (1/4, 3/4)
+    half = 0.5 * (a + b).clamp(min=0)
+    upper = ((a - 0.25).square() + (b - 0.75).square()).sqrt() - math.sqrt(2) / 4
+    lower = (a.square() + (b - 1).square()).minimum((a - half).square() + (b - half).square()).sqrt() * (a - b).sign()
+    return 1.5 * upper.where(a + b > 1, lower)
+
+
+def crescent(u, v):
+    return circle(u, v).maximum(0.75 - ((u - 0.42).square() + v.square()).sqrt())
+
+
+def arrow(u, v):
+    head = polygon(u, v + 0.3, 3, 0.36)
+    return head.minimum(box(u, v - 0.4, 0.2, 0.55))
+
+
+SHAPES = (circle, ring, square, triangle, pentagon, star, cross, heart, crescent, arrow)

@@ -1,0 +1,50 @@
+"""Normalisation: uint8 pixels in, float32 out, with statistics of the training images alone.
+
+Statistics are buffers: they move with the module, are part of the checkpoint, and are used alike in training,
+validation, test and prediction.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class Unchanged(nn.Module):
+    """Pixels scaled to [0, 1], no more."""
+
+    def fit(self, pixels: Tensor) -> None:
+        """There is nothing to learn."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> (B, C, H, W) float32."""
+        return images.float().div_(255)
+
+    def inverse(self, images: Tensor) -> Tensor:
+        """Normalised images -> pixels, float32 in [0, 255]."""
+        return images * 255
+
+
+class Standard(nn.Module):
+    """Mean 0 and standard deviation 1 in every channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3, 1, 1))  # of pixels in [0, 255]
+        self.register_buffer("std", torch.ones(3, 1, 1))
+
+    def fit(self, pixels: Tensor) -> None:
+        """Measure the training images: (N, C, H, W) uint8. Exact: sums of integers, then float64."""
+        levels = torch.arange(256, dtype=torch.float64)
+        for channel in range(pixels.shape[1]):
+            frequency = torch.bincount(pixels[:, channel].flatten(), minlength=256).double()
+            frequency /= frequency.sum()
+            mean = (frequency * levels).sum()
+            self.mean[channel] = mean
+            self.std[channel] = (frequency * (levels - mean).square()).sum().sqrt().clamp(min=1e-3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> (B, C, H, W) float32."""
+        return images.float().sub_(self.mean).div_(self.std)
+
+    def inverse(self, images: Tensor) -> Tensor:
+        """Normalised images -> pixels, float32 in [0, 255]."""
+        return images * self.std + self.mean

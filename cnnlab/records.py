@@ -1,0 +1,199 @@
+"""The files of a run directory: how they are written and read. Takes no torch.
+
+    .hydra/           the composed configuration, as Hydra writes it
+    summary.json      what the run is and what came out; its `status` is running, done, failed or interrupted
+    metrics.csv       one row per epoch
+    train.log         what was printed
+    checkpoints/      last.ckpt, best.ckpt
+    *.png             pictures made from the files above
+
+Files appear by rename: a reader sees the old one or the new one, never half of one.
+"""
+
+import contextlib
+import csv
+import functools
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+log = logging.getLogger("cnnlab")
+
+Row = dict[str, float]
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes the name `path`, flushed to the disk, if the block succeeds."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    partial = Path(name)
+    try:
+        yield partial
+        partial.chmod(0o644)  # mkstemp's files are for their owner alone
+        _flush(partial)
+        partial.replace(path)
+        _flush(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file by rename."""
+    with atomic_path(path) as partial:
+        partial.write_text(text)
+
+
+class RunDirectory:
+    """The directory of one run, named by its configuration.
+
+    Args:
+        path: the directory; made when something is written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Hold the directory: a second process with the same configuration waits here."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=0)
+            if not lock.is_locked:
+                print(f"{self.path} is in use by another process; waiting for it.", flush=True)
+                lock.acquire()
+            yield
+        finally:
+            lock.release()
+
+    def forget(self) -> None:
+        """Remove the directory if no run was recorded in it."""
+        if not (self.path / "summary.json").exists():
+            for file in (*(self.path / ".hydra").glob("*.yaml"), self.path / "train.log", self.path / ".lock"):
+                file.unlink(missing_ok=True)
+            for folder in (self.path / ".hydra", self.path, self.path.parent):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+    def put_aside(self) -> Path:
+        """Move everything into a directory of another name, so that the run can be trained anew."""
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
+            number += 1
+        aside.mkdir()
+        for entry in list(self.path.iterdir()):
+            if entry.name != ".lock":
+                entry.rename(aside / entry.name)
+        return aside
+
+    def summary(self) -> dict[str, Any]:
+        """The content of summary.json; empty if there is none."""
+        try:
+            return json.loads((self.path / "summary.json").read_text())
+        except FileNotFoundError:
+            return {}
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+    def write_config(self, config: DictConfig, settings: DictConfig) -> None:
+        """The composed configuration and Hydra's own, in .hydra/ as Hydra writes them."""
+        folder = self.path / ".hydra"
+        folder.mkdir(exist_ok=True)
+        hydra = OmegaConf.create({"hydra": settings})
+        for name, node in (("config", config), ("hydra", hydra), ("overrides", settings.overrides.task)):
+            write_text(folder / f"{name}.yaml", OmegaConf.to_yaml(node))
+
+    def metrics(self) -> list[Row]:
+        """The rows of metrics.csv; a value that was not measured is left out of its row."""
+        with open(self.path / "metrics.csv", newline="") as file:
+            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+    def write_metrics(self, rows: Sequence[Row]) -> None:
+        with atomic_path(self.path / "metrics.csv") as partial, open(partial, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    @contextmanager
+    def logged(self) -> Iterator[None]:
+        """Messages of the logger `cnnlab` go to the terminal and to train.log."""
+        console = _Console()
+        console.setFormatter(logging.Formatter("%(message)s"))
+        file = logging.FileHandler(self.path / "train.log", delay=True)
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        for handler in (console, file):
+            log.addHandler(handler)
+        try:
+            yield
+        finally:
+            for handler in (console, file):
+                log.removeHandler(handler)
+                handler.close()
+
+
+class _Console(logging.Handler):
+    """Prints through sys.stdout as it is at that time: a live progress bar stands in for it while it is shown.
+
+    A traceback goes to the file alone.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), flush=True)
+
+
+@functools.cache
+def code_digest() -> str:
+    """SHA-256 over the source files that can change a result."""
+    package = Path(__file__).parent
+    sha = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        name = file.relative_to(package).as_posix()
+        if not name.startswith("report/") and name not in ("cli.py", "__main__.py"):
+            sha.update(name.encode() + b"\0" + file.read_bytes())
+    return sha.hexdigest()
+
+
+@functools.cache
+def git_state() -> dict[str, Any]:
+    """The commit of the source code, and whether files differ from it; empty outside a repository."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def now() -> str:
+    """The time of day with its zone, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

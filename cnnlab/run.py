@@ -1,0 +1,201 @@
+"""One run, from its configuration to its summary: open, resume, fit, test, close. Imports torch."""
+
+import logging
+import os
+import platform
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import torchvision
+from lightning import Callback, Trainer, seed_everything
+from omegaconf import DictConfig, OmegaConf
+
+from cnnlab import checkpoint
+from cnnlab.board import TensorBoard
+from cnnlab.callbacks import EpochRecords, ProgressBar
+from cnnlab.checkpoint import CheckpointFiles
+from cnnlab.classifier import Classifier
+from cnnlab.config import instantiate, leaves
+from cnnlab.data.images import DataSet
+from cnnlab.data.module import ImageData
+from cnnlab.records import RunDirectory, git_state, log
+from cnnlab.report import pictures
+
+warnings.filterwarnings("ignore", module=r"lightning\.")  # of its use of older torch
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # announcements; `describe` says what is used
+
+
+def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Train one configuration to its end, going on from its last checkpoint if there is one; return the summary.
+
+    config: as composed, without the `hydra` node. run: its directory, owned by this process. data: its images.
+    about: what the summary says of the run from the start.
+    """
+    seed_everything(config.seed, verbose=False)
+    datamodule = ImageData(
+        data,
+        instantiate(config.norm),
+        {name: instantiate(node) for name, node in config.aug.items()},
+        batch_size=config.batch_size,
+        val_fraction=config.val_fraction,
+        seed=config.seed,
+        resident=config.resident,
+    )
+    num_classes = len(data.train.classes)
+    network = instantiate(
+        config.model,
+        num_classes=num_classes,
+        in_channels=data.train.pixels.shape[1],
+        image_size=datamodule.input_size,
+    )
+    classifier = Classifier(
+        network, instantiate(config.optim), instantiate(config.sched), num_classes, datamodule.held_out
+    )
+    records = EpochRecords(run, monitor=f"{datamodule.held_out}/acc")
+    trainer = make_trainer(config, run, records)
+    summary = dict(about) | describe(trainer, classifier, datamodule)
+    if trainer.is_global_zero:
+        open_records(run, summary, trainer, datamodule)
+
+    started = time.perf_counter()
+    last = run.checkpoints / "last.ckpt"
+    trainer.fit(classifier, datamodule, ckpt_path=last if checkpoint.resumable(last) else None, weights_only=True)
+    train_seconds = time.perf_counter() - started
+
+    best = records.best
+    at_last = test(trainer, classifier, datamodule, last)
+    at_best = at_last if best is records.rows[-1] else test(trainer, classifier, datamodule, run.checkpoints / "best.ckpt")
+    confusion = classifier.confusion.compute().tolist()
+    summary |= {
+        "status": "done",
+        "selected_on": records.monitor,
+        "best_epoch": int(best["epoch"]),
+        "epochs_done": len(records.rows),
+        "metrics": flat_metrics(best, at_best, records.rows[-1], at_last),
+        "train_seconds": round(train_seconds, 2),
+        "images_per_second": sorted(row["images_per_second"] for row in records.rows)[len(records.rows) // 2],
+        "confusion": confusion,
+    }
+    if trainer.is_global_zero:
+        close_records(run, summary, trainer, config)
+    return summary
+
+
+def make_trainer(config: DictConfig, run: RunDirectory, records: EpochRecords) -> Trainer:
+    """Lightning's Trainer with what the configuration leaves to us: precision, callbacks, loggers."""
+    callbacks: list[Callback] = [records, *(instantiate(node) for node in config.callbacks.values())]
+    if os.isatty(1):
+        callbacks.append(ProgressBar())
+    node = OmegaConf.to_container(config.trainer, resolve=True)
+    assert isinstance(node, dict)
+    if node["precision"] == "auto":
+        node["precision"] = "bf16-mixed" if computes_in_bf16(node["accelerator"]) else "32-true"
+    return instantiate(
+        node,
+        callbacks=callbacks,
+        logger=[instantiate(logger, save_dir=str(run.path)) for logger in config.logger.values()],
+        plugins=[CheckpointFiles()],
+        enable_checkpointing=True,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+
+
+def computes_in_bf16(accelerator: str) -> bool:
+    """Whether the hardware itself computes in bfloat16; emulated it is 4 to 16 times slower than float32."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def test(trainer: Trainer, classifier: Classifier, datamodule: ImageData, path: Path) -> dict[str, float]:
+    """Loss and accuracy on the test images with the weights of a checkpoint."""
+    classifier.load_state_dict(CheckpointFiles().load_checkpoint(path)["state_dict"])
+    classifier.measured = {}
+    trainer.test(classifier, datamodule, verbose=False)
+    return classifier.measured
+
+
+def flat_metrics(
+    best: Mapping[str, float], at_best: Mapping[str, float], last: Mapping[str, float], at_last: Mapping[str, float]
+) -> dict[str, float]:
+    """Loss and accuracy of every part at the best epoch ("test/acc") and at the last one ("last/test/acc")."""
+
+    def measured(row: Mapping[str, float], tested: Mapping[str, float]) -> dict[str, float]:
+        return {name: value for name, value in row.items() if "/" in name} | dict(tested)
+
+    return measured(best, at_best) | {f"last/{name}": value for name, value in measured(last, at_last).items()}
+
+
+def describe(trainer: Trainer, classifier: Classifier, datamodule: ImageData) -> dict[str, Any]:
+    """What a summary says of weights, data and environment."""
+    data, root_device = datamodule.data, trainer.strategy.root_device
+    cuda = root_device.type == "cuda"
+    return {
+        "num_weights": sum(weights.numel() for weights in classifier.network.parameters()),
+        "data": {
+            "num_train": len(datamodule.train_index),
+            "num_held_out": len(datamodule.held_out_index),
+            "num_test": len(data.test.labels),
+            "image_size": datamodule.image_size,
+            "input_size": datamodule.input_size,
+            "classes": list(data.train.classes),
+            "fingerprint": data.fingerprint,
+            "split": datamodule.split_digest,
+        },
+        "environment": {
+            "device": torch.cuda.get_device_name(root_device) if cuda else f"{root_device.type} ({os.cpu_count()} cores)",
+            "num_devices": trainer.world_size,
+            "num_threads": torch.get_num_threads(),
+            "precision": trainer.precision,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "lightning": lightning.__version__,
+            **git_state(),
+        },
+    }
+
+
+def open_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, datamodule: ImageData) -> None:
+    """Write and say what is about to run; draw the sheet of training images."""
+    run.write_summary(summary)
+    environment, data = summary["environment"], summary["data"]
+    log.info(
+        f"{os.path.relpath(run.path)}: {data['num_train']:,} training images of {data['input_size']} pixels, "
+        f"{summary['num_weights']:,} weights, {environment['precision']} on {environment['device']}"
+    )
+    pictures.sheet(run.path / "samples.png", *datamodule.samples())
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoard):
+            logger.open(datamodule.held_out)
+
+
+def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, config: DictConfig) -> None:
+    """Draw the pictures, then write the summary, last."""
+    pictures.curves(run.path / "curves.png", run.metrics(), title=summary["run"])
+    pictures.confusion(run.path / "confusion.png", summary["confusion"], summary["data"]["classes"])
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    knobs = summary["choices"] | {path: v if isinstance(v, int | float) else str(v) for path, v in leaves(plain)}
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoard):
+            logger.close(knobs, summary["metrics"], summary["epochs_done"])
+        else:
+            logger.log_hyperparams(knobs)
+    run.write_summary(summary)
+    metrics = summary["metrics"]
+    log.info(
+        f"done: test accuracy {metrics['test/acc']:.4f} at epoch {summary['best_epoch']} (best {summary['selected_on']}), "
+        f"{metrics['last/test/acc']:.4f} at the last; pictures in {os.path.relpath(run.path)}"
+    )

@@ -1,0 +1,110 @@
+"""python train.py [group=option ...] [key=value ...]: train one run; with -m, every combination of lists of values.
+
+Composing and checking a configuration takes no torch; it is imported when a run starts. Exit status: 0 done, 1 a run
+failed, 2 the input is wrong.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cnnlab.config import UserError, changes, chosen, described, instantiate, refuse
+from cnnlab.data.images import load_once
+from cnnlab.records import RunDirectory, code_digest, log, now
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def job(config: DictConfig) -> None:
+    """One job: show the finished run if there is one, otherwise train it."""
+    settings = HydraConfig.get()
+    run = RunDirectory(Path(settings.runtime.output_dir))
+    if int(os.environ.get("LOCAL_RANK", 0)):  # one of several processes of a run, which the first one has opened
+        train(config, run, {})
+        return
+    try:
+        with run.owned():
+            open_job(config, run, settings)
+    except UserError as error:
+        run.forget()
+        if settings.mode == RunMode.RUN:
+            raise
+        refuse(error)
+
+
+def open_job(config: DictConfig, run: RunDirectory, settings: DictConfig) -> None:
+    """Return a finished run, go on with an interrupted one, begin a new one; record how it ended."""
+    digest = instantiate(config.data).digest()
+    summary = run.summary()
+    if summary and config.rerun:
+        print(f"The old run is kept as {run.put_aside()}.")
+    elif summary.get("status") == "done":
+        print(recall(run, summary, digest))
+        return
+    elif summary and summary["data_digest"] != digest:
+        raise UserError(f"The data have changed since {run.path} was interrupted. Type rerun=true to train it anew.")
+    whole = OmegaConf.create({**config, "hydra": settings})
+    about = {
+        "run": run.path.name,
+        "choices": described(chosen(whole)),
+        "changes": changes(whole),
+        "overrides": list(settings.overrides.task),
+        "seed": config.seed,
+        "started": now(),
+        "code_digest": code_digest(),
+        "data_digest": digest,
+    }
+    with run.logged():
+        try:
+            run.write_config(config, settings)
+            train(config, run, about)
+        except UserError:
+            raise
+        except Exception as error:
+            log.error(f"failed: {type(error).__name__}: {error}; see {run.path}/train.log", exc_info=True)
+            failed = {"status": "failed", "error": {"type": type(error).__name__, "message": str(error)}}
+            run.write_summary(about | run.summary() | failed)
+            if settings.mode == RunMode.RUN:
+                sys.exit(1)
+
+
+def train(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> None:
+    """Read the data, which is where most goes wrong, then import torch and train."""
+    data = load_once(instantiate(config.data))
+    from cnnlab.run import train
+
+    train(config, run, data, about)
+
+
+def recall(run: RunDirectory, summary: dict[str, Any], data_digest: str) -> str:
+    """One line for a run that was finished before; it says whether code or data have changed since."""
+    changed = [
+        name
+        for name, then, today in (
+            ("source code", summary["code_digest"], code_digest()),
+            ("data", summary["data_digest"], data_digest),
+        )
+        if then != today
+    ]
+    note = f" But the {' and the '.join(changed)} changed since: rerun=true trains it anew." if changed else ""
+    accuracy = summary["metrics"]["test/acc"]
+    return f"{os.path.relpath(run.path)}: done before, test accuracy {accuracy:.4f}; started {summary['started']}.{note}"
+
+
+def main() -> None:
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes come to us whole and leave as one paragraph
+    try:
+        job()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(refuse(error))
+
+
+if __name__ == "__main__":
+    main()
