@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -39,7 +40,7 @@ def job(config: DictConfig) -> None:
         refuse(error)
 
 
-def open_job(config: DictConfig, run: RunDirectory, settings: DictConfig) -> None:
+def open_job(config: DictConfig, run: RunDirectory, settings: HydraConf) -> None:
     """Return a finished run, go on with an interrupted one, begin a new one; record how it ended."""
     digest = instantiate(config.data).digest()
     summary = run.summary()
@@ -95,7 +96,9 @@ def recall(run: RunDirectory, summary: dict[str, Any], data_digest: str) -> str:
     ]
     note = f" But the {' and the '.join(changed)} changed since: rerun=true trains it anew." if changed else ""
     accuracy = summary["metrics"]["test/acc"]
-    return f"{os.path.relpath(run.path)}: done before, test accuracy {accuracy:.4f}; started {summary['started']}.{note}"
+    return (
+        f"{os.path.relpath(run.path)}: done before, test accuracy {accuracy:.4f}; started {summary['started']}.{note}"
+    )
 
 
 def main() -> None:

@@ -4,34 +4,48 @@
 images and parameters and runs on the device. An augmentation belongs to a stage, and stages run in this order,
 however the options are listed:
 
-    "crop"  takes pixels out of the data set: uint8
-    "mix"   combines images and labels after normalisation, each image with the one before it in the batch
+    Crop    takes pixels out of the data set: uint8
+    Mixer   combines images and labels after normalisation, each image with the one before it in the batch
 """
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STAGES = ("crop", "mix")
 
-
-class Augmentation(Protocol):
+class Augmentation(ABC):
     """What every augmentation offers."""
 
-    stage: str
-
+    @abstractmethod
     def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
-        """Random parameters for all images of an epoch: tensors of num_images rows."""
-        ...
+        """Random parameters for all images of an epoch: tensors of num_images rows, named as `apply` takes them."""
 
     def output_size(self, image_size: int) -> int:
-        """Height and width of what comes out."""
-        ...
+        """Height and width of what comes out, in pixels."""
+        return image_size
 
 
-class CropFlip:
+class Crop(Augmentation):
+    """Takes the pixels of a batch out of the data set."""
+
+    apply: Callable[..., Tensor]  # images (N, H, W, C) uint8, index (B,) int64, **drawn -> (B, h, w, C) uint8
+
+    @abstractmethod
+    def center(self, images: Tensor) -> Tensor:
+        """What is seen at evaluation: (B, H, W, C) -> (B, h, w, C)."""
+
+
+class Mixer(Augmentation):
+    """Combines every image and its label with a partner's."""
+
+    # images, partners (B, C, H, W); labels, partner_labels (B, num_classes); **drawn -> images, labels
+    apply: Callable[..., tuple[Tensor, Tensor]]
+
+
+class CropFlip(Crop):
     """Random square crops and left-right mirror images; the centre crop at evaluation.
 
     Args:
@@ -39,8 +53,6 @@ class CropFlip:
         padding: black pixels put around the image first.
         flip_probability: how often an image is mirrored.
     """
-
-    stage = "crop"
 
     def __init__(self, size: int = 28, padding: int = 0, flip_probability: float = 0.5):
         if size < 1 or padding < 0 or not 0 <= flip_probability <= 1:
@@ -77,7 +89,7 @@ class CropFlip:
         return _gather(images, index, rows.clamp(0, height - 1), columns.clamp(0, width - 1)) * inside[..., None]
 
     def center(self, images: Tensor) -> Tensor:
-        """The centre of each image: (B, H, W, C) -> (B, size, size, C); an image that is small enough stays as it is."""
+        """The centre of each image: (B, H, W, C) -> (B, size, size, C); a smaller image stays as it is."""
         margin = images.shape[1] - self.size
         if margin <= 0:
             return images
@@ -92,7 +104,7 @@ def _gather(images: Tensor, index: Tensor, rows: Tensor, columns: Tensor) -> Ten
     return images.view(-1, channels).index_select(0, pixel.flatten()).view(*pixel.shape, channels)
 
 
-class CutMix:
+class CutMix(Mixer):
     """A random box of every image is replaced by that of the image before it; labels mix by area.
 
     Source: S. Yun et al., CutMix, ICCV 2019, with a box for every image; torchvision draws one for a whole batch.
@@ -100,8 +112,6 @@ class CutMix:
     Args:
         alpha: the images' shares are drawn from the distribution Beta(alpha, alpha).
     """
-
-    stage = "mix"
 
     def __init__(self, alpha: float = 1.0):
         if alpha <= 0:
@@ -116,10 +126,9 @@ class CutMix:
         y = torch.randint(image_size, (num_images,), generator=generator)
         return {"box": torch.stack((x - half, y - half, x + half, y + half), dim=1).clamp(0, image_size)}
 
-    def output_size(self, image_size: int) -> int:
-        return image_size
-
-    def apply(self, images: Tensor, labels: Tensor, partners: Tensor, partner_labels: Tensor, box: Tensor):
+    def apply(
+        self, images: Tensor, labels: Tensor, partners: Tensor, partner_labels: Tensor, box: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Images with a box of their partners, and their mixed labels.
 
         images, partners: (B, C, H, W); labels, partner_labels: (B, num_classes) float; box: (B, 4) int64 -> the same
@@ -147,12 +156,19 @@ def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     return F.one_hot(labels, num_classes).float()
 
 
-def in_order(augmentations: dict[str, Augmentation]) -> dict[str, Augmentation]:
-    """Sorted by stage.
+STAGES = (Crop, Mixer)
 
-    Raises: ValueError for two augmentations of a stage that takes one.
+
+def in_order(augmentations: dict[str, Augmentation]) -> dict[str, Augmentation]:
+    """Sorted by stage, and by name within one.
+
+    Raises: ValueError for two ways of cropping.
     """
-    crops = [name for name, augmentation in augmentations.items() if augmentation.stage == "crop"]
+    crops = [name for name, augmentation in augmentations.items() if isinstance(augmentation, Crop)]
     if len(crops) > 1:
         raise ValueError(f"aug=[{','.join(augmentations)}] has two ways of cropping; choose one of {', '.join(crops)}")
-    return dict(sorted(augmentations.items(), key=lambda item: (STAGES.index(item[1].stage), item[0])))
+
+    def stage(augmentation: Augmentation) -> int:
+        return next(number for number, kind in enumerate(STAGES) if isinstance(augmentation, kind))
+
+    return dict(sorted(augmentations.items(), key=lambda item: (stage(item[1]), item[0])))

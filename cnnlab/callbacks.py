@@ -2,13 +2,14 @@
 
 import math
 import time
-from typing import Any
+from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cnnlab import checkpoint
+from cnnlab.classifier import Classifier
 from cnnlab.records import Row, RunDirectory, log
 
 COLUMNS = (
@@ -55,15 +56,15 @@ class EpochRecords(Checkpoint):
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.sums.values.sum().item()  # waits for the device  # type: ignore[union-attr]
+        cast(Classifier, pl_module).sums.values.sum().item()  # waits for the device
         self.trained = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        measured: dict[str, Any] = dict(pl_module.measured)  # type: ignore[arg-type]
+        measured: dict[str, Any] = dict(cast(Classifier, pl_module).measured)
         measured["epoch"] = trainer.current_epoch + 1
         measured["lr"] = float(self.lr)
         measured["epoch_seconds"] = round(time.perf_counter() - self.started, 3)
-        num_images = trainer.num_training_batches * trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        num_images = trainer.num_training_batches * batch_size(trainer)
         measured["images_per_second"] = round(num_images / (self.trained - self.started), 1)
         row = {name: measured[name] for name in COLUMNS if name in measured}
         self.rows.append(row)
@@ -73,24 +74,34 @@ class EpochRecords(Checkpoint):
         if trainer.is_global_zero:
             if self.best is row:
                 checkpoint.copy(last, self.run.checkpoints / "best.ckpt")
-            self.run.write_metrics([{name: row.get(name, "") for name in COLUMNS} for row in self.rows])  # type: ignore[misc]
+            self.run.write_metrics(self.rows, COLUMNS)
             log.info(line(row, trainer.max_epochs or 0))
         for logger in trainer.loggers:
             logger.log_metrics({name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"]))
 
 
+def batch_size(trainer: Trainer) -> int:
+    return trainer.datamodule.batch_size  # type: ignore[attr-defined]
+
+
 def line(row: Row, max_epochs: int) -> str:
     """One epoch in one line."""
-    parts = [f"epoch {row['epoch']:>{len(str(max_epochs))}}/{max_epochs}"]
-    for part in ("train", "val", "test"):
-        if f"{part}/loss" in row:
-            parts.append(f"{part} loss {row[f'{part}/loss']:.4f} acc {row[f'{part}/acc']:.4f}")
-    parts.append(f"lr {row['lr']:.3g}  {row['epoch_seconds']:.1f} s  {row['images_per_second']:,.0f} images/s")
-    return "  ".join(parts)
+    measured = [
+        f"{part} loss {row[f'{part}/loss']:.4f} acc {row[f'{part}/acc']:.4f}"
+        for part in ("train", "val", "test")
+        if f"{part}/loss" in row
+    ]
+    return "  ".join(
+        (
+            f"epoch {row['epoch']:>{len(str(max_epochs))}}/{max_epochs}",
+            *measured,
+            f"lr {row['lr']:.3g}  {row['epoch_seconds']:.1f} s  {row['images_per_second']:,.0f} images/s",
+        )
+    )
 
 
 class ProgressBar(Callback):
-    """Steps done, images per second, loss and time left, on a terminal; four times a second, whatever the step takes."""
+    """Steps done, images per second, loss and time left, on a terminal, four times a second."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.bar = Progress(
@@ -116,8 +127,8 @@ class ProgressBar(Callback):
     ) -> None:
         elapsed = time.monotonic() - self.shown_at
         if elapsed >= 0.25:
-            loss, _, count = pl_module.sums.values.tolist()  # type: ignore[union-attr]
-            images = (trainer.global_step - self.shown_step) * trainer.datamodule.batch_size  # type: ignore[attr-defined]
+            loss, _, count = cast(Classifier, pl_module).sums.values.tolist()
+            images = (trainer.global_step - self.shown_step) * batch_size(trainer)
             self.bar.update(
                 self.task,
                 completed=trainer.global_step,

@@ -11,7 +11,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from cnnlab.records import atomic_path, log, write_text
 
 
-class BadCheckpoint(Exception):
+class CheckpointError(Exception):
     """A checkpoint that is not what was written."""
 
 
@@ -29,11 +29,11 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         """Tensors and primitives only, whatever is asked for.
 
-        Raises: BadCheckpoint if the content is not what its digest says.
+        Raises: CheckpointError if the content is not what its digest says.
         """
         path = Path(path)
         if _sha256(path) != read_digest(path):
-            raise BadCheckpoint(f"{path} is not what was written: its SHA-256 differs from {path.name}.sha256")
+            raise CheckpointError(f"{path} is not what was written: its SHA-256 differs from {path.name}.sha256")
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
     def remove_checkpoint(self, path: Any) -> None:

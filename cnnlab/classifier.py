@@ -38,7 +38,7 @@ class Classifier(LightningModule):
         held_out: str = "val",
     ):
         super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(memory_format=torch.channels_last)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.held_out = held_out
         self.sums = Sums()

@@ -6,15 +6,14 @@ data are kept cannot, so they stay out of the hash (`NOT_IDENTITY`).
 """
 
 import difflib
-import fnmatch
 import functools
 import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra.utils
 import yaml
@@ -22,7 +21,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
@@ -140,9 +138,12 @@ def changes(config: DictConfig) -> dict[str, Any]:
 
 def job_config(config: DictConfig) -> dict[str, Any]:
     """The configuration without its `hydra` node, resolved, as plain containers."""
-    plain = OmegaConf.to_container(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]), resolve=True)
-    assert isinstance(plain, dict)
-    return plain
+    return plain(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Resolved, as dictionaries, lists and numbers."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
 def option_defaults(choices: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -203,22 +204,21 @@ def check_targets(config: Mapping[str, Any]) -> None:
             close = difflib.get_close_matches(str(value), allowed_targets(), n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise UserError(
-                f"{path}={value} is not allowed: only classes that a file in conf/ names are made.{hint} To use a "
-                f"class of your own, write a file conf/{path.split('.')[0]}/my_option.yaml with its _target_ and choose it."
+                f"{path}={value} is not allowed: only classes that a file in conf/ names are made.{hint} For a class "
+                f"of your own, write a file conf/{path.split('.')[0]}/my_option.yaml with its _target_ and choose it."
             )
 
 
 def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
     """hydra.utils.instantiate for allowed targets; a value that the class refuses becomes a UserError."""
-    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
-    assert isinstance(plain, dict)
-    check_targets(plain)
+    node = plain(node) if isinstance(node, DictConfig) else node
+    check_targets(node)
     try:
-        return hydra.utils.instantiate(plain, **arguments, _convert_="all")
+        return hydra.utils.instantiate(node, **arguments, _convert_="all")
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ValueError | TypeError):
-            raise UserError(f"{plain['_target_']} refuses its arguments: {cause}") from error
+            raise UserError(f"{node['_target_']} refuses its arguments: {cause}") from error
         raise
 
 
@@ -227,16 +227,16 @@ def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
 
 def check(config: DictConfig) -> None:
     """Refuse, with a UserError, what cannot work: types, ranges, targets, and values that do not fit together."""
-    plain = job_config(config)
-    check_targets(plain)
+    job = job_config(config)
+    check_targets(job)
     defaults = option_defaults(chosen(config))
-    for path, value in leaves(plain):
+    for path, value in leaves(job):
         check_value(path, value, defaults.get(path))
 
     source = instantiate(config.data)
     source.check()
     size = source.image_size
-    crop = plain["aug"].get("crop_flip") or plain["aug"].get("pad_crop_flip")
+    crop = job["aug"].get("crop_flip") or job["aug"].get("pad_crop_flip")
     if crop:
         if crop["size"] > size + 2 * crop["padding"]:
             raise UserError(
@@ -244,23 +244,23 @@ def check(config: DictConfig) -> None:
                 f"pixels of padding. Type a crop size of at most {size + 2 * crop['padding']}."
             )
         size = crop["size"]
-    halvings = len(plain["model"].get("channels", ()))
+    halvings = len(job["model"].get("channels", ()))
     if size >> halvings < 1:
         raise UserError(
             f"Images of {size} pixels cannot be halved {halvings} times. Use images of at least {2**halvings} pixels "
             f"(data.image_size, or the size of the crops), or fewer model.channels."
         )
-    num_train = round(source.num_train * (1 - plain["val_fraction"]))
-    if plain["batch_size"] > num_train:
+    num_train = round(source.num_train * (1 - job["val_fraction"]))
+    if job["batch_size"] > num_train:
         raise UserError(
-            f"batch_size={plain['batch_size']} is larger than the {num_train} training images"
-            f" (of {source.num_train}, the fraction val_fraction={plain['val_fraction']} is held out). "
+            f"batch_size={job['batch_size']} is larger than the {num_train} training images"
+            f" (of {source.num_train}, the fraction val_fraction={job['val_fraction']} is held out). "
             f"Type batch_size={num_train} or less."
         )
-    devices = plain["trainer"].get("devices", 1)
-    if isinstance(devices, int) and plain["batch_size"] % (devices * plain["trainer"].get("num_nodes", 1)):
+    devices = job["trainer"].get("devices", 1)
+    if isinstance(devices, int) and job["batch_size"] % (devices * job["trainer"].get("num_nodes", 1)):
         raise UserError(
-            f"batch_size={plain['batch_size']} counts the images of all devices together and cannot be shared equally "
+            f"batch_size={job['batch_size']} counts the images of all devices together and cannot be shared equally "
             f"by {devices}. Type a multiple of {devices}."
         )
 
@@ -309,15 +309,15 @@ class Checks(Callback):
 
         loader = GlobalHydra.instance().config_loader()
         overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        directories = {}
+        directories: dict[Path, None] = {}
         for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]:
-            job_config = loader.load_sweep_config(config, job)
-            check(job_config)
-            directories[Path(job_config.hydra.sweep.dir, job_config.hydra.sweep.subdir)] = None
+            whole = loader.load_sweep_config(config, job)
+            check(whole)
+            directories[Path(whole.hydra.sweep.dir, whole.hydra.sweep.subdir)] = None
         return list(directories)
 
 
-def exit_on_user_error(function, *arguments):
+def exit_on_user_error(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call; a UserError ends the process with its text and status 2 (Hydra would turn it into a warning)."""
     try:
         return function(*arguments)
@@ -340,14 +340,14 @@ def explain(error: Exception) -> str:
         return _unknown(f"{group}={option}", f"The group {group} offers", error.options, f"{group}=")
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError) and cause.full_key and isinstance(cause.parent_node, DictConfig):
-        parent, _, key = cause.full_key.rpartition(".")
+        parent = cause.full_key.rpartition(".")[0]
         keys = [str(key) for key in cause.parent_node if key not in ("_target_", "_partial_")]
         prefix = f"{parent}." if parent else ""
         return _unknown(cause.full_key, f"{parent or 'The configuration'} has", keys, prefix)
     return re.sub(r"\s+", " ", f"{error} {cause or ''}").strip() + " (python train.py --help shows what can be typed.)"
 
 
-def _unknown(given: str, offers: str, options: list[str], prefix: str) -> str:
+def _unknown(given: str, offers: str, options: Sequence[str], prefix: str) -> str:
     wrong = re.split(r"[.=]", given)[-1]
     close = difflib.get_close_matches(wrong, options, n=1)
     advice = f"Did you mean {prefix}{close[0]}?" if close else f"Type for example {prefix}{options[0]}."

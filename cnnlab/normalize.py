@@ -4,35 +4,54 @@ Statistics are buffers: they move with the module, are part of the checkpoint, a
 validation, test and prediction.
 """
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 
-class Unchanged(nn.Module):
+class Normalization(nn.Module):
+    """What every normalisation offers."""
+
+    @abstractmethod
+    def fit(self, pixels: Tensor) -> None:
+        """Measure the training images: (N, C, H, W) uint8."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> (B, C, H, W) float32."""
+
+    @abstractmethod
+    def inverse(self, images: Tensor) -> Tensor:
+        """Normalised images -> pixels, float32 in [0, 255]."""
+
+
+class Unchanged(Normalization):
     """Pixels scaled to [0, 1], no more."""
 
     def fit(self, pixels: Tensor) -> None:
         """There is nothing to learn."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> (B, C, H, W) float32."""
         return images.float().div_(255)
 
     def inverse(self, images: Tensor) -> Tensor:
-        """Normalised images -> pixels, float32 in [0, 255]."""
         return images * 255
 
 
-class Standard(nn.Module):
+class Standard(Normalization):
     """Mean 0 and standard deviation 1 in every channel."""
+
+    mean: Tensor  # (C, 1, 1), of pixels in [0, 255]
+    std: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(3, 1, 1))  # of pixels in [0, 255]
+        self.register_buffer("mean", torch.zeros(3, 1, 1))
         self.register_buffer("std", torch.ones(3, 1, 1))
 
     def fit(self, pixels: Tensor) -> None:
-        """Measure the training images: (N, C, H, W) uint8. Exact: sums of integers, then float64."""
+        """Exact: from how often each of the 256 values occurs, in float64."""
         levels = torch.arange(256, dtype=torch.float64)
         for channel in range(pixels.shape[1]):
             frequency = torch.bincount(pixels[:, channel].flatten(), minlength=256).double()
@@ -42,9 +61,7 @@ class Standard(nn.Module):
             self.std[channel] = (frequency * (levels - mean).square()).sum().sqrt().clamp(min=1e-3)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> (B, C, H, W) float32."""
         return images.float().sub_(self.mean).div_(self.std)
 
     def inverse(self, images: Tensor) -> Tensor:
-        """Normalised images -> pixels, float32 in [0, 255]."""
         return images * self.std + self.mean

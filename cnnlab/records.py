@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
 log = logging.getLogger("cnnlab")
@@ -120,7 +121,7 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
 
-    def write_config(self, config: DictConfig, settings: DictConfig) -> None:
+    def write_config(self, config: DictConfig, settings: HydraConf) -> None:
         """The composed configuration and Hydra's own, in .hydra/ as Hydra writes them."""
         folder = self.path / ".hydra"
         folder.mkdir(exist_ok=True)
@@ -133,9 +134,9 @@ class RunDirectory:
         with open(self.path / "metrics.csv", newline="") as file:
             return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
-    def write_metrics(self, rows: Sequence[Row]) -> None:
+    def write_metrics(self, rows: Sequence[Row], columns: Sequence[str]) -> None:
         with atomic_path(self.path / "metrics.csv") as partial, open(partial, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
 

@@ -13,14 +13,14 @@ import lightning
 import torch
 import torchvision
 from lightning import Callback, Trainer, seed_everything
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cnnlab import checkpoint
 from cnnlab.board import TensorBoard
 from cnnlab.callbacks import EpochRecords, ProgressBar
 from cnnlab.checkpoint import CheckpointFiles
 from cnnlab.classifier import Classifier
-from cnnlab.config import instantiate, leaves
+from cnnlab.config import instantiate, leaves, plain
 from cnnlab.data.images import DataSet
 from cnnlab.data.module import ImageData
 from cnnlab.records import RunDirectory, git_state, log
@@ -69,7 +69,9 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
 
     best = records.best
     at_last = test(trainer, classifier, datamodule, last)
-    at_best = at_last if best is records.rows[-1] else test(trainer, classifier, datamodule, run.checkpoints / "best.ckpt")
+    at_best = (
+        at_last if best is records.rows[-1] else test(trainer, classifier, datamodule, run.checkpoints / "best.ckpt")
+    )
     confusion = classifier.confusion.compute().tolist()
     summary |= {
         "status": "done",
@@ -91,8 +93,7 @@ def make_trainer(config: DictConfig, run: RunDirectory, records: EpochRecords) -
     callbacks: list[Callback] = [records, *(instantiate(node) for node in config.callbacks.values())]
     if os.isatty(1):
         callbacks.append(ProgressBar())
-    node = OmegaConf.to_container(config.trainer, resolve=True)
-    assert isinstance(node, dict)
+    node = plain(config.trainer)
     if node["precision"] == "auto":
         node["precision"] = "bf16-mixed" if computes_in_bf16(node["accelerator"]) else "32-true"
     return instantiate(
@@ -154,7 +155,9 @@ def describe(trainer: Trainer, classifier: Classifier, datamodule: ImageData) ->
             "split": datamodule.split_digest,
         },
         "environment": {
-            "device": torch.cuda.get_device_name(root_device) if cuda else f"{root_device.type} ({os.cpu_count()} cores)",
+            "device": torch.cuda.get_device_name(root_device)
+            if cuda
+            else f"{root_device.type} ({os.cpu_count()} cores)",
             "num_devices": trainer.world_size,
             "num_threads": torch.get_num_threads(),
             "precision": trainer.precision,
@@ -185,9 +188,8 @@ def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, 
     """Draw the pictures, then write the summary, last."""
     pictures.curves(run.path / "curves.png", run.metrics(), title=summary["run"])
     pictures.confusion(run.path / "confusion.png", summary["confusion"], summary["data"]["classes"])
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    knobs = summary["choices"] | {path: v if isinstance(v, int | float) else str(v) for path, v in leaves(plain)}
+    knobs = {path: value if isinstance(value, int | float) else str(value) for path, value in leaves(plain(config))}
+    knobs |= summary["choices"]
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard):
             logger.close(knobs, summary["metrics"], summary["epochs_done"])
@@ -196,6 +198,7 @@ def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, 
     run.write_summary(summary)
     metrics = summary["metrics"]
     log.info(
-        f"done: test accuracy {metrics['test/acc']:.4f} at epoch {summary['best_epoch']} (best {summary['selected_on']}), "
-        f"{metrics['last/test/acc']:.4f} at the last; pictures in {os.path.relpath(run.path)}"
+        f"done: test accuracy {metrics['test/acc']:.4f} at epoch {summary['best_epoch']}, the best by "
+        f"{summary['selected_on']}; {metrics['last/test/acc']:.4f} at the last; "
+        f"pictures in {os.path.relpath(run.path)}"
     )

@@ -24,7 +24,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from cnnlab.config import UserError
 from cnnlab.data.images import DataSet, Images, cached, expand
-from cnnlab.records import atomic_path
 
 ARCHIVE = "cifar-10-python.tar.gz"
 
@@ -80,7 +79,7 @@ class CIFAR10:
                 try:
                     download(source, archive, self.sha256, self.timeout)
                     return archive
-                except (OSError, HTTPException, BadContent) as error:
+                except (OSError, HTTPException, ContentError) as error:
                     failures.append(f"{source}: {reason(error)}")
         raise UserError(
             f"CIFAR-10 is not in {self.folder} and could not be fetched ({'; '.join(failures)}). Three ways out: run "
@@ -89,7 +88,7 @@ class CIFAR10:
         )
 
 
-class BadContent(Exception):
+class ContentError(Exception):
     """A download that is complete but is not what was asked for."""
 
 
@@ -105,9 +104,9 @@ def reason(error: Exception) -> str:
 
 
 class _OnlyHTTPS(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, request, file, code, message, headers, url):  # type: ignore[no-untyped-def]
+    def redirect_request(self, request, file, code, message, headers, url):
         if not url.startswith("https://"):
-            raise BadContent(f"redirects to {url}, which is not https")
+            raise ContentError(f"redirects to {url}, which is not https")
         return super().redirect_request(request, file, code, message, headers, url)
 
 
@@ -116,11 +115,9 @@ def download(source: str, target: Path, sha256: str, timeout: float, attempts: i
 
     A transfer that breaks off goes on where it stopped, up to `attempts` times and again at the next call.
 
-    Raises: OSError, HTTPException when the source fails; BadContent when its content has another SHA-256.
+    Raises: OSError, HTTPException when the source fails; ContentError when its content has another SHA-256.
     """
-    opener = urllib.request.build_opener(
-        _OnlyHTTPS, urllib.request.HTTPSHandler(context=ssl.create_default_context())
-    )
+    opener = urllib.request.build_opener(_OnlyHTTPS, urllib.request.HTTPSHandler(context=ssl.create_default_context()))
     partial = target.with_name(f"{target.name}.{hashlib.sha256(source.encode()).hexdigest()[:8]}.part")
     for attempt in range(1, attempts + 1):
         try:
@@ -137,7 +134,7 @@ def download(source: str, target: Path, sha256: str, timeout: float, attempts: i
         time.sleep(attempt)
     if (found := file_sha256(partial)) != sha256:
         partial.unlink()
-        raise BadContent(f"its content has the SHA-256 {found}, expected {sha256}")
+        raise ContentError(f"its content has the SHA-256 {found}, expected {sha256}")
     with open(partial, "rb") as file:
         os.fsync(file.fileno())
     partial.replace(target)
@@ -168,19 +165,20 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+ARRAY_PARTS = (
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+)
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Unpickles dictionaries, lists, numbers, bytes and arrays, and calls nothing else."""
 
-    ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-    }
-
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
+        if (module, name) not in ARRAY_PARTS:
             raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of images")
         return super().find_class(module, name)
 

@@ -46,8 +46,8 @@ def fingerprint(*parts: Images) -> str:
     sha = hashlib.sha256()
     for images in parts:
         sha.update(repr((images.pixels.shape, images.classes)).encode())
-        sha.update(np.ascontiguousarray(images.pixels.transpose(0, 2, 3, 1)))
-        sha.update(np.ascontiguousarray(images.labels))
+        sha.update(np.ascontiguousarray(images.pixels.transpose(0, 2, 3, 1)).data)
+        sha.update(np.ascontiguousarray(images.labels).data)
     return sha.hexdigest()
 
 

@@ -1,21 +1,22 @@
 """The data pipeline: the data set lives on the device, a step slices the epoch's plan, and batches are made there.
 
-    resident uint8 images -> crop and flip, in one gather -> normalise -> mix -> the network
+resident uint8 images -> crop and flip, in one gather -> normalise -> mix -> the network
 """
 
-import hashlib
 import functools
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from torch import Tensor, nn
+from torch import Tensor
 
-from cnnlab.augment import Augmentation, in_order, one_hot
+from cnnlab.augment import Augmentation, Crop, Mixer, in_order, one_hot
 from cnnlab.data.images import DataSet, Images, stratified_split
 from cnnlab.data.plan import Plan, batch_of, draw_epoch, split_drawn
+from cnnlab.normalize import Normalization
 
 EVALUATION_BATCH = 500  # images; larger batches are not faster on two cores
 
@@ -36,7 +37,7 @@ class ImageData(LightningDataModule):
     def __init__(
         self,
         data: DataSet,
-        norm: nn.Module,
+        norm: Normalization,
         augmentations: Mapping[str, Augmentation],
         batch_size: int = 128,
         val_fraction: float = 0.1,
@@ -50,8 +51,8 @@ class ImageData(LightningDataModule):
         train, held_out = stratified_split(data.train.labels, val_fraction, seed)
         self.train_index, self.held_out_index = torch.from_numpy(train), torch.from_numpy(held_out)
         self.held_out = "val" if val_fraction else "test"
-        self.crop = next((a for a in self.augmentations.values() if a.stage == "crop"), None)
-        self.mixers = {name: a for name, a in self.augmentations.items() if a.stage == "mix"}
+        self.crop = next((a for a in self.augmentations.values() if isinstance(a, Crop)), None)
+        self.mixers = {name: a for name, a in self.augmentations.items() if isinstance(a, Mixer)}
         self.image_size = data.train.pixels.shape[2]  # of what is stored
         self.input_size = self.image_size  # of what the network sees
         for augmentation in self.augmentations.values():
@@ -86,7 +87,10 @@ class ImageData(LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Make the batch: images (B, C, H, W) float32 channels_last, labels (B,) int64 or, mixed, (B, classes) float."""
+        """Make the batch.
+
+        Images (B, C, H, W) float32, channels_last; labels (B,) int64 or, mixed, (B, num_classes) float32.
+        """
         if isinstance(batch, dict):
             return self.training_batch(batch, self.images["train"])
         part, index = batch
@@ -152,7 +156,7 @@ def resident(images: Images, device: torch.device) -> Resident:
 
 
 class EpochBatches:
-    """Iterates over the slices of the current epoch's plan; after `load_state_dict` it enters the epoch where it was."""
+    """Iterates over the slices of the current epoch's plan; after `load_state_dict` it enters where it was."""
 
     def __init__(self, data: ImageData):
         self.data = data

@@ -9,8 +9,6 @@ import hashlib
 import math
 from pathlib import Path
 
-import numpy as np
-
 from cnnlab.data.images import DataSet, Images, fingerprint
 
 CLASSES = ("circle", "ring", "square", "triangle", "pentagon", "star", "cross", "heart", "crescent", "arrow")

@@ -59,9 +59,7 @@ def confusion(path: Path, counts: Sequence[Sequence[int]], classes: Sequence[str
     save(figure, path)
 
 
-def sheet(
-    path: Path, originals: np.ndarray, augmented: np.ndarray, columns: int = 10, scale: int = 3
-) -> None:
+def sheet(path: Path, originals: np.ndarray, augmented: np.ndarray, columns: int = 10, scale: int = 3) -> None:
     """Originals, and below each what the network sees in its place.
 
     originals: (N, H, W, C), augmented: (N, h, w, C), both uint8.
@@ -72,7 +70,9 @@ def sheet(
         canvas = np.full((cell, cell * columns, 3), 255, dtype=np.uint8)
         margin = (cell - images.shape[1]) // 2
         for place, image in enumerate(images):
-            canvas[margin : margin + image.shape[0], place * cell + margin : place * cell + margin + image.shape[1]] = image
+            canvas[margin : margin + image.shape[0], place * cell + margin : place * cell + margin + image.shape[1]] = (
+                image
+            )
         return canvas
 
     rows = []

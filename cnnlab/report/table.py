@@ -43,7 +43,9 @@ def print_table(directories: Sequence[Path]) -> bool:
             error = summary.get("error", {})
             print(f"{summary.get('status', 'not started')}: {summary['path']}: {error.get('message', '')}")
     if done:
-        print(f"Pictures of each run: {os.path.relpath(directories[0].parent)}/*/curves.png, confusion.png, samples.png")
+        print(
+            f"Pictures of each run: {os.path.relpath(directories[0].parent)}/*/curves.png, confusion.png, samples.png"
+        )
     return len(done) == len(summaries)
 
 

@@ -1,0 +1,31 @@
+PYTHON ?= python3
+
+demo: .venv/ready ## the main job on drawn pictures: four runs, a table, their pictures
+	.venv/bin/python train.py -m data=shapes optim=sgd,adam aug=crop_flip,cutmix \
+		name=demo batch_size=16 trainer.max_epochs=4
+
+test: .venv/ready ## lint, format, types, tests
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/pytest
+
+bench: .venv/ready ## training throughput against a bare loop and a DataLoader
+	.venv/bin/python benchmarks/throughput.py
+
+board: .venv/ready ## TensorBoard over all runs
+	.venv/bin/tensorboard --logdir outputs
+
+lock: ## requirements.lock out of pyproject.toml
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--extra dev pyproject.toml --output-file requirements.lock
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cnnlab needs Python 3.11 or newer: make PYTHON=...")'
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	.venv/bin/uv pip install --quiet --python .venv --require-hashes --requirement requirements.lock
+	.venv/bin/uv pip install --quiet --python .venv --no-deps --editable .
+	touch .venv/ready
+
+.PHONY: demo test bench board lock
