@@ -35,9 +35,9 @@ def job(config: DictConfig) -> None:
             open_job(config, run, settings)
     except UserError as error:
         run.forget()
+        status = refuse(error)
         if settings.mode == RunMode.RUN:
-            raise
-        refuse(error)
+            sys.exit(status)
 
 
 def open_job(config: DictConfig, run: RunDirectory, settings: HydraConf) -> None:
@@ -102,6 +102,7 @@ def recall(run: RunDirectory, summary: dict[str, Any], data_digest: str) -> str:
 
 
 def main() -> None:
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # wherever it was typed
     os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes come to us whole and leave as one paragraph
     try:
         job()

@@ -160,13 +160,7 @@ STAGES = (Crop, Mixer)
 
 
 def in_order(augmentations: dict[str, Augmentation]) -> dict[str, Augmentation]:
-    """Sorted by stage, and by name within one.
-
-    Raises: ValueError for two ways of cropping.
-    """
-    crops = [name for name, augmentation in augmentations.items() if isinstance(augmentation, Crop)]
-    if len(crops) > 1:
-        raise ValueError(f"aug=[{','.join(augmentations)}] has two ways of cropping; choose one of {', '.join(crops)}")
+    """Sorted by stage, and by name within one."""
 
     def stage(augmentation: Augmentation) -> int:
         return next(number for number, kind in enumerate(STAGES) if isinstance(augmentation, kind))

@@ -8,6 +8,7 @@ data are kept cannot, so they stay out of the hash (`NOT_IDENTITY`).
 import difflib
 import functools
 import hashlib
+import inspect
 import json
 import re
 import sys
@@ -19,10 +20,10 @@ import hydra.utils
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -65,6 +66,7 @@ LIMITS = {
     "lr": "lr > 0",
     "max_epochs": "max_epochs >= 1",
     "momentum": "0 <= momentum < 1",
+    "name": "name.strip('/') == name and '..' not in name",
     "noise": "noise >= 0",
     "num_nodes": "num_nodes >= 1",
     "num_test": "num_test >= 10",
@@ -138,7 +140,11 @@ def changes(config: DictConfig) -> dict[str, Any]:
 
 def job_config(config: DictConfig) -> dict[str, Any]:
     """The configuration without its `hydra` node, resolved, as plain containers."""
-    return plain(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
+    return plain(_ours(config))
+
+
+def _ours(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -214,10 +220,17 @@ def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
     node = plain(node) if isinstance(node, DictConfig) else node
     check_targets(node)
     try:
-        return hydra.utils.instantiate(node, **arguments, _convert_="all")
+        made = hydra.utils.instantiate(node, **arguments, _convert_="all")
+        if isinstance(made, functools.partial):
+            inspect.signature(made.func).bind_partial(**made.keywords)
+        return made
+    except TypeError as error:
+        raise UserError(f"{node['_target_']} refuses its arguments: {error}") from error
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
-        if isinstance(cause, ValueError | TypeError):
+        if (
+            isinstance(cause, ValueError | TypeError) or type(cause).__name__ == "MisconfigurationException"
+        ):  # Lightning's
             raise UserError(f"{node['_target_']} refuses its arguments: {cause}") from error
         raise
 
@@ -227,6 +240,8 @@ def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
 
 def check(config: DictConfig) -> None:
     """Refuse, with a UserError, what cannot work: types, ranges, targets, and values that do not fit together."""
+    if missing := sorted(OmegaConf.missing_keys(_ours(config))):
+        raise UserError(f"{missing[0]} must be given, and was not. Type {missing[0]}=VALUE.")
     job = job_config(config)
     check_targets(job)
     defaults = option_defaults(chosen(config))
@@ -236,8 +251,10 @@ def check(config: DictConfig) -> None:
     source = instantiate(config.data)
     source.check()
     size = source.image_size
-    crop = job["aug"].get("crop_flip") or job["aug"].get("pad_crop_flip")
-    if crop:
+    crops = {name: node for name, node in job["aug"].items() if node["_target_"] == "cnnlab.augment.CropFlip"}
+    if len(crops) > 1:
+        raise UserError(f"aug=[{','.join(job['aug'])}] crops twice. Choose one of {', '.join(crops)}.")
+    for crop in crops.values():
         if crop["size"] > size + 2 * crop["padding"]:
             raise UserError(
                 f"A crop of {crop['size']} pixels does not fit into images of {size} pixels with {crop['padding']} "
@@ -321,7 +338,7 @@ def exit_on_user_error(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call; a UserError ends the process with its text and status 2 (Hydra would turn it into a warning)."""
     try:
         return function(*arguments)
-    except UserError as error:
+    except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(refuse(error))
 
 
@@ -335,20 +352,27 @@ def explain(error: Exception) -> str:
     """One paragraph for a mistake that we or Hydra found: what was given, what is allowed, what to type."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read. Type key=value; lists in quotes, 'key=[a,b]'."
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return _unknown(f"{group}={option}", f"The group {group} offers", error.options, f"{group}=")
     cause = error.__cause__
-    if isinstance(cause, ConfigKeyError) and cause.full_key and isinstance(cause.parent_node, DictConfig):
+    if (
+        isinstance(cause, ConfigAttributeError | ConfigKeyError)
+        and cause.full_key
+        and isinstance(cause.parent_node, DictConfig)
+    ):
         parent = cause.full_key.rpartition(".")[0]
         keys = [str(key) for key in cause.parent_node if key not in ("_target_", "_partial_")]
         prefix = f"{parent}." if parent else ""
         return _unknown(cause.full_key, f"{parent or 'The configuration'} has", keys, prefix)
-    return re.sub(r"\s+", " ", f"{error} {cause or ''}").strip() + " (python train.py --help shows what can be typed.)"
+    text = re.sub(r"\s*(full_key|object_type|reference_type).*|\s+", " ", f"{error} {cause or ''}").strip()
+    return f"{text} (python train.py --help shows what can be typed.)"
 
 
 def _unknown(given: str, offers: str, options: Sequence[str], prefix: str) -> str:
     wrong = re.split(r"[.=]", given)[-1]
     close = difflib.get_close_matches(wrong, options, n=1)
-    advice = f"Did you mean {prefix}{close[0]}?" if close else f"Type for example {prefix}{options[0]}."
+    advice = f"Did you mean {prefix}{close[0]}?" if close else "python train.py --help shows what can be typed."
     return f"{given}: there is no '{wrong}'. {offers} {', '.join(options)}. {advice}"
