@@ -50,17 +50,22 @@ class CropFlip(Crop):
 
     Args:
         size: height and width of the crop, in pixels.
-        padding: black pixels put around the image first.
+        padding: pixels put around the image first.
+        padding_mode: what they are: "reflect", the image mirrored at its edge, or "constant", black. Black borders
+            shift the statistics of batch normalisation away from those of the whole images seen at evaluation.
         flip_probability: how often an image is mirrored.
     """
 
-    def __init__(self, size: int = 28, padding: int = 0, flip_probability: float = 0.5):
+    def __init__(self, size: int = 28, padding: int = 0, padding_mode: str = "reflect", flip_probability: float = 0.5):
         if size < 1 or padding < 0 or not 0 <= flip_probability <= 1:
             raise ValueError(
                 f"size={size}, padding={padding}, flip_probability={flip_probability}: a crop takes size >= 1, "
                 f"padding >= 0 and a flip_probability from 0 to 1"
             )
-        self.size, self.padding, self.flip_probability = size, padding, flip_probability
+        if padding_mode not in ("reflect", "constant"):
+            raise ValueError(f"padding_mode={padding_mode}: choose reflect or constant")
+        self.size, self.padding, self.padding_mode = size, padding, padding_mode
+        self.flip_probability = flip_probability
 
     def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
         """top, left: (N,) int64, the crop's corner in the padded image; flip: (N,) bool."""
@@ -85,6 +90,8 @@ class CropFlip(Crop):
         columns = (left - self.padding)[:, None] + torch.where(flip[:, None], self.size - 1 - along, along)
         if not self.padding:
             return _gather(images, index, rows, columns)
+        if self.padding_mode == "reflect":
+            return _gather(images, index, _reflect(rows, height), _reflect(columns, width))
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
         return _gather(images, index, rows.clamp(0, height - 1), columns.clamp(0, width - 1)) * inside[..., None]
 
@@ -95,6 +102,11 @@ class CropFlip(Crop):
             return images
         first = round(margin / 2)
         return images[:, first : first + self.size, first : first + self.size]
+
+
+def _reflect(place: Tensor, size: int) -> Tensor:
+    """Places outside 0 ... size-1 mirrored at the edge pixel: -1 -> 1, size -> size - 2."""
+    return (size - 1 - (size - 1 - place.abs()).abs()).clamp_(0)
 
 
 def _gather(images: Tensor, index: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

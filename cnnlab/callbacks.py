@@ -4,6 +4,7 @@ import math
 import time
 from typing import Any, cast
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -41,10 +42,11 @@ class EpochRecords(Checkpoint):
         self.rows: list[Row] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "random_state": torch.get_rng_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
+        torch.set_rng_state(state_dict["random_state"].cpu())  # dropout's
 
     @property
     def best(self) -> Row:

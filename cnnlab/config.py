@@ -70,9 +70,11 @@ LIMITS = {
     "noise": "noise >= 0",
     "num_nodes": "num_nodes >= 1",
     "num_test": "num_test >= 10",
+    "num_train_images": "num_train_images >= 1",
     "num_train": "num_train >= 10",
     "num_workers": "num_workers >= 1",
     "padding": "padding >= 0",
+    "padding_mode": "padding_mode in ('reflect', 'constant')",
     "patience": "patience >= 1",
     "probability": "0 <= probability <= 1",
     "seed": "0 <= seed < 2**32",
@@ -260,6 +262,11 @@ def check(config: DictConfig) -> None:
                 f"A crop of {crop['size']} pixels does not fit into images of {size} pixels with {crop['padding']} "
                 f"pixels of padding. Type a crop size of at most {size + 2 * crop['padding']}."
             )
+        if crop["padding_mode"] == "reflect" and crop["padding"] >= size:
+            raise UserError(
+                f"Images of {size} pixels cannot be reflected into {crop['padding']} pixels of padding. Type a padding "
+                f"of at most {size - 1}, or padding_mode=constant."
+            )
         size = crop["size"]
     halvings = len(job["model"].get("channels", ()))
     if size >> halvings < 1:
@@ -268,12 +275,18 @@ def check(config: DictConfig) -> None:
             f"(data.image_size, or the size of the crops), or fewer model.channels."
         )
     num_train = round(source.num_train * (1 - job["val_fraction"]))
+    num_train = min(num_train, job["num_train_images"] or num_train)
     if job["batch_size"] > num_train:
         raise UserError(
-            f"batch_size={job['batch_size']} is larger than the {num_train} training images"
-            f" (of {source.num_train}, the fraction val_fraction={job['val_fraction']} is held out). "
-            f"Type batch_size={num_train} or less."
+            f"batch_size={job['batch_size']} is larger than the {num_train} images that are trained on (of "
+            f"{source.num_train}, with val_fraction={job['val_fraction']} held out). Type batch_size={num_train} or less."
         )
+    for name, callback in job["callbacks"].items():
+        if job["val_fraction"] == 0 and str(callback.get("monitor")).startswith("val/"):
+            raise UserError(
+                f"callbacks.{name} watches {callback['monitor']}, but with val_fraction=0 nothing is held out. Type "
+                f"callbacks.{name}.monitor=test/acc to watch the test images, or val_fraction=0.1."
+            )
     devices = job["trainer"].get("devices", 1)
     if isinstance(devices, int) and job["batch_size"] % (devices * job["trainer"].get("num_nodes", 1)):
         raise UserError(

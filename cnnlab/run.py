@@ -43,6 +43,7 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
         {name: instantiate(node) for name, node in config.aug.items()},
         batch_size=config.batch_size,
         val_fraction=config.val_fraction,
+        num_train_images=config.num_train_images,
         seed=config.seed,
         resident=config.resident,
     )
@@ -101,6 +102,7 @@ def make_trainer(config: DictConfig, run: RunDirectory, records: EpochRecords) -
         callbacks=callbacks,
         logger=[instantiate(logger, save_dir=str(run.path)) for logger in config.logger.values()],
         plugins=[CheckpointFiles()],
+        default_root_dir=str(run.path),
         enable_checkpointing=True,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PICTURES = os.environ.get("CNNLAB_PICTURES", "")  # a folder, or a .tar.gz, with train/<class>/*.jpg and test/<class>/*.jpg
+PICTURES = os.environ.get(
+    "CNNLAB_PICTURES", ""
+)  # a folder, or a .tar.gz, with train/<class>/*.jpg and test/<class>/*.jpg
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -19,6 +21,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("pictures") and not PICTURES:
             item.add_marker(pytest.mark.skip(reason="CNNLAB_PICTURES is not set"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With the pictures at hand and all tests asked for, those that need them must have run."""
+    if PICTURES and not session.config.args_source.name.startswith("ARGS") and not session.config.option.collectonly:
+        ran = [item for item in session.items if item.get_closest_marker("pictures")]
+        if not ran:
+            session.exitstatus = 1
 
 
 @pytest.fixture(autouse=True)

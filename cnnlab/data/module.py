@@ -30,6 +30,7 @@ class ImageData(LightningDataModule):
         augmentations: by option name; applied in the order of their stages.
         batch_size: images per step, of all processes together; the incomplete last batch of an epoch is left out.
         val_fraction: share of the training images held out; with 0 the test images are what is evaluated every epoch.
+        num_train_images: use only so many of the images that are not held out.
         seed: decides split and plans.
         resident: "device", or "host" for a data set that does not fit there: batches are then gathered on the CPU.
     """
@@ -41,6 +42,7 @@ class ImageData(LightningDataModule):
         augmentations: Mapping[str, Augmentation],
         batch_size: int = 128,
         val_fraction: float = 0.1,
+        num_train_images: int | None = None,
         seed: int = 0,
         resident: str = "device",
     ):
@@ -49,6 +51,8 @@ class ImageData(LightningDataModule):
         self.batch_size, self.seed, self.resident = batch_size, seed, resident
         self.classes = data.train.classes
         train, held_out = stratified_split(data.train.labels, val_fraction, seed)
+        if num_train_images is not None:
+            train = np.sort(np.random.default_rng(seed).permutation(train)[:num_train_images])
         self.train_index, self.held_out_index = torch.from_numpy(train), torch.from_numpy(held_out)
         self.held_out = "val" if val_fraction else "test"
         self.crop = next((a for a in self.augmentations.values() if isinstance(a, Crop)), None)

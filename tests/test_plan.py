@@ -1,0 +1,53 @@
+"""An epoch's plan depends on seed and epoch alone: not on the number of processes, nor on where one enters it."""
+
+import pytest
+import torch
+
+from cnnlab.augment import CropFlip, CutMix
+from cnnlab.data.plan import batch_of, draw_epoch
+
+INDICES = torch.arange(5, 105)  # 100 training images
+AUGMENTATIONS = {"crop_flip": CropFlip(), "cutmix": CutMix()}
+
+
+def plan(seed=0, epoch=0, augmentations=AUGMENTATIONS):
+    return draw_epoch(seed, epoch, INDICES, augmentations, image_size=32)
+
+
+def test_every_image_comes_once():
+    assert plan()["index"].sort().values.equal(INDICES)
+    assert all(len(rows) == 100 for rows in plan().values())
+
+
+def test_same_seed_and_epoch_same_plan_whatever_was_drawn_before():
+    first = plan()
+    torch.rand(10)
+    assert all(first[key].equal(rows) for key, rows in plan().items())
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}])
+def test_another_seed_or_epoch_another_plan(other):
+    assert all(not plan()[key].equal(rows) for key, rows in plan(**other).items())
+
+
+def test_order_does_not_depend_on_the_augmentation():
+    assert plan(augmentations={})["index"].equal(plan()["index"])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_processes_together_see_the_batches_of_one(world_size):
+    whole = plan()
+    for batch in range(5):
+        shares = [batch_of(whole, batch, 20, rank, world_size) for rank in range(world_size)]
+        for key, rows in whole.items():
+            assert torch.cat([share[key] for share in shares]).equal(rows[batch * 20 : batch * 20 + 20])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_with_a_halo_partners_are_those_of_rolling_the_whole_batch(world_size):
+    whole = plan()
+    for batch in range(5):
+        index = whole["index"][batch * 20 : batch * 20 + 20]
+        shares = [batch_of(whole, batch, 20, rank, world_size, halo=True)["index"] for rank in range(world_size)]
+        assert torch.cat([share[1:] for share in shares]).equal(index)
+        assert torch.cat([share[:-1] for share in shares]).equal(index.roll(1, 0))

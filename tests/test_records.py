@@ -1,0 +1,115 @@
+"""The files of a run directory appear whole or not at all, and one process owns them."""
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+from filelock import FileLock
+
+from cnnlab.records import RunDirectory, atomic_path, log, write_text
+
+
+def test_a_file_appears_when_its_writing_succeeded(tmp_path):
+    target = tmp_path / "file"
+    write_text(target, "old")
+    with pytest.raises(ZeroDivisionError), atomic_path(target) as partial:
+        partial.write_text("half")
+        assert target.read_text() == "old"
+        1 / 0  # noqa: B018
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def keep_writing(path):
+    for number in range(10**9):
+        write_text(path, f"{number} " * 100_000)
+
+
+def test_killed_while_writing_leaves_a_whole_file(tmp_path):
+    target = tmp_path / "file"
+    for wait in (0.01, 0.03, 0.07):
+        writer = multiprocessing.get_context("fork").Process(target=keep_writing, args=(target,))
+        writer.start()
+        while not target.exists():
+            time.sleep(0.001)
+        time.sleep(wait)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        words = target.read_text().split()
+        assert len(words) == 100_000
+        assert len(set(words)) == 1
+
+
+def test_metrics_and_summary_round_trip(tmp_path):
+    run = RunDirectory(tmp_path)
+    rows = [{"epoch": 1, "train/loss": 0.1 + 0.2}, {"epoch": 2, "train/loss": 1e-17, "test/acc": 0.5}]
+    run.write_metrics(rows, ("epoch", "train/loss", "test/acc"))
+    assert run.metrics() == rows
+    assert run.summary() == {}
+    run.write_summary({"status": "done"})
+    assert run.summary() == json.loads((tmp_path / "summary.json").read_text()) == {"status": "done"}
+
+
+def test_a_directory_without_a_summary_is_forgotten_and_nothing_else_is_removed(tmp_path):
+    run = RunDirectory(tmp_path / "outputs" / "run")
+    with run.owned():
+        run.forget()
+    assert not (tmp_path / "outputs").exists()
+    run.write_summary({})
+    run.forget()
+    assert (run.path / "summary.json").exists()
+    other = RunDirectory(tmp_path / "other")
+    other.path.mkdir()
+    (other.path / "thesis.tex").write_text("")
+    other.forget()
+    assert (other.path / "thesis.tex").exists()
+
+
+def test_put_aside_keeps_every_old_run(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    for number in (1, 2):
+        with run.owned():
+            run.write_summary({"number": number})
+            run.put_aside()
+    assert [RunDirectory(tmp_path / f"run.old{number}").summary()["number"] for number in (1, 2)] == [1, 2]
+    assert run.summary() == {}
+
+
+def hold(path, held, release):
+    with RunDirectory(path).owned():
+        held.set()
+        release.wait(30)
+
+
+def test_a_second_process_waits_and_says_so(tmp_path, capsys):
+    context = multiprocessing.get_context("fork")
+    held, release = context.Event(), context.Event()
+    holder = context.Process(target=hold, args=(tmp_path, held, release))
+    holder.start()
+    held.wait(30)
+    assert not FileLock(tmp_path / ".lock").is_locked
+    release_later = context.Process(target=lambda: (time.sleep(0.3), release.set()))
+    release_later.start()
+    with RunDirectory(tmp_path).owned():
+        assert release.is_set()
+    assert "in use by another process" in capsys.readouterr().out
+    holder.join()
+
+
+def test_messages_go_to_the_terminal_and_to_the_log_tracebacks_to_the_log_alone(tmp_path, capsys):
+    with RunDirectory(tmp_path).logged():
+        log.info("hello")
+        try:
+            raise RuntimeError("broken")
+        except RuntimeError as error:
+            log.error("failed: %s", error, exc_info=True)
+    log.info("after")
+    assert capsys.readouterr().out == "hello\nfailed: broken\n"
+    written = (tmp_path / "train.log").read_text()
+    assert "Traceback" in written
+    assert "after" not in written
+    assert logging.getLogger("cnnlab").handlers == []

@@ -1,0 +1,317 @@
+"""The main path: train.py trains, records, returns what is done, goes on where it was killed, and survives failures."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cnnlab.callbacks import COLUMNS
+from cnnlab.config import CONF, instantiate
+from cnnlab.records import RunDirectory
+from cnnlab.run import train
+
+SMALL = (
+    "data=shapes",
+    "data.num_train=700",
+    "data.num_test=100",
+    "batch_size=64",
+    "model.channels=[8,8,8]",
+    "model.hidden=32",
+    "trainer.max_epochs=2",
+)
+TIMES = ("epoch_seconds", "images_per_second")
+
+
+def train_here(path: Path, *overrides: str) -> dict:
+    """Train in this process; returns the summary."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", [*SMALL, "logger=none", *overrides])
+    about = {"run": path.name, "choices": {}}
+    run = RunDirectory(path)
+    run.path.mkdir(exist_ok=True)
+    return train(config, run, instantiate(config.data).load(), about)
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, as text, without the times."""
+    with open(run / "metrics.csv", newline="") as file:
+        return [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def only_run(folder: Path) -> Path:
+    [run] = [path for path in folder.iterdir() if path.is_dir()]
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """One whole run of train.py: its directory, and what it said."""
+    folder = tmp_path_factory.mktemp("finished")
+    words = [sys.executable, str(ROOT / "train.py"), *SMALL, "aug=[crop_flip,cutmix]", "logger=[tensorboard,csv]"]
+    result = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return only_run(folder / "outputs" / "runs"), result
+
+
+def test_a_run_leaves_the_files_that_the_contract_names(finished):
+    run, _ = finished
+    for name in ("summary.json", "metrics.csv", "curves.png", "confusion.png", "samples.png", "train.log"):
+        assert (run / name).stat().st_size > 0, name
+    for name in ("config.yaml", "hydra.yaml", "overrides.yaml"):
+        assert (run / ".hydra" / name).stat().st_size > 0, name
+    for name in ("last.ckpt", "best.ckpt"):
+        digest = (run / "checkpoints" / f"{name}.sha256").read_text()
+        checked = subprocess.run(["sha256sum", "--check"], input=digest, cwd=run / "checkpoints", text=True)
+        assert checked.returncode == 0
+    assert not list(run.rglob(".*.*")), "no partial file"
+
+
+def test_the_summary_says_what_was_run_and_what_came_out(finished):
+    run, _ = finished
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "done"
+    assert summary["run"] == run.name
+    assert summary["choices"]["aug"] == "crop_flip+cutmix"
+    assert summary["choices"]["optim"] == "sgd"
+    assert summary["changes"]["model.hidden"] == 32
+    assert summary["overrides"][:1] == ["data=shapes"]
+    assert summary["seed"] == 0
+    assert summary["epochs_done"] == 2
+    assert summary["num_weights"] == sum(values.numel() for values in weights(run).values())
+    data = summary["data"]
+    assert (data["num_train"], data["num_held_out"], data["num_test"], data["input_size"]) == (630, 70, 100, 28)
+    assert sum(map(sum, summary["confusion"])) == 100
+    assert {"device", "precision", "torch", "lightning", "commit", "dirty"} <= set(summary["environment"])
+    table = rows(run)
+    best = max(table, key=lambda row: float(row["val/acc"]))
+    assert summary["best_epoch"] == int(best["epoch"])
+    assert summary["metrics"]["val/acc"] == float(best["val/acc"])
+    assert summary["metrics"]["last/train/loss"] == float(table[-1]["train/loss"])
+    correct = sum(row[number] for number, row in enumerate(summary["confusion"]))
+    assert summary["metrics"]["test/acc"] == pytest.approx(correct / 100)
+
+
+def test_metrics_have_a_row_per_epoch_and_test_images_are_touched_at_the_end_alone(finished):
+    run, _ = finished
+    table = rows(run)
+    assert [row["epoch"] for row in table] == ["1", "2"]
+    assert list(table[0]) == [name for name in COLUMNS if name not in TIMES]
+    assert all(row["test/acc"] == row["test/loss"] == "" for row in table)
+    assert all(0 <= float(row["val/acc"]) <= 1 for row in table)
+
+
+def test_without_a_terminal_one_plain_line_per_epoch(finished):
+    _, result = finished
+    lines = [line for line in result.stdout.splitlines() if line.startswith("epoch ")]
+    assert [line.split()[1] for line in lines] == ["1/2", "2/2"]
+    assert "\x1b" not in result.stdout
+    assert result.stderr == ""
+
+
+def test_tensorboard_has_curves_layout_choices_and_pictures(finished):
+    run, _ = finished
+    [events] = run.glob("events.out.tfevents.*")
+    board = EventAccumulator(str(events)).Reload()
+    tags = board.Tags()
+    assert {"train/loss", "train/acc", "val/loss", "val/acc", "lr", "final/test/acc"} <= set(tags["scalars"])
+    assert [(point.step, point.value) for point in board.Scalars("val/acc")] == [
+        (int(row["epoch"]), pytest.approx(float(row["val/acc"]))) for row in rows(run)
+    ]
+    assert set(tags["images"]) == {"samples", "curves", "confusion"}
+    assert "custom_scalars__config__" in tags["tensors"]
+    plugins = board.summary_metadata
+    assert plugins["_hparams_/session_start_info"].plugin_data.plugin_name == "hparams"
+    assert (run / "csv" / "metrics.csv").exists()
+
+
+def test_the_same_command_returns_the_finished_run_at_once_and_without_torch(finished, command):
+    run, _ = finished
+    shutil.copytree(run.parent.parent, Path("outputs"))
+    words = ("-X", "importtime", "train.py", *SMALL, "aug=[crop_flip,cutmix]", "logger=[tensorboard,csv]")
+    before = (Path("outputs/runs") / run.name / "summary.json").stat().st_mtime_ns
+    again = command(*words)
+    assert again.returncode == 0
+    assert "done before, test accuracy" in again.stdout
+    assert "changed since" not in again.stdout
+    assert " torch\n" not in again.stderr
+    assert (Path("outputs/runs") / run.name / "summary.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("what", ["code", "data"])
+def test_a_finished_run_says_when_code_or_data_changed_since(finished, command, what):
+    run, _ = finished
+    shutil.copytree(run.parent.parent, Path("outputs"))
+    copy = Path("outputs/runs") / run.name / "summary.json"
+    copy.write_text(json.dumps(json.loads(copy.read_text()) | {f"{what}_digest": "of another day"}))
+    again = command("train.py", *SMALL, "aug=[crop_flip,cutmix]", "logger=[tensorboard,csv]")
+    assert again.returncode == 0
+    assert f"the {'source code' if what == 'code' else 'data'} changed since: rerun=true" in again.stdout
+
+
+def test_rerun_trains_anew_and_keeps_the_old_run(finished, command):
+    run, _ = finished
+    shutil.copytree(run.parent.parent, Path("outputs"))
+    marker = Path("outputs/runs") / run.name / "marker"
+    marker.touch()
+    again = command("train.py", *SMALL, "aug=[crop_flip,cutmix]", "logger=none", "rerun=true")
+    assert again.returncode == 0
+    assert not marker.exists()
+    assert (Path("outputs/runs") / f"{run.name}.old1" / "marker").exists()
+    assert rows(Path("outputs/runs") / run.name) == rows(run), "the same seed gives the same metrics, to the last bit"
+
+
+def test_killed_and_typed_again_gives_what_an_undisturbed_run_gives(tmp_path, command):
+    overrides = ("model.dropout=0.5", "aug=crop_flip", "sched=exponential", "trainer.max_epochs=4", "logger=none")
+    train_here(tmp_path / "undisturbed", *overrides)
+    words = [sys.executable, str(ROOT / "train.py"), *SMALL, *overrides]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    folder = tmp_path / "outputs" / "runs"
+    while not list(folder.glob("*/metrics.csv")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run = only_run(folder)
+    assert json.loads((run / "summary.json").read_text())["status"] == "running"
+    again = command("train.py", *SMALL, *overrides)
+    assert again.returncode == 0
+    assert "epoch 1/4" not in again.stdout, "goes on, does not start over"
+    assert rows(run) == rows(tmp_path / "undisturbed")
+    expected = weights(tmp_path / "undisturbed")
+    assert all(values.equal(expected[name]) for name, values in weights(run).items())
+
+
+@pytest.mark.parametrize("overrides", [("aug=[crop_flip,cutmix]",), ("model.dropout=0.5", "model.batch_norm=true")])
+def test_same_seed_same_bits_another_seed_another_run(tmp_path, overrides):
+    for name, seed in (("first", 0), ("second", 0), ("third", 1)):
+        train_here(tmp_path / name, f"seed={seed}", *overrides)
+    assert rows(tmp_path / "first") == rows(tmp_path / "second")
+    assert rows(tmp_path / "first") != rows(tmp_path / "third")
+    second = weights(tmp_path / "second")
+    assert all(values.equal(second[name]) for name, values in weights(tmp_path / "first").items())
+
+
+def test_images_in_host_memory_give_the_same_results(tmp_path):
+    train_here(tmp_path / "device", "aug=[crop_flip,cutmix]")
+    train_here(tmp_path / "host", "aug=[crop_flip,cutmix]", "resident=host")
+    assert rows(tmp_path / "device") == rows(tmp_path / "host")
+
+
+def test_the_reports_protocol_evaluates_the_test_images_after_every_epoch(tmp_path):
+    summary = train_here(tmp_path / "run", "val_fraction=0")
+    table = rows(tmp_path / "run")
+    assert all(row["test/acc"] and not row["val/acc"] for row in table)
+    assert summary["selected_on"] == "test/acc"
+    assert summary["data"]["num_train"] == 700
+    assert summary["metrics"]["last/test/acc"] == float(table[-1]["test/acc"])
+
+
+def test_adam_learns_the_shapes_and_early_stopping_stops(tmp_path):
+    summary = train_here(
+        tmp_path / "run",
+        "optim=adam",
+        "optim.lr=0.003",
+        "data.num_train=2000",
+        "data.clutter=0",
+        "trainer.max_epochs=30",
+        "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=2",
+    )
+    assert summary["metrics"]["test/acc"] > 0.6
+    assert summary["best_epoch"] + 2 == summary["epochs_done"] < 30
+
+
+def test_debug_overfit_reaches_a_training_accuracy_of_one(tmp_path):
+    summary = train_here(tmp_path / "run", "debug=overfit", "optim=adam", "optim.lr=0.003", "trainer.max_epochs=100")
+    assert summary["data"]["num_train"] == 64
+    assert summary["metrics"]["last/train/acc"] == 1
+
+
+def test_debug_one_batch_and_profile(tmp_path):
+    summary = train_here(tmp_path / "one", "debug=one_batch")
+    assert summary["epochs_done"] == 1
+    train_here(tmp_path / "profile", "debug=profile")
+    assert "run_training_batch" in (tmp_path / "profile" / "fit-profile.txt").read_text()
+
+
+def test_a_sweep_ends_with_a_table_and_typed_again_trains_what_is_missing(command):
+    words = ("train.py", "-m", "optim=sgd,adam", "aug=crop_flip,cutmix", *SMALL, "trainer.max_epochs=1")
+    first = command(*words)
+    assert first.returncode == 0, first.stderr
+    runs = sorted(path.name for path in Path("outputs/runs").iterdir() if path.is_dir())
+    assert len(runs) == 4
+    table = first.stdout[first.stdout.index("4 of 4 runs done") :]
+    accuracies = [
+        json.loads((Path("outputs/runs") / run / "summary.json").read_text())["metrics"]["test/acc"] for run in runs
+    ]
+    shown = [float(word) for line in table.splitlines() for word in line.split() if word.startswith("0.")][::2]
+    assert shown == sorted((round(accuracy, 4) for accuracy in accuracies), reverse=True)
+    assert "curves.png" in table
+
+    again = command("-X", "importtime", *words)
+    assert again.returncode == 0
+    assert again.stdout.count("done before") == 4
+    assert " torch\n" not in again.stderr
+
+    shutil.rmtree(Path("outputs/runs") / runs[2])
+    third = command(*words)
+    assert third.returncode == 0
+    assert third.stdout.count("done before") == 3
+    assert third.stdout.count("epoch 1/1") == 1
+
+
+def test_a_failed_job_is_recorded_the_others_run_and_the_sweep_fails(command):
+    result = command("train.py", "-m", *SMALL, "trainer.max_epochs=1", "model.hidden=32,100000000000,16")
+    assert result.returncode == 1
+    assert "2 of 3 runs done" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+    [failed] = Path("outputs/runs").glob("*hidden=100000000000*")
+    summary = json.loads((failed / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert summary["error"]["type"] == "RuntimeError"
+    assert "alloc" in summary["error"]["message"]
+    assert "Traceback" in (failed / "train.log").read_text()
+    assert f"failed: outputs/runs/{failed.name}" in result.stdout.replace("\n", "")
+
+
+def test_a_failed_single_run_exits_with_1(command):
+    result = command("train.py", *SMALL, "model.hidden=100000000000")
+    assert result.returncode == 1
+    assert "failed: RuntimeError" in result.stdout
+
+
+@pytest.mark.pictures
+def test_real_pictures_are_learned(pictures, command):
+    """A short form of the run that reaches a test accuracy above 0.75 in eight epochs."""
+    result = command(
+        "train.py",
+        "data=image_folder",
+        f"data.root={pictures}",
+        "model.batch_norm=true",
+        "model.dropout=0.2",
+        "aug=pad_crop_flip",
+        "optim.momentum=0.9",
+        "optim.lr=0.02",
+        "sched=exponential",
+        "sched.gamma=0.9",
+        "trainer.max_epochs=2",
+        timeout=580,
+    )
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((only_run(Path("outputs/runs")) / "summary.json").read_text())
+    assert summary["data"]["num_train"] == 45_000
+    assert summary["metrics"]["test/acc"] > 0.55
