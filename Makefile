@@ -4,11 +4,18 @@ demo: .venv/ready ## the main job on drawn pictures: four runs, a table, their p
 	.venv/bin/python train.py -m data=shapes optim=sgd,adam aug=crop_flip,cutmix \
 		name=demo batch_size=16 trainer.max_epochs=4
 
-test: .venv/ready ## lint, format, types, tests
+test: lint ## lint, format, types, tests
+	.venv/bin/pytest
+
+lint: .venv/ready ## lint, format, types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/pytest
+
+test-lowest: .venv/ready ## the tests with the lowest versions that pyproject.toml allows, in a second environment
+	.venv/bin/uv venv --quiet --clear --python .venv/bin/python .venv/lowest
+	.venv/bin/uv pip install --quiet --python .venv/lowest --resolution lowest-direct --editable '.[dev]'
+	.venv/lowest/bin/pytest
 
 bench: .venv/ready ## training throughput against a bare loop and a DataLoader
 	.venv/bin/python benchmarks/throughput.py
@@ -28,4 +35,4 @@ lock: ## requirements.lock out of pyproject.toml
 	.venv/bin/uv pip install --quiet --python .venv --no-deps --editable .
 	touch .venv/ready
 
-.PHONY: demo test bench board lock
+.PHONY: demo test lint test-lowest bench board lock

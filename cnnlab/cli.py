@@ -8,18 +8,22 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from cnnlab.config import CONF, UserError, instantiate, refuse
+from cnnlab.config import CONF, UserError, check_value, chosen, instantiate, leaves, option_defaults, plain, refuse
 
 
 def configuration(overrides: list[str]) -> DictConfig:
     """The configuration that train.py would have for these overrides."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides)
+        return compose("train", overrides, return_hydra_config=True)
 
 
 def fetch(arguments: argparse.Namespace) -> None:
     """Download or decode a data set now, for jobs that run without network later."""
-    source = instantiate(configuration(arguments.overrides).data)
+    config = configuration(arguments.overrides)
+    defaults = option_defaults(chosen(config))
+    for path, value in leaves({"data": plain(config.data)}):
+        check_value(path, value, defaults.get(path))
+    source = instantiate(config.data)
     source.check()
     data = source.load()
     for part, images in (("training", data.train), ("test", data.test)):

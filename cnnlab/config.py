@@ -234,7 +234,7 @@ def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
             isinstance(cause, ValueError | TypeError) or type(cause).__name__ == "MisconfigurationException"
         ):  # Lightning's
             raise UserError(f"{node['_target_']} refuses its arguments: {cause}") from error
-        raise
+        raise (cause or error) from None
 
 
 # -------------------------------------------------------------------------------------------------------- checks
@@ -279,7 +279,8 @@ def check(config: DictConfig) -> None:
     if job["batch_size"] > num_train:
         raise UserError(
             f"batch_size={job['batch_size']} is larger than the {num_train} images that are trained on (of "
-            f"{source.num_train}, with val_fraction={job['val_fraction']} held out). Type batch_size={num_train} or less."
+            f"{source.num_train}, with val_fraction={job['val_fraction']} held out). "
+            f"Type batch_size={num_train} or less."
         )
     for name, callback in job["callbacks"].items():
         if job["val_fraction"] == 0 and str(callback.get("monitor")).startswith("val/"):

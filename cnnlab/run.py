@@ -59,7 +59,7 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     )
     records = EpochRecords(run, monitor=f"{datamodule.held_out}/acc")
     trainer = make_trainer(config, run, records)
-    summary = dict(about) | describe(trainer, classifier, datamodule)
+    summary = {"status": "running"} | dict(about) | describe(trainer, classifier, datamodule)
     if trainer.is_global_zero:
         open_records(run, summary, trainer, datamodule)
 

@@ -54,12 +54,12 @@ def test_decoded_once_until_the_content_changes(tmp_path, monkeypatch):
     root = tmp_path / "root"
     write_pictures(root)
     first = source(root).load()
-    monkeypatch.setattr(module.ImageFolder, "_read", None)  # decoding again would fail
-    assert source(root).load().fingerprint == first.fingerprint
+    with monkeypatch.context() as patch:
+        patch.setattr(module.ImageFolder, "_read", None)  # decoding again would fail
+        assert source(root).load().fingerprint == first.fingerprint
     digest = source(root).digest()
     os.utime(root / "train" / "cat" / "0.png")
     assert source(root).digest() == digest, "the same content, touched"
-    monkeypatch.undo()
     Image.new("RGB", (32, 32)).save(root / "train" / "cat" / "0.png")
     assert source(root).digest() != digest
     assert source(root, image_size=16).digest() != source(root).digest()

@@ -16,10 +16,15 @@ from cnnlab.records import RunDirectory, atomic_path, log, write_text
 def test_a_file_appears_when_its_writing_succeeded(tmp_path):
     target = tmp_path / "file"
     write_text(target, "old")
-    with pytest.raises(ZeroDivisionError), atomic_path(target) as partial:
-        partial.write_text("half")
-        assert target.read_text() == "old"
-        1 / 0  # noqa: B018
+
+    def fail_half_way() -> None:
+        with atomic_path(target) as partial:
+            partial.write_text("half")
+            assert target.read_text() == "old"
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
 

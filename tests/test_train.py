@@ -242,7 +242,7 @@ def test_debug_overfit_reaches_a_training_accuracy_of_one(tmp_path):
 
 
 def test_debug_one_batch_and_profile(tmp_path):
-    summary = train_here(tmp_path / "one", "debug=one_batch")
+    summary = train_here(tmp_path / "one", "debug=one_batch", "trainer.max_epochs=1")
     assert summary["epochs_done"] == 1
     train_here(tmp_path / "profile", "debug=profile")
     assert "run_training_batch" in (tmp_path / "profile" / "fit-profile.txt").read_text()

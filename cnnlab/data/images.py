@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from filelock import FileLock
 
+from cnnlab.config import UserError
 from cnnlab.records import atomic_path
 
 
@@ -54,7 +55,13 @@ def fingerprint(*parts: Images) -> str:
 def cached(path: Path, make: Callable[[], tuple[Images, Images]]) -> DataSet:
     """The data set kept in the file `path`; `make` is called once for it, by one process."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"The folder {path.parent} cannot be made ({error.strerror}). Type data.cache_dir=FOLDER, or set "
+                f"CNNLAB_CACHE."
+            ) from error
         with FileLock(f"{path}.lock"):
             if not path.exists():
                 train, test = make()
