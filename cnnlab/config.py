@@ -101,7 +101,7 @@ def run_id(config: DictConfig) -> str:
     """
     choices = chosen(config)
     names = [option for group in GROUPS for option in choices[group] if option not in UNNAMED]
-    knobs = [f"{path.rsplit('.', 1)[-1]}={value}" for path, value in changes(config).items()]
+    knobs = [f"{path.rsplit('.', 1)[-1]}={_canonical(value)}" for path, value in changes(config).items()]
     name = re.sub(r"[^\w.=+-]+", "_", "-".join(names + knobs))
     return f"{name[:111].rstrip('-_.')}-{identity(config)[:8]}"
 
@@ -111,8 +111,15 @@ OmegaConf.register_new_resolver("run_id", lambda _root_: run_id(_root_), replace
 
 def identity(config: DictConfig) -> str:
     """SHA-256 over everything in the configuration that can change the result."""
-    kept = {path: value for path, value in leaves(job_config(config)) if not excluded(path)}
+    kept = {path: _canonical(value) for path, value in leaves(job_config(config)) if not excluded(path)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _canonical(value: Any) -> str:
+    """A value as text that does not depend on how it was typed: 1 and 1.0 are the same rate."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_canonical, value))}]"
+    return f"{value:.15g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def chosen(config: DictConfig) -> dict[str, list[str]]:
@@ -339,7 +346,8 @@ class Checks(Callback):
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
         loader = GlobalHydra.instance().config_loader()
-        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        swept = [f"{key}={values}" for key, values in (config.hydra.sweeper.get("params") or {}).items()]
+        overrides = OverridesParser.create().parse_overrides([*swept, *config.hydra.overrides.task])
         directories: dict[Path, None] = {}
         for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]:
             whole = loader.load_sweep_config(config, job)
