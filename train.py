@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cnnlab.config import UserError, changes, chosen, described, instantiate, refuse
+from cnnlab.config import GROUPS, UserError, changes, chosen, described, instantiate, options, refuse
 from cnnlab.data.images import load_once
 from cnnlab.records import RunDirectory, code_digest, log, now
 
@@ -105,6 +105,10 @@ def main() -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # wherever it was typed
     os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes come to us whole and leave as one paragraph
     try:
+        for word in sys.argv[1:]:
+            group, _, option = word.partition("=")
+            if option == "null" and group in GROUPS:
+                raise UserError(f"{word}: a group cannot be null. It offers {', '.join(options(group))}.")
         job()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(refuse(error))

@@ -10,8 +10,10 @@ import functools
 import hashlib
 import inspect
 import json
+import math
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +29,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 CONF = Path(__file__).parent.parent / "conf"
 
-GROUPS = ("data", "norm", "aug", "model", "optim", "sched")  # what a result is made of, in the order of its name
+# What a result is made of, in the order of its name.
+GROUPS = ("data", "norm", "aug", "model", "optim", "sched", "callbacks")
 UNNAMED = ("none", "constant")  # options that do nothing do not show in the name
 
 NOT_IDENTITY = (
@@ -44,7 +47,6 @@ NOT_IDENTITY = (
     "data.cache_dir",
     "data.sources",
     "data.timeout",
-    "data.num_workers",
     "resident",
 )
 
@@ -55,9 +57,10 @@ LIMITS = {
     "betas": "len(betas) == 2 and all(0 <= beta < 1 for beta in betas)",
     "channels": "len(channels) >= 1 and all(c >= 1 for c in channels)",
     "clutter": "clutter >= 0",
-    "dampening": "dampening >= 0",
+    "devices": "devices >= 1 or devices == -1",
     "dropout": "0 <= dropout < 1",
     "eps": "eps > 0",
+    "factor": "0 <= factor <= 1",
     "flip_probability": "0 <= flip_probability <= 1",
     "gamma": "0 < gamma <= 1",
     "hidden": "hidden >= 1",
@@ -70,13 +73,11 @@ LIMITS = {
     "noise": "noise >= 0",
     "num_nodes": "num_nodes >= 1",
     "num_test": "num_test >= 10",
-    "num_train_images": "num_train_images >= 1",
+    "num_train_images": "num_train_images >= 1 and num_train_images % 1 == 0",
     "num_train": "num_train >= 10",
-    "num_workers": "num_workers >= 1",
     "padding": "padding >= 0",
     "padding_mode": "padding_mode in ('reflect', 'constant')",
     "patience": "patience >= 1",
-    "probability": "0 <= probability <= 1",
     "seed": "0 <= seed < 2**32",
     "size": "size >= 1",
     "timeout": "timeout > 0",
@@ -102,7 +103,7 @@ def run_id(config: DictConfig) -> str:
     choices = chosen(config)
     names = [option for group in GROUPS for option in choices[group] if option not in UNNAMED]
     knobs = [f"{path.rsplit('.', 1)[-1]}={_canonical(value)}" for path, value in changes(config).items()]
-    name = re.sub(r"[^\w.=+-]+", "_", "-".join(names + knobs))
+    name = re.sub(r"[^\w.=+-]+", "_", "-".join(names + knobs), flags=re.ASCII)
     return f"{name[:111].rstrip('-_.')}-{identity(config)[:8]}"
 
 
@@ -119,7 +120,9 @@ def _canonical(value: Any) -> str:
     """A value as text that does not depend on how it was typed: 1 and 1.0 are the same rate."""
     if isinstance(value, list):
         return f"[{','.join(map(_canonical, value))}]"
-    return f"{value:.15g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.15g}" if isinstance(value, int | float) else str(value)
 
 
 def chosen(config: DictConfig) -> dict[str, list[str]]:
@@ -134,7 +137,7 @@ def chosen(config: DictConfig) -> dict[str, list[str]]:
 
 def described(choices: Mapping[str, list[str]]) -> dict[str, str]:
     """Choices as text: {"data": "cifar10", "norm": "none", "aug": "crop_flip+cutmix", ...}."""
-    return {group: "+".join(choices[group]) or "none" for group in (*GROUPS, "trainer", "callbacks")}
+    return {group: "+".join(choices[group]) or "none" for group in (*GROUPS, "trainer")}
 
 
 def changes(config: DictConfig) -> dict[str, Any]:
@@ -186,11 +189,13 @@ def _option_file(name: str) -> dict[str, Any]:
     return inherited | content
 
 
-def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Mapping[str, Any], prefix: str = "", into_lists: bool = False) -> Iterator[tuple[str, Any]]:
     """Every value that is not a dictionary, with its dotted path."""
     for key, value in node.items():
+        if into_lists and isinstance(value, list):
+            value = dict(enumerate(value))
         if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.", into_lists)
         else:
             yield f"{prefix}{key}", value
 
@@ -214,7 +219,7 @@ def allowed_targets() -> frozenset[str]:
 
 def check_targets(config: Mapping[str, Any]) -> None:
     """Refuse a configuration that names another class than the files in conf/ do."""
-    for path, value in leaves(config):
+    for path, value in leaves(config, into_lists=True):
         if path.rsplit(".", 1)[-1] == "_target_" and value not in allowed_targets():
             close = difflib.get_close_matches(str(value), allowed_targets(), n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
@@ -249,6 +254,13 @@ def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
 
 def check(config: DictConfig) -> None:
     """Refuse, with a UserError, what cannot work: types, ranges, targets, and values that do not fit together."""
+    for group in (*GROUPS, "trainer", "logger"):
+        if group not in config:
+            raise UserError(
+                f"~{group} leaves no {group}, and a run needs it. Type {group}= and one of {', '.join(options(group))}."
+            )
+    if added := sorted(set(map(str, _ours(config))) - _option_file("train").keys() - {*GROUPS, "trainer", "logger"}):
+        raise UserError(f"+{added[0]} adds what nothing reads. python train.py --help shows what can be typed.")
     if missing := sorted(OmegaConf.missing_keys(_ours(config))):
         raise UserError(f"{missing[0]} must be given, and was not. Type {missing[0]}=VALUE.")
     job = job_config(config)
@@ -295,8 +307,12 @@ def check(config: DictConfig) -> None:
                 f"callbacks.{name} watches {callback['monitor']}, but with val_fraction=0 nothing is held out. Type "
                 f"callbacks.{name}.monitor=test/acc to watch the test images, or val_fraction=0.1."
             )
+    if job["optim"].get("nesterov") and not job["optim"].get("momentum"):
+        raise UserError(
+            "optim.nesterov=true needs a momentum, and optim.momentum=0. Type for example optim.momentum=0.9."
+        )
     devices = job["trainer"].get("devices", 1)
-    if isinstance(devices, int) and job["batch_size"] % (devices * job["trainer"].get("num_nodes", 1)):
+    if isinstance(devices, int) and devices > 0 and job["batch_size"] % (devices * job["trainer"].get("num_nodes", 1)):
         raise UserError(
             f"batch_size={job['batch_size']} counts the images of all devices together and cannot be shared equally "
             f"by {devices}. Type a multiple of {devices}."
@@ -306,16 +322,22 @@ def check(config: DictConfig) -> None:
 def check_value(path: str, value: Any, default: Any) -> None:
     """Refuse a value of another type than its default, or outside the limits of its name."""
     key = path.rsplit(".", 1)[-1]
+    if isinstance(default, str) and isinstance(value, int | float):  # name=2024
+        value = str(value)
     example = f" Type for example {path}={_typed(default)}, its default." if default is not None else ""
-    expected = {bool: "true or false", int: "a whole number", float: "a number", list: "a list, [a,b,...]"}
+    expected = {bool: "true or false", int: "a whole number", float: "a finite number", list: "a list, [a,b,...]"}
     if default is not None and type(default) in expected:
         accepted = (int, float) if isinstance(default, float) else type(default)
-        if not isinstance(value, accepted) or isinstance(value, bool) != isinstance(default, bool):
+        if (
+            not isinstance(value, accepted)
+            or isinstance(value, bool) != isinstance(default, bool)
+            or (isinstance(value, float) and not math.isfinite(value))
+        ):
             raise UserError(f"{path}={_typed(value)} is not {expected[type(default)]}.{example}")
     if key in LIMITS and value is not None:
         try:
             holds = eval(LIMITS[key], {}, {key: value})  # our own text
-        except TypeError:
+        except (TypeError, AttributeError):
             holds = False
         if not holds:
             raise UserError(f"{path}={_typed(value)} is not allowed; it must satisfy {LIMITS[key]}.{example}")
@@ -362,6 +384,9 @@ def exit_on_user_error(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(refuse(error))
+    except Exception:  # a mistake of ours; Hydra would turn it into a warning and start the run unchecked
+        traceback.print_exc()
+        sys.exit(1)
 
 
 def refuse(error: Exception) -> int:
@@ -375,10 +400,13 @@ def explain(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be read. Type key=value; lists in quotes, 'key=[a,b]'."
-    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        return (
+            f"{error.override} cannot be read. Type key=value; lists in quotes, 'key=[a,b]'; "
+            f"other than letters, digits and ./:_- in two pairs of quotes, 'key=\"(my pictures)\"'."
+        )
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        return _unknown(f"{group}={option}", f"The group {group} offers", error.options, f"{group}=")
+        return _unknown(f"{group}={option}", f"The group {group} offers", error.options or options(group), f"{group}=")
     cause = error.__cause__
     if (
         isinstance(cause, ConfigAttributeError | ConfigKeyError)
@@ -386,11 +414,19 @@ def explain(error: Exception) -> str:
         and isinstance(cause.parent_node, DictConfig)
     ):
         parent = cause.full_key.rpartition(".")[0]
-        keys = [str(key) for key in cause.parent_node if key not in ("_target_", "_partial_")]
+        keys = [str(key) for key in cause.parent_node if key not in ("_target_", "_partial_", "hydra")]
         prefix = f"{parent}." if parent else ""
+        knobs = () if parent else (path for path, _ in leaves(job_config(cause.parent_node)))
+        if below := [path for path in knobs if path.endswith(f".{cause.full_key}")]:  # lr=0.1
+            return f"{cause.full_key}: there is no '{cause.full_key}' here. Did you mean {' or '.join(below)}?"
         return _unknown(cause.full_key, f"{parent or 'The configuration'} has", keys, prefix)
     text = re.sub(r"\s*(full_key|object_type|reference_type).*|\s+", " ", f"{error} {cause or ''}").strip()
     return f"{text} (python train.py --help shows what can be typed.)"
+
+
+def options(group: str) -> list[str]:
+    """The names of the files of a group."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
 def _unknown(given: str, offers: str, options: Sequence[str], prefix: str) -> str:

@@ -20,7 +20,7 @@ def test_every_option_is_named(option):
 
 def test_every_target_of_make_that_is_named_exists():
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"\bmake (\w+)", README)):
+    for target in set(re.findall(r"(?:^    |`)make (\w+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 

@@ -43,7 +43,7 @@ class CIFAR10:
     num_train = 50_000
 
     def __init__(self, sources: Sequence[str], sha256: str, cache_dir: str, timeout: float = 30.0):
-        self.sources, self.sha256, self.timeout = list(sources), sha256.lower(), timeout
+        self.sources, self.sha256, self.timeout = list(sources), str(sha256).lower(), timeout
         self.folder = expand(cache_dir) / "cifar10"
         for source in self.sources:
             if not str(source).startswith("https://"):

@@ -108,6 +108,11 @@ class ImageFolder:
                 )
             )
         labels = np.array([label for (_, label), pixels in zip(files, decoded, strict=True) if pixels is not None])
+        for label, name in enumerate(by_class):
+            if label not in labels:
+                raise UserError(
+                    f"No picture in {self.root / part / name} can be read. Replace them or delete the folder."
+                )
         pixels = np.stack([pixels for pixels in decoded if pixels is not None])
         if skipped := len(files) - len(pixels):
             print(f"{self.root / part}: {skipped} unreadable pictures skipped.")

@@ -14,6 +14,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from cnnlab.augment import Augmentation, Crop, Mixer, in_order, one_hot
+from cnnlab.config import UserError
 from cnnlab.data.images import DataSet, Images, stratified_split
 from cnnlab.data.plan import Plan, batch_of, draw_epoch, split_drawn
 from cnnlab.normalize import Normalization
@@ -51,6 +52,11 @@ class ImageData(LightningDataModule):
         self.batch_size, self.seed, self.resident = batch_size, seed, resident
         self.classes = data.train.classes
         train, held_out = stratified_split(data.train.labels, val_fraction, seed)
+        if val_fraction and not len(held_out):
+            raise UserError(
+                f"val_fraction={val_fraction} of {len(train)} images in {len(self.classes)} classes holds out none. "
+                f"Type a larger val_fraction, or val_fraction=0 to evaluate the test images after every epoch."
+            )
         if num_train_images is not None:
             train = np.sort(np.random.default_rng(seed).permutation(train)[:num_train_images])
         self.train_index, self.held_out_index = torch.from_numpy(train), torch.from_numpy(held_out)
