@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cnnlab.config import GROUPS, UserError, changes, chosen, described, instantiate, options, refuse
-from cnnlab.data.images import load_once
 from cnnlab.records import RunDirectory, code_digest, log, now
 
 
@@ -78,6 +77,8 @@ def open_job(config: DictConfig, run: RunDirectory, settings: HydraConf) -> None
 
 def train(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> None:
     """Read the data, which is where most goes wrong, then import torch and train."""
+    from cnnlab.data.images import load_once
+
     data = load_once(instantiate(config.data))
     from cnnlab.run import train
 
