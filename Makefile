@@ -18,7 +18,7 @@ test-lowest: .venv/ready ## the tests with the lowest versions that pyproject.to
 	.venv/lowest/bin/pytest
 
 bench: .venv/ready ## training throughput against a bare loop and a DataLoader
-	.venv/bin/python benchmarks/throughput.py
+	.venv/bin/python benchmarks/throughput.py --save cpu
 
 board: .venv/ready ## TensorBoard over all runs
 	.venv/bin/tensorboard --logdir outputs

@@ -1,0 +1,10 @@
+"""The benchmarks run; what they measure is for them to say."""
+
+from conftest import ROOT
+
+
+def test_throughput_runs(command):
+    result = command(str(ROOT / "benchmarks" / "throughput.py"), "--smoke")
+    assert result.returncode == 0, result.stderr
+    assert "cnnlab / bare loop" in result.stdout
+    assert "cnnlab / template" in result.stdout
