@@ -27,7 +27,8 @@ from cnnlab.records import RunDirectory, git_state, log
 from cnnlab.report import pictures
 
 warnings.filterwarnings("ignore", module=r"lightning\.")  # of its use of older torch
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # announcements; `describe` says what is used
+for name in ("lightning.pytorch", "lightning.fabric"):  # announcements; `describe` says what is used
+    logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,6 +85,8 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
         "images_per_second": sorted(row["images_per_second"] for row in records.rows)[len(records.rows) // 2],
         "confusion": confusion,
     }
+    if torch.distributed.is_initialized():  # else its threads abort the process when it ends
+        torch.distributed.destroy_process_group()
     if trainer.is_global_zero:
         close_records(run, summary, trainer, config)
     return summary

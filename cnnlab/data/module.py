@@ -202,7 +202,7 @@ class Slices:
     def __init__(self, data: ImageData, part: str, index: Tensor):
         assert data.trainer is not None
         self.part = part
-        self.batches = index.split(EVALUATION_BATCH)[data.trainer.global_rank :: data.trainer.world_size]
+        self.batches = index[data.trainer.global_rank :: data.trainer.world_size].split(EVALUATION_BATCH)
 
     def __len__(self) -> int:
         return len(self.batches)
