@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cnnlab.config import GROUPS, UserError, changes, chosen, described, instantiate, options, refuse
+from cnnlab.config import GROUPS, UserError, changes, chosen, data_source, described, options, refuse
 from cnnlab.records import RunDirectory, code_digest, log, now
 
 
@@ -41,7 +41,7 @@ def job(config: DictConfig) -> None:
 
 def open_job(config: DictConfig, run: RunDirectory, settings: HydraConf) -> None:
     """Return a finished run, go on with an interrupted one, begin a new one; record how it ended."""
-    digest = instantiate(config.data).digest()
+    digest = data_source(config.data).digest()
     summary = run.summary()
     if summary and config.rerun:
         print(f"The old run is kept as {run.put_aside()}.")
@@ -79,7 +79,7 @@ def train(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> None:
     """Read the data, which is where most goes wrong, then import torch and train."""
     from cnnlab.data.images import load_once
 
-    data = load_once(instantiate(config.data))
+    data = load_once(data_source(config.data))
     from cnnlab.run import train
 
     train(config, run, data, about)

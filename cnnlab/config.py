@@ -249,6 +249,17 @@ def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
         raise (cause or error) from None
 
 
+_sources: dict[str, Any] = {}
+
+
+def data_source(node: DictConfig) -> Any:
+    """The object of conf/data, one for a data set and process: it remembers what it has seen on the disk."""
+    key = json.dumps(plain(node), sort_keys=True)
+    if key not in _sources:
+        _sources[key] = instantiate(node)
+    return _sources[key]
+
+
 # -------------------------------------------------------------------------------------------------------- checks
 
 
@@ -269,7 +280,7 @@ def check(config: DictConfig) -> None:
     for path, value in leaves(job):
         check_value(path, value, defaults.get(path))
 
-    source = instantiate(config.data)
+    source = data_source(config.data)
     source.check()
     size = source.image_size
     crops = {name: node for name, node in job["aug"].items() if node["_target_"] == "cnnlab.augment.CropFlip"}

@@ -4,6 +4,7 @@ The pictures are decoded once, into a cache named by their content. Reading all 
 takes seconds, so sizes and times of change are compared first, as make does.
 """
 
+import functools
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class ImageFolder:
-    """Pictures of any size, resized and converted to RGB.
+    """Pictures of any size, resized and converted to RGB. An object lists the folder once.
 
     Args:
         root: the folder that holds train/ and test/.
@@ -66,28 +67,31 @@ class ImageFolder:
     def num_train(self) -> int:
         return sum(map(len, self._files("train").values()))
 
-    def _files(self, part: str) -> dict[str, list[Path]]:
-        folder = self.root / part
-        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    @functools.cache  # noqa: B019  there is one object for a data set and process
+    def _files(self, part: str) -> dict[str, list[os.DirEntry[str]]]:
+        """The pictures of every class, sorted by name."""
+        folders = [folder for folder in os.scandir(self.root / part) if folder.is_dir() and folder.name[0] != "."]
         return {
-            name: sorted(
-                Path(entry.path) for entry in os.scandir(folder / name) if entry.name.lower().endswith(SUFFIXES)
+            folder.name: sorted(
+                (file for file in os.scandir(folder) if file.name.lower().endswith(SUFFIXES)),
+                key=lambda file: file.name,
             )
-            for name in classes
+            for folder in sorted(folders, key=lambda folder: folder.name)
         }
 
+    @functools.cache  # noqa: B019
     def digest(self) -> str:
         """SHA-256 over names and contents of all pictures, and over how they are converted."""
         files = [file for part in ("train", "test") for names in self._files(part).values() for file in names]
         state = hashlib.sha256(f"{self.image_size} {self.unreadable}".encode())
         for file in files:
             status = file.stat()
-            state.update(f"\0{file} {status.st_size} {status.st_mtime_ns}".encode())
+            state.update(f"\0{file.path} {status.st_size} {status.st_mtime_ns}".encode())
         known = self.folder / f"{state.hexdigest()[:16]}.digest"
         if not known.exists():
             content = hashlib.sha256(f"{self.image_size} {self.unreadable}".encode())
             for file in files:
-                content.update(f"\0{file.relative_to(self.root)}\0".encode() + file.read_bytes())
+                content.update(f"\0{Path(file.path).relative_to(self.root)}\0".encode() + Path(file.path).read_bytes())
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(known, content.hexdigest())
         return known.read_text()
@@ -118,7 +122,7 @@ class ImageFolder:
             print(f"{self.root / part}: {skipped} unreadable pictures skipped.")
         return Images(pixels.transpose(0, 3, 1, 2), labels.astype(np.int64), tuple(by_class))
 
-    def _read(self, file: Path) -> np.ndarray | None:
+    def _read(self, file: os.DirEntry[str]) -> np.ndarray | None:
         """One picture as (image_size, image_size, 3) uint8."""
         try:
             with Image.open(file) as picture:
@@ -127,8 +131,8 @@ class ImageFolder:
             if self.unreadable == "skip":
                 return None
             raise UserError(
-                f"{file} cannot be read as a picture ({type(error).__name__}: {error}). Replace or delete it, or type "
-                f"data.unreadable=skip to leave such pictures out."
+                f"{file.path} cannot be read as a picture ({type(error).__name__}: {error}). Replace or delete it, "
+                f"or type data.unreadable=skip to leave such pictures out."
             ) from error
         size = (self.image_size, self.image_size)
         return np.asarray(rgb if rgb.size == size else rgb.resize(size, Image.Resampling.BICUBIC))
