@@ -67,7 +67,7 @@ def open_job(config: DictConfig, run: RunDirectory, settings: HydraConf) -> None
             train(config, run, about)
         except UserError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is recorded, and the other jobs of the sweep run
             log.error(f"failed: {type(error).__name__}: {error}; see {run.path}/train.log", exc_info=True)
             failed = {"status": "failed", "error": {"type": type(error).__name__, "message": str(error)}}
             run.write_summary(about | run.summary() | failed)

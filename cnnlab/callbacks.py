@@ -83,6 +83,7 @@ class EpochRecords(Checkpoint):
 
 
 def batch_size(trainer: Trainer) -> int:
+    """Images per step, of all processes together. Lightning sets `datamodule` in fit, without declaring it."""
     return trainer.datamodule.batch_size  # type: ignore[attr-defined]
 
 

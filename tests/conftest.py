@@ -20,7 +20,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("pictures") and not PICTURES:
-            item.add_marker(pytest.mark.skip(reason="CNNLAB_PICTURES is not set"))
+            item.add_marker(pytest.mark.skip(reason="CNNLAB_PICTURES is not set; .ci/run sets it"))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

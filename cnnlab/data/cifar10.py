@@ -66,7 +66,7 @@ class CIFAR10:
         archive = self.fetch()
         try:
             return read_archive(archive)
-        except Exception as error:  # whatever a file that is not what its hash promises makes of a reader
+        except Exception as error:  # tar, gzip and pickle fail in many ways on a file that is something else
             cause = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(
                 f"{archive} has the expected SHA-256 but is not CIFAR-10 in the official python format ({cause}). "

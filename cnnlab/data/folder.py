@@ -79,7 +79,7 @@ class ImageFolder:
             for folder in sorted(folders, key=lambda folder: folder.name)
         }
 
-    @functools.cache  # noqa: B019
+    @functools.cache  # noqa: B019  the same
     def digest(self) -> str:
         """SHA-256 over names and contents of all pictures, and over how they are converted."""
         files = [file for part in ("train", "test") for names in self._files(part).values() for file in names]

@@ -19,7 +19,7 @@ from cnnlab.data.images import DataSet, Images, stratified_split
 from cnnlab.data.plan import Plan, batch_of, draw_epoch, split_drawn
 from cnnlab.normalize import Normalization
 
-EVALUATION_BATCH = 500  # images; larger batches are not faster on two cores
+EVALUATION_BATCH = 500  # images
 
 
 class ImageData(LightningDataModule):
