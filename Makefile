@@ -2,7 +2,7 @@ PYTHON ?= python3
 
 demo: .venv/ready ## the main job on drawn pictures: four runs, a table, their pictures
 	.venv/bin/python train.py -m data=shapes optim=sgd,adam aug=crop_flip,cutmix \
-		name=demo batch_size=16 trainer.max_epochs=4
+		name=demo norm=standard batch_size=16 trainer.max_epochs=4
 
 test: lint ## lint, format, types, tests
 	.venv/bin/pytest
@@ -31,7 +31,7 @@ lock: ## requirements.lock out of pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cnnlab needs Python 3.11 or newer: make PYTHON=...")'
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	.venv/bin/uv pip install --quiet --python .venv --require-hashes --requirement requirements.lock
+	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv --require-hashes --requirement requirements.lock
 	.venv/bin/uv pip install --quiet --python .venv --no-deps --editable .
 	touch .venv/ready
 

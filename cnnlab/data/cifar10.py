@@ -4,6 +4,8 @@ Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 20
 SHA-256 is compared before anything in it is read, and even then only arrays may be unpickled.
 """
 
+from __future__ import annotations
+
 import hashlib
 import io
 import os
@@ -16,14 +18,15 @@ import urllib.request
 from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from filelock import FileLock
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from cnnlab.config import UserError
 from cnnlab.data.images import DataSet, Images, cached, expand
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ARCHIVE = "cifar-10-python.tar.gz"
 
@@ -159,6 +162,8 @@ def download(source: str, target: Path, sha256: str, timeout: float, attempts: i
 
 def _append(opener: urllib.request.OpenerDirector, source: str, partial: Path, timeout: float) -> None:
     """Fetch what the partial file lacks, with a progress bar."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
     size = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(source, headers={"Range": f"bytes={size}-"} if size else {})
     with opener.open(request, timeout=timeout) as response:
@@ -192,6 +197,8 @@ class _Array:
         self.state = state  # of an array: version, shape, type, whether in Fortran's order, bytes
 
     def rows(self) -> np.ndarray:
+        import numpy as np
+
         return np.frombuffer(self.state[4], np.uint8).reshape(self.state[1])
 
 
@@ -215,6 +222,8 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 def read_archive(archive: Path) -> tuple[Images, Images]:
     """Training and test images out of a verified archive in the official format; nothing is written to disk."""
+    import numpy as np
+
     train = [f"data_batch_{number}" for number in range(1, 6)]
     files: dict[str, dict[Any, Any]] = {}
     with tarfile.open(archive, "r|gz") as tar:  # once from front to end: 1.8 s; file by file it is unpacked anew, 5.4 s

@@ -4,19 +4,23 @@ The pictures are decoded once, into a cache named by their content. Reading all 
 takes seconds, so sizes and times of change are compared first, as make does.
 """
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
-from rich.progress import track
 
 from cnnlab.config import UserError
 from cnnlab.data.images import DataSet, Images, cached, expand
 from cnnlab.records import write_text
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -101,6 +105,9 @@ class ImageFolder:
         return cached(self.folder / f"{self.digest()[:16]}.npz", lambda: (self._decode("train"), self._decode("test")))
 
     def _decode(self, part: str) -> Images:
+        import numpy as np
+        from rich.progress import track
+
         by_class = self._files(part)
         files = [(file, label) for label, names in enumerate(by_class.values()) for file in names]
         with ThreadPoolExecutor() as pool:
@@ -124,6 +131,8 @@ class ImageFolder:
 
     def _read(self, file: os.DirEntry[str]) -> np.ndarray | None:
         """One picture as (image_size, image_size, 3) uint8."""
+        import numpy as np
+
         try:
             with Image.open(file) as picture:
                 rgb = picture.convert("RGB")

@@ -1,21 +1,26 @@
 """Images in memory: uint8 pixels, labels, class names; their fingerprint, cache file and stratified split.
 
-NumPy alone: preparing data takes no torch. Pixels have the shape (N, C, H, W) and the memory layout (N, H, W, C), which
-is what pictures decode to, what torch calls channels_last, and what lets a batch be gathered pixel by pixel.
+NumPy alone, imported when pictures are read: checking a configuration takes neither it nor torch. Pixels have the shape
+(N, C, H, W) and the memory layout (N, H, W, C), which is what pictures decode to, what torch calls channels_last, and
+what lets a batch be gathered pixel by pixel.
 """
+
+from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 from filelock import FileLock
 
 from cnnlab.config import UserError
 from cnnlab.records import atomic_path
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +49,8 @@ class DataSet:
 
 def fingerprint(*parts: Images) -> str:
     """SHA-256 over shapes, pixels, labels and class names."""
+    import numpy as np
+
     sha = hashlib.sha256()
     for images in parts:
         sha.update(repr((images.pixels.shape, images.classes)).encode())
@@ -54,6 +61,8 @@ def fingerprint(*parts: Images) -> str:
 
 def cached(path: Path, make: Callable[[], tuple[Images, Images]]) -> DataSet:
     """The data set kept in the file `path`; `make` is called once for it, by one process."""
+    import numpy as np
+
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +98,8 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
 
     labels: (N,) int64 -> two sorted arrays of int64, together 0 ... N-1.
     """
+    import numpy as np
+
     generator = np.random.default_rng(seed)
     held_out = [
         generator.permutation(indices)[: round(fraction * len(indices))]

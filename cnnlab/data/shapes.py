@@ -3,6 +3,10 @@
 Each picture holds one filled shape over a textured background with clutter and noise. A shape is given by its signed
 distance function (negative inside; see I. Quilez, "2D distance functions"), evaluated for all pictures of a class at
 once. Places, sizes, turns and colours are random; the left-right mirror image of a picture keeps its label.
+
+Hard enough that methods differ: with Adam at 0.001 and batches of 64 (`data=shapes optim=adam optim.lr=0.001
+batch_size=64`, seed 0, bf16), the accuracies on training and test images are 0.976 and 0.881 after 20 epochs; with
+`aug=pad_crop_flip` 0.947 and 0.946, with `model.dropout=0.5` 0.985 and 0.903.
 """
 
 import hashlib
@@ -30,8 +34,8 @@ class Shapes:
         num_train: int = 10_000,
         num_test: int = 2_000,
         image_size: int = 32,
-        noise: float = 0.08,
-        clutter: int = 6,
+        noise: float = 0.06,
+        clutter: int = 16,
         drawing_seed: int = 0,
     ):
         self.num_train, self.num_test, self.image_size = num_train, num_test, image_size
@@ -81,7 +85,7 @@ def draw(labels, size: int, noise: float, clutter: int, generator):
         """Coordinates of every pixel relative to a shape at a random place, turn and size: u, v (N, size, size)."""
         radius = uniform(radius_low, radius_high)[:, None, None]
         center_x, center_y = uniform(-reach, reach, 1, 1), uniform(-reach, reach, 1, 1)
-        angle = uniform(-0.5, 0.5, 1, 1)
+        angle = uniform(-1.5, 1.5, 1, 1)
         dx, dy = (x - center_x) / radius, (y - center_y) / radius
         mirror = (uniform(0, 1, 1, 1) < 0.5) * 2 - 1
         return mirror * (dx * angle.cos() + dy * angle.sin()), dy * angle.cos() - dx * angle.sin(), radius
@@ -105,12 +109,12 @@ def draw(labels, size: int, noise: float, clutter: int, generator):
         picture = blend(picture, uniform(0, 0.8, 1, 1, 3), box(u, v, 1.0, 0.35) * radius)
 
     # the shape: its colour keeps away from the mean background, its inside is shaded and striped
-    u, v, radius = place(0.5, 0.8, 0.2)
+    u, v, radius = place(0.45, 0.75, 0.3)
     distance = torch.empty(num, size, size)
     for label, shape in enumerate(SHAPES):
         chosen = labels == label
         distance[chosen] = shape(u[chosen], v[chosen])
-    color = uniform(0.5, 1, 1, 1, 3)
+    color = uniform(0.35, 1, 1, 1, 3)
     shade = uniform(-0.15, 0.15, 1, 1) * u + uniform(0, 0.12, 1, 1) * torch.sin(v * uniform(3, 12, 1, 1) + phase)
     picture = blend(picture, color + shade[..., None], distance * radius)
 
