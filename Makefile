@@ -14,8 +14,8 @@ lint: .venv/ready ## lint, format, types
 
 test-lowest: .venv/ready ## the tests with the lowest versions that pyproject.toml allows, in a second environment
 	.venv/bin/uv venv --quiet --clear --python .venv/bin/python .venv/lowest
-	.venv/bin/uv pip install --quiet --python .venv/lowest --resolution lowest-direct --editable '.[dev]'
-	.venv/lowest/bin/pytest
+	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/lowest --resolution lowest-direct --editable '.[dev]'
+	.venv/lowest/bin/pytest -o filterwarnings=default
 
 bench: .venv/ready ## training throughput against a bare loop and a DataLoader
 	.venv/bin/python benchmarks/throughput.py --save cpu
