@@ -162,7 +162,7 @@ class Template(LightningModule):
 
 def run_template(data: DataSet, options: argparse.Namespace, norm: Standard, folder: Path) -> list[float]:
     """When each epoch ended, its checkpoints written, in seconds."""
-    mean, std = (norm.mean / 255).flatten().tolist(), (norm.std / 255).flatten().tolist()
+    mean, std = (norm.shift / 255).flatten().tolist(), (norm.scale / 255).flatten().tolist()
     augment = transforms.RandomCrop(data.train.pixels.shape[2], padding=4), transforms.RandomHorizontalFlip()
     to_tensor = transforms.ToTensor(), transforms.Normalize(mean, std)
     training = DataLoader(

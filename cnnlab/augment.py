@@ -1,23 +1,47 @@
 """Augmentations of batches of images, each in two halves: drawing, and applying what was drawn.
 
 `draw` asks a generator for the parameters of all images of an epoch (cnnlab.data.plan). `apply` is a pure function of
-images and parameters and runs on the device. An augmentation belongs to a stage, and stages run in this order,
-however the options are listed:
+images and parameters and runs on the device. However the options are listed, they are applied in this order, and
+within one stage by name:
 
-    Crop    takes pixels out of the data set: uint8
-    Mixer   combines images and labels after normalisation, each image with the one before it in the batch
+    CROP       takes pixels out of the data set
+    GEOMETRY   moves pixels
+    COLOR      changes their values
+    QUALITY    what a camera does to them: blur, noise
+               (normalisation)
+    ERASE      removes parts
+    MIX        combines images and labels, each image with the one before it in the batch
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+class Stage(IntEnum):
+    CROP = 0
+    GEOMETRY = 1
+    COLOR = 2
+    QUALITY = 3
+    ERASE = 4
+    MIX = 5
+
+
 class Augmentation(ABC):
-    """What every augmentation offers."""
+    """What every augmentation offers.
+
+    `apply` takes and gives, but for crops and mixers, images (B, C, H, W) float32: pixels in [0, 255] before
+    normalisation. Its other arguments are those of the same name in what `draw` gave, with B rows.
+    """
+
+    stage: ClassVar[Stage]
+    apply: Callable[..., Any]
 
     @abstractmethod
     def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
@@ -31,6 +55,7 @@ class Augmentation(ABC):
 class Crop(Augmentation):
     """Takes the pixels of a batch out of the data set."""
 
+    stage = Stage.CROP
     apply: Callable[..., Tensor]  # images (N, H, W, C) uint8, index (B,) int64, **drawn -> (B, h, w, C) uint8
 
     @abstractmethod
@@ -41,8 +66,14 @@ class Crop(Augmentation):
 class Mixer(Augmentation):
     """Combines every image and its label with a partner's."""
 
+    stage = Stage.MIX
     # images, partners (B, C, H, W); labels, partner_labels (B, num_classes); **drawn -> images, labels
     apply: Callable[..., tuple[Tensor, Tensor]]
+
+
+def in_order(augmentations: dict[str, Augmentation]) -> dict[str, Augmentation]:
+    """Sorted by stage, and by name within one."""
+    return dict(sorted(augmentations.items(), key=lambda item: (item[1].stage, item[0])))
 
 
 class CropFlip(Crop):
@@ -62,9 +93,7 @@ class CropFlip(Crop):
                 f"size={size}, padding={padding}, flip_probability={flip_probability}: a crop takes size >= 1, "
                 f"padding >= 0 and a flip_probability from 0 to 1"
             )
-        if padding_mode not in ("reflect", "constant"):
-            raise ValueError(f"padding_mode={padding_mode}: choose reflect or constant")
-        self.size, self.padding, self.padding_mode = size, padding, padding_mode
+        self.size, self.padding, self.padding_mode = size, padding, _known_padding(padding_mode)
         self.flip_probability = flip_probability
 
     def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
@@ -104,6 +133,12 @@ class CropFlip(Crop):
         return images[:, first : first + self.size, first : first + self.size]
 
 
+def _known_padding(mode: str) -> str:
+    if mode not in ("reflect", "constant"):
+        raise ValueError(f"padding_mode={mode}: choose reflect or constant")
+    return mode
+
+
 def _reflect(place: Tensor, size: int) -> Tensor:
     """Places outside 0 ... size-1 mirrored at the edge pixel: -1 -> 1, size -> size - 2."""
     return (size - 1 - (size - 1 - place.abs()).abs()).clamp_(0)
@@ -116,6 +151,213 @@ def _gather(images: Tensor, index: Tensor, rows: Tensor, columns: Tensor) -> Ten
     return images.view(-1, channels).index_select(0, pixel.flatten()).view(*pixel.shape, channels)
 
 
+class Affine(Augmentation):
+    """Turning, moving, scaling and shearing about the centre, in one bilinear interpolation.
+
+    Args:
+        degrees: the angle is uniform between -degrees and degrees.
+        translate: along each axis, moved by a whole number of pixels, uniform up to this share of the image's size.
+        scale: smallest and largest factor of the size.
+        shear: the angles along each axis are uniform between -shear and shear degrees.
+        padding_mode: what is seen beyond the edge: "reflect", the image mirrored, or "constant", black.
+    """
+
+    stage = Stage.GEOMETRY
+
+    def __init__(
+        self,
+        degrees: float = 0.0,
+        translate: float = 0.0,
+        scale: Sequence[float] = (1.0, 1.0),
+        shear: float = 0.0,
+        padding_mode: str = "reflect",
+    ):
+        if not (degrees >= 0 and 0 <= translate <= 1 and 0 < scale[0] <= scale[1] and 0 <= shear < 90):
+            raise ValueError(
+                f"degrees={degrees}, translate={translate}, scale={list(scale)}, shear={shear}: takes degrees >= 0, "
+                f"translate from 0 to 1, scale from small to large, both positive, and shear from 0 to below 90"
+            )
+        self.degrees, self.translate, self.scale, self.shear = degrees, translate, scale, shear
+        self.padding_mode = _known_padding(padding_mode)
+
+    def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
+        """theta: (N, 2, 3) float32, from places in the new image to places in the old one, both in [-1, 1]."""
+
+        def uniform(low: float, high: float) -> Tensor:
+            return torch.empty(num_images, dtype=torch.float64).uniform_(low, high, generator=generator)
+
+        reach = self.translate * image_size
+        return {
+            "theta": inverse_matrix(
+                angle=uniform(-self.degrees, self.degrees),
+                x=uniform(-reach, reach).round(),
+                y=uniform(-reach, reach).round(),
+                scale=uniform(*self.scale),
+                shear_x=uniform(-self.shear, self.shear),
+                shear_y=uniform(-self.shear, self.shear),
+                image_size=image_size,
+            )
+        }
+
+    def apply(self, images: Tensor, theta: Tensor) -> Tensor:
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        mode = {"reflect": "reflection", "constant": "zeros"}[self.padding_mode]
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode=mode, align_corners=False)
+
+
+def inverse_matrix(
+    angle: Tensor, x: Tensor, y: Tensor, scale: Tensor, shear_x: Tensor, shear_y: Tensor, image_size: int
+) -> Tensor:
+    """The matrices (N, 2, 3) float32 that F.affine_grid takes, with torchvision's meaning of the parameters.
+
+    angle, shear_x, shear_y: (N,) degrees; x, y: (N,) pixels; scale: (N,) factors.
+    """
+    angle, shear_x, shear_y = (degrees * math.pi / 180 for degrees in (angle, shear_x, shear_y))
+    # forwards: scale * turn by (angle - shear_y) * shear along x * turn by shear_y, as torchvision defines it
+    a = (angle - shear_y).cos() / shear_y.cos()
+    b = -(angle - shear_y).cos() * shear_x.tan() / shear_y.cos() - angle.sin()
+    c = (angle - shear_y).sin() / shear_y.cos()
+    d = -(angle - shear_y).sin() * shear_x.tan() / shear_y.cos() + angle.cos()
+    inverse = torch.stack((d, -b, -c, a), 1).view(-1, 2, 2) / scale[:, None, None]
+    moved = torch.stack((x, y), 1)[:, :, None] * 2 / image_size
+    return torch.cat((inverse, -inverse @ moved), 2).float()
+
+
+class Color(Augmentation):
+    """Brightness, contrast and saturation, in this order, each times a factor of its own.
+
+    Args:
+        brightness, contrast, saturation: the factor is uniform between 1 - x, not below 0, and 1 + x.
+    """
+
+    stage = Stage.COLOR
+
+    def __init__(self, brightness: float = 0.3, contrast: float = 0.3, saturation: float = 0.3):
+        if min(brightness, contrast, saturation) < 0:
+            raise ValueError(
+                f"brightness={brightness}, contrast={contrast}, saturation={saturation}: takes numbers from 0"
+            )
+        self.ranges = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+
+    def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
+        """brightness, contrast, saturation: (N,) float32 factors."""
+        return {
+            name: torch.empty(num_images).uniform_(max(0.0, 1 - reach), 1 + reach, generator=generator)
+            for name, reach in self.ranges.items()
+        }
+
+    def apply(self, images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+        images = blend(images, torch.zeros_like(images), brightness)
+        images = blend(images, grey(images).mean((1, 2, 3), keepdim=True), contrast)
+        return blend(images, grey(images), saturation)
+
+
+def blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    """Away from another image (factor above 1) or towards it (below): factor (B,); within [0, 255]."""
+    return torch.lerp(other, images, factor[:, None, None, None]).clamp_(0, 255)
+
+
+def grey(images: Tensor) -> Tensor:
+    """Luma, ITU-R BT.601: (B, 3, H, W) -> (B, 1, H, W). Images of other than three channels: their mean."""
+    if images.shape[1] != 3:
+        return images.mean(1, keepdim=True)
+    weights = torch.tensor((0.2989, 0.587, 0.114), device=images.device)
+    return (images * weights[:, None, None]).sum(1, keepdim=True)
+
+
+class Noise(Augmentation):
+    """Gaussian noise on every value, cut off at black and white.
+
+    The noise is a fixed table of a million normal numbers, and what is drawn is where each image starts to read it: so
+    a plan stays small, and the device draws nothing.
+
+    Args:
+        std: standard deviation, as a fraction of the full range.
+    """
+
+    stage = Stage.QUALITY
+
+    def __init__(self, std: float = 0.05):
+        if std < 0:
+            raise ValueError(f"std={std}: takes a number from 0")
+        self.std = std
+        self.table = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
+
+    def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
+        """start: (N,) int64, a place in the table."""
+        return {"start": torch.randint(len(self.table), (num_images,), generator=generator)}
+
+    def apply(self, images: Tensor, start: Tensor) -> Tensor:
+        self.table = self.table.to(images.device)
+        place = start[:, None] + torch.arange(images[0].numel(), device=images.device)
+        noise = self.table[place % len(self.table)].view(images.shape)
+        return (images + 255 * self.std * noise).clamp_(0, 255)
+
+
+class Blur(Augmentation):
+    """Convolution with a Gaussian of each image's own width; the image is mirrored at its edge.
+
+    Args:
+        kernel_size: odd height and width of the filter, in pixels.
+        sigma: smallest and largest standard deviation, in pixels.
+    """
+
+    stage = Stage.QUALITY
+
+    def __init__(self, kernel_size: int = 5, sigma: Sequence[float] = (0.1, 1.0)):
+        if kernel_size < 1 or kernel_size % 2 == 0 or not 0 < sigma[0] <= sigma[1]:
+            raise ValueError(
+                f"kernel_size={kernel_size}, sigma={list(sigma)}: takes an odd kernel_size, and sigma from small to "
+                f"large, both positive"
+            )
+        self.kernel_size, self.sigma = kernel_size, sigma
+
+    def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
+        """sigma: (N,) float32, pixels."""
+        return {"sigma": torch.empty(num_images).uniform_(*self.sigma, generator=generator)}
+
+    def apply(self, images: Tensor, sigma: Tensor) -> Tensor:
+        reach = self.kernel_size // 2
+        place = torch.arange(-reach, reach + 1, device=images.device)
+        weights = (-(place**2) / (2 * sigma[:, None] ** 2)).exp()
+        weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(images.shape[1], 0)[:, None, :, None]
+        padded = F.pad(images, [reach] * 4, mode="reflect").flatten(0, 1)[None]  # (1, B * C, H, W), a filter each
+        blurred = F.conv2d(padded, weights, groups=len(weights))
+        return F.conv2d(blurred, weights.mT, groups=len(weights)).view(images.shape)
+
+
+class Cutout(Augmentation):
+    """A square of every image is set to 0, after normalisation: with norm=standard to the mean colour.
+
+    Source: T. DeVries and G. Taylor, Improved Regularization of CNNs with Cutout, 2017.
+
+    Args:
+        size: height and width of the square, in pixels; its centre is anywhere, so a part may lie outside.
+    """
+
+    stage = Stage.ERASE
+
+    def __init__(self, size: int = 8):
+        if size < 1:
+            raise ValueError(f"size={size}: takes a whole number from 1")
+        self.size = size
+
+    def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
+        """box: (N, 4) int64, left, top, right, bottom, with right and bottom outside."""
+        first = torch.randint(image_size, (num_images, 2), generator=generator) - self.size // 2
+        return {"box": torch.cat((first, first + self.size), 1).clamp(0, image_size)}
+
+    def apply(self, images: Tensor, box: Tensor) -> Tensor:
+        return images.masked_fill(inside(box, *images.shape[2:]), 0)
+
+
+def inside(box: Tensor, height: int, width: int) -> Tensor:
+    """Which pixels the boxes hold: (B, 4) int64, left, top, right, bottom -> (B, 1, height, width) bool."""
+    left, top, right, bottom = box[:, :, None].unbind(1)  # (B, 1) each
+    x, y = torch.arange(width, device=box.device), torch.arange(height, device=box.device)
+    return ((y >= top) & (y < bottom))[:, None, :, None] & ((x >= left) & (x < right))[:, None, None, :]
+
+
 class CutMix(Mixer):
     """A random box of every image is replaced by that of the image before it; labels mix by area.
 
@@ -126,9 +368,7 @@ class CutMix(Mixer):
     """
 
     def __init__(self, alpha: float = 1.0):
-        if alpha <= 0:
-            raise ValueError(f"alpha={alpha}: Beta(alpha, alpha) takes alpha > 0")
-        self.alpha = alpha
+        self.alpha = _positive(alpha)
 
     def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
         """box: (N, 4) int64, left, top, right, bottom, with right and bottom outside."""
@@ -148,10 +388,39 @@ class CutMix(Mixer):
         """
         height, width = images.shape[2:]
         left, top, right, bottom = box[:, :, None].unbind(1)  # (B, 1) each
-        x, y = torch.arange(width, device=images.device), torch.arange(height, device=images.device)
-        inside = ((y >= top) & (y < bottom))[:, None, :, None] & ((x >= left) & (x < right))[:, None, None, :]
         area = ((right - left) * (bottom - top)) / (height * width)  # (B, 1) float
-        return torch.where(inside, partners, images), torch.lerp(labels, partner_labels, area)
+        mixed = torch.where(inside(box, height, width), partners, images)
+        return mixed, torch.lerp(labels, partner_labels, area)
+
+
+class MixUp(Mixer):
+    """The weighted mean of every image and the one before it, and of their labels.
+
+    Source: H. Zhang et al., mixup, ICLR 2018, with a weight for every image; torchvision draws one for a whole batch.
+
+    Args:
+        alpha: the images' weights are drawn from the distribution Beta(alpha, alpha).
+    """
+
+    def __init__(self, alpha: float = 1.0):
+        self.alpha = _positive(alpha)
+
+    def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
+        """share: (N,) float32, the partner's."""
+        return {"share": _beta(self.alpha, num_images, generator).float()}
+
+    def apply(
+        self, images: Tensor, labels: Tensor, partners: Tensor, partner_labels: Tensor, share: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Shapes and dtypes as for CutMix."""
+        mixed = torch.lerp(images, partners, share[:, None, None, None])
+        return mixed, torch.lerp(labels, partner_labels, share[:, None])
+
+
+def _positive(alpha: float) -> float:
+    if alpha <= 0:
+        raise ValueError(f"alpha={alpha}: Beta(alpha, alpha) takes alpha > 0")
+    return alpha
 
 
 def _beta(alpha: float, num: int, generator: torch.Generator) -> Tensor:
@@ -166,15 +435,3 @@ def _beta(alpha: float, num: int, generator: torch.Generator) -> Tensor:
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     """(B,) int64 -> (B, num_classes) float32."""
     return F.one_hot(labels, num_classes).float()
-
-
-STAGES = (Crop, Mixer)
-
-
-def in_order(augmentations: dict[str, Augmentation]) -> dict[str, Augmentation]:
-    """Sorted by stage, and by name within one."""
-
-    def stage(augmentation: Augmentation) -> int:
-        return next(number for number, kind in enumerate(STAGES) if isinstance(augmentation, kind))
-
-    return dict(sorted(augmentations.items(), key=lambda item: (stage(item[1]), item[0])))

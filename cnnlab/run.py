@@ -47,6 +47,7 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
         num_train_images=config.num_train_images,
         seed=config.seed,
         resident=config.resident,
+        cache_dir=config.cache_dir,
     )
     num_classes = len(data.train.classes)
     network = instantiate(

@@ -268,7 +268,8 @@ def test_defaults_in_conf_are_those_of_the_constructor(target):
         if parameter.default is not inspect.Parameter.empty
     }
     differences = [{k: v for k, v in node.items() if k in defaults and v != defaults[k]} for node in options]
-    assert {} in differences
+    if target != "cnnlab.augment.Affine":  # whose defaults leave an image as it is
+        assert {} in differences
     for node in options:
         assert {k: type(v) for k, v in node.items() if k in defaults} == {
             k: type(defaults[k]) for k in node if k in defaults

@@ -160,7 +160,7 @@ def test_a_class_of_which_every_picture_is_corrupt_is_refused(num):
 
 # What is typed, exit status, and words of the answer.
 QUESTIONS = {
-    "help": ("--help", 0, ["optim: adam, sgd", "aug: crop_flip, cutmix", "batch_size: 128"]),
+    "help": ("--help", 0, ["optim: adam, sgd", "aug: affine, blur, color, crop_flip, cutmix", "batch_size: 128"]),
     "configuration": ("--cfg job optim=adam seed=7", 0, ["_target_: torch.optim.Adam", "seed: 7", "batch_size: 128"]),
     "info": ("--info", 0, ["Hydra"]),
     "completion of options": ("-sc query=bash", 0, ["optim=adam optim=sgd"]),

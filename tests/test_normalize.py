@@ -1,50 +1,211 @@
 """Statistics come from the training images alone, exactly, and undo themselves."""
 
-import numpy as np
-import torch
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
+import torch
+from sklearn import decomposition, preprocessing
+from torch import Tensor
+
+from cnnlab import normalize
+from cnnlab.augment import CropFlip, CutMix
 from cnnlab.data.images import DataSet, Images
 from cnnlab.data.module import ImageData
-from cnnlab.normalize import Standard, Unchanged
+from cnnlab.normalize import PCA, ZCA, MinMax, Normalization, Robust, Standard, Unchanged
 
-PIXELS = torch.randint(256, (200, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+NORMS = (Unchanged, Standard, MinMax, Robust, PCA, ZCA)
+
+
+def natural(num: int, size: int = 6) -> Tensor:
+    """Smooth pictures with a different mean in every channel: (num, 3, size, size) uint8."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(num, 3, 3, 3, generator=generator).mul_(30)
+    coarse += torch.randn(num, 1, 3, 3, generator=generator).mul_(40) + torch.tensor([90.0, 120, 150])[:, None, None]
+    fine = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")
+    return (fine + 4 * torch.randn(num, 3, size, size, generator=generator)).clamp(0, 255).byte()
+
+
+PIXELS = natural(2500)  # more than are measured at a time
+
+
+def fitted(norm: Normalization) -> Normalization:
+    norm.fit(PIXELS)
+    return norm
+
+
+def features(images: Tensor, per: str) -> np.ndarray:
+    """What the references call samples and features: pixels and channels, or images and values."""
+    images = images.double()
+    return images.permute(0, 2, 3, 1).reshape(-1, 3).numpy() if per == "channel" else images.flatten(1).numpy()
 
 
 def test_unchanged_is_to_tensor():
     assert Unchanged()(PIXELS).equal(PIXELS.float() / 255)
-    torch.testing.assert_close(Unchanged().inverse(Unchanged()(PIXELS)), PIXELS.float())
 
 
-def test_standard_equals_numpy():
-    norm = Standard()
-    norm.fit(PIXELS)
-    pixels = PIXELS.double().numpy()
-    expected = (pixels - pixels.mean((0, 2, 3), keepdims=True)) / pixels.std((0, 2, 3), keepdims=True)
-    np.testing.assert_allclose(norm(PIXELS).numpy(), expected, atol=1e-5)
-    torch.testing.assert_close(norm.inverse(norm(PIXELS)), PIXELS.float(), rtol=1e-5, atol=1e-3)
+@pytest.mark.parametrize("per", ["channel", "pixel"])
+@pytest.mark.parametrize(
+    ("norm", "reference"),
+    [
+        (Standard, preprocessing.StandardScaler()),
+        (MinMax, preprocessing.MinMaxScaler()),
+        (Robust, preprocessing.RobustScaler()),
+    ],
+)
+def test_scalers_equal_scikit_learn(norm, reference, per):
+    expected = reference.fit_transform(features(PIXELS, per))
+    np.testing.assert_allclose(features(fitted(norm(per))(PIXELS), per), expected, atol=1e-5)
 
 
-def test_a_constant_channel_does_not_divide_by_zero():
-    norm = Standard()
-    norm.fit(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
-    assert norm(torch.zeros(4, 3, 8, 8, dtype=torch.uint8)).equal(torch.zeros(4, 3, 8, 8))
+@pytest.mark.parametrize("num_components", [None, 40, 1])
+def test_pca_of_images_equals_scikit_learn(num_components):
+    """In the first places, largest variance first, up to the sign of each component; the other places are zero."""
+    ours = features(fitted(PCA(num_components=num_components, eps=1e-12))(PIXELS), "pixel")
+    reference = decomposition.PCA(num_components, whiten=True, svd_solver="full").fit(features(PIXELS, "pixel"))
+    theirs = reference.transform(features(PIXELS, "pixel")) * np.sqrt(len(PIXELS) / (len(PIXELS) - 1))
+    num = theirs.shape[1]
+    np.testing.assert_allclose(np.abs(ours[:, :num]), np.abs(theirs), atol=1e-3)
+    assert not ours[:, num:].any()
 
 
-def test_held_out_and_test_images_never_enter():
+def test_pca_of_channels_equals_scikit_learn():
+    ours = features(fitted(PCA(per="channel", num_components=2, eps=1e-12))(PIXELS), "channel")
+    theirs = decomposition.PCA(2, whiten=True).fit_transform(features(PIXELS, "channel"))
+    np.testing.assert_allclose(np.abs(ours[:, :2]), np.abs(theirs), atol=1e-3)
+    assert not ours[:, 2].any()
+
+
+@pytest.mark.parametrize("per", ["channel", "pixel"])
+@pytest.mark.parametrize("norm", [PCA, ZCA])
+def test_whitened_training_images_are_uncorrelated(norm, per):
+    """Their covariance is the identity to 1e-4, and their mean is zero."""
+    whitened = features(fitted(norm(per, eps=1e-12))(PIXELS), per)
+    np.testing.assert_allclose(np.cov(whitened.T, bias=True), np.eye(whitened.shape[1]), atol=1e-4)
+    np.testing.assert_allclose(whitened.mean(0), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_components", [None, 70, 20])
+def test_zca_equals_a_slow_loop(num_components):
+    """P = V (L + eps)^(-1/2) V', one image after the other, in float64."""
+    eps = 1e-3
+    vectors = features(PIXELS, "pixel") / 255
+    mean = vectors.mean(0)
+    variance, components = np.linalg.eigh(np.cov(vectors.T, bias=True))
+    variance, components = variance[::-1][:num_components], components[:, ::-1][:, :num_components]
+    matrix = components @ np.diag((variance + eps) ** -0.5) @ components.T
+    ours = features(fitted(ZCA(num_components=num_components, eps=eps))(PIXELS[:20]), "pixel")
+    for row, vector in zip(ours, vectors, strict=False):
+        np.testing.assert_allclose(row, matrix @ (vector - mean), atol=1e-4)
+
+
+@pytest.mark.parametrize("per", ["channel", "pixel"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_inverse_gives_the_pixels_back(norm, per):
+    made = fitted(norm() if norm is Unchanged else norm(per))
+    torch.testing.assert_close(made.inverse(made(PIXELS[:50])), PIXELS[:50].float(), rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_floating_point_pixels_are_normalised_alike_and_left_alone(norm):
+    made, pixels = fitted(norm()), PIXELS[:50].float()
+    assert made(pixels).equal(made(PIXELS[:50]))
+    assert pixels.equal(PIXELS[:50].float())
+    assert made(PIXELS[:50].contiguous(memory_format=torch.channels_last)).equal(made(PIXELS[:50]))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_does_not_vary_is_not_divided_by_zero(norm):
+    made, pixels = norm(), torch.full((4, 3, 4, 4), 7, dtype=torch.uint8)
+    made.fit(pixels)
+    expected = 7 / 255 if norm is Unchanged else 0.0
+    torch.testing.assert_close(made(pixels), torch.full((4, 3, 4, 4), expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", NORMS[1:])
+def test_an_unknown_per_is_refused(norm):
+    with pytest.raises(ValueError, match="per=image: choose channel or pixel"):
+        norm(per="image")
+
+
+def data_of(pixels: np.ndarray, test: np.ndarray, fingerprint: str = "") -> DataSet:
+    labels, classes = np.arange(len(pixels)) % 10, tuple("0123456789")
+    return DataSet(Images(pixels, labels, classes), Images(test, labels[: len(test)], classes), fingerprint)
+
+
+@pytest.mark.parametrize("norm", NORMS[1:])
+def test_held_out_and_test_images_never_enter(norm, tmp_path):
     """Statistics do not change when validation and test images are replaced by outliers."""
 
-    def statistics(outlier: int | None) -> dict:
-        pixels, labels = PIXELS.numpy().copy(), np.arange(200) % 10
-        test = Images(pixels[:50].copy(), labels[:50], tuple("0123456789"))
-        data = DataSet(Images(pixels, labels, tuple("0123456789")), test, "")
-        held_out = ImageData(data, Unchanged(), {}, batch_size=8, seed=3).held_out_index
+    def statistics(outlier: int | None) -> dict[str, Tensor]:
+        pixels = PIXELS[:200].numpy().copy()
+        test = pixels[:50].copy()
+        data = data_of(pixels, test)
+        held_out = ImageData(data, Unchanged(), {}, batch_size=8, seed=3, cache_dir=tmp_path / "any").held_out_index
         if outlier is not None:
             pixels[held_out] = outlier
-            test.pixels[:] = outlier
-        norm = Standard()
-        ImageData(data, norm, {}, batch_size=8, seed=3)
-        return norm.state_dict()
+            test[:] = outlier
+        made = norm()
+        ImageData(data, made, {}, batch_size=8, seed=3, cache_dir=tmp_path / str(outlier))
+        return made.state_dict()
 
     clean, planted = statistics(None), statistics(255)
-    assert len(clean) == 2
+    assert len(clean) >= 2
     assert all(clean[name].equal(planted[name]) for name in clean)
+
+
+def test_statistics_are_measured_once_for_the_same_images(tmp_path, monkeypatch):
+    def made(norm: Normalization, fingerprint: str = "a", **options) -> Normalization:
+        ImageData(
+            data_of(PIXELS[:200].numpy(), PIXELS[:10].numpy(), fingerprint),
+            norm,
+            options.pop("aug", {}),
+            batch_size=8,
+            cache_dir=tmp_path,
+            **options,
+        )
+        return norm
+
+    first = made(ZCA())
+    monkeypatch.setattr(normalize.Whitening, "fit", None)  # not to be called
+    second = made(ZCA())
+    assert all(values.equal(first.state_dict()[name]) for name, values in second.state_dict().items())
+    assert second(PIXELS[:5]).equal(first(PIXELS[:5]))
+    for other in (
+        lambda: made(PCA()),
+        lambda: made(ZCA(eps=0.1)),
+        lambda: made(ZCA(per="channel")),
+        lambda: made(ZCA(num_components=3)),
+        lambda: made(ZCA(), "b"),
+        lambda: made(ZCA(), seed=1),
+        lambda: made(ZCA(), aug={"crop_flip": CropFlip(4)}),
+    ):
+        with pytest.raises(TypeError, match="not callable"):
+            other()
+
+
+# as much of a trainer as the data need
+TRAINER = SimpleNamespace(
+    global_rank=0, world_size=1, current_epoch=0, strategy=SimpleNamespace(root_device=torch.device("cpu"))
+)
+
+
+@pytest.mark.parametrize("aug", [{}, {"cutmix": CutMix()}])
+def test_normalising_the_whole_set_once_gives_the_batches_of_normalising_each(aug, tmp_path, monkeypatch):
+    def batches() -> tuple[list, set[str]]:
+        data = ImageData(
+            data_of(PIXELS[:200].numpy(), PIXELS[:30].numpy()), ZCA(), aug, batch_size=8, cache_dir=tmp_path
+        )
+        data.trainer = TRAINER
+        data.setup("fit")
+        loaders = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
+        made = [data.on_after_batch_transfer(batch, 0) for loader in loaders for batch in loader]
+        return made, set(data.normalized)
+
+    at_once, parts = batches()
+    monkeypatch.setattr(ZCA, "once", False)
+    each, none = batches()
+    assert (parts, none) == ({"train", "val", "test"}, set())
+    for (images, labels), (expected, expected_labels) in zip(at_once, each, strict=True):
+        torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
+        assert labels.equal(expected_labels)

@@ -68,7 +68,7 @@ def cached(path: Path, make: Callable[[], tuple[Images, Images]]) -> DataSet:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"The folder {path.parent} cannot be made ({error.strerror}). Type data.cache_dir=FOLDER, or set "
+                f"The folder {path.parent} cannot be made ({error.strerror}). Type cache_dir=FOLDER, or set "
                 f"CNNLAB_CACHE."
             ) from error
         with FileLock(f"{path}.lock"):

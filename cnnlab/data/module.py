@@ -1,23 +1,23 @@
 """The data pipeline: the data set lives on the device, a step slices the epoch's plan, and batches are made there.
 
-resident uint8 images -> crop and flip, in one gather -> normalise -> mix -> the network
+resident uint8 images -> crop and flip, in one gather -> geometry, colour -> normalise -> erase, mix -> the network
 """
 
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from cnnlab.augment import Augmentation, Crop, Mixer, in_order, one_hot
+from cnnlab.augment import Augmentation, Crop, Stage, in_order, one_hot
 from cnnlab.config import UserError
-from cnnlab.data.images import DataSet, Images, stratified_split
+from cnnlab.data.images import DataSet, Images, expand, stratified_split
 from cnnlab.data.plan import Plan, batch_of, draw_epoch, split_drawn
-from cnnlab.normalize import Normalization
+from cnnlab.normalize import Normalization, fit_once
 
 EVALUATION_BATCH = 500  # images
 
@@ -27,13 +27,14 @@ class ImageData(LightningDataModule):
 
     Args:
         data: the training and test images.
-        norm: fitted here, on the images that are trained on.
+        norm: fitted here, on the images that are trained on, as evaluation sees them.
         augmentations: by option name; applied in the order of their stages.
         batch_size: images per step, of all processes together; the incomplete last batch of an epoch is left out.
         val_fraction: share of the training images held out; with 0 the test images are what is evaluated every epoch.
         num_train_images: use only so many of the images that are not held out.
         seed: decides split and plans.
         resident: "device", or "host" for a data set that does not fit there: batches are then gathered on the CPU.
+        cache_dir: where fitted statistics are kept.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class ImageData(LightningDataModule):
         num_train_images: int | None = None,
         seed: int = 0,
         resident: str = "device",
+        cache_dir: str = "~/.cache/cnnlab",
     ):
         super().__init__()
         self.data, self.norm, self.augmentations = data, norm, in_order(dict(augmentations))
@@ -61,33 +63,46 @@ class ImageData(LightningDataModule):
             train = np.sort(np.random.default_rng(seed).permutation(train)[:num_train_images])
         self.train_index, self.held_out_index = torch.from_numpy(train), torch.from_numpy(held_out)
         self.held_out = "val" if val_fraction else "test"
-        self.crop = next((a for a in self.augmentations.values() if isinstance(a, Crop)), None)
-        self.mixers = {name: a for name, a in self.augmentations.items() if isinstance(a, Mixer)}
+        stages = {stage: {name: a for name, a in self.augmentations.items() if a.stage == stage} for stage in Stage}
+        self.crop = cast(Crop | None, next(iter(stages[Stage.CROP].values()), None))
+        self.before_norm = stages[Stage.GEOMETRY] | stages[Stage.COLOR] | stages[Stage.QUALITY]
+        self.erasers, self.mixers = stages[Stage.ERASE], stages[Stage.MIX]
         self.image_size = data.train.pixels.shape[2]  # of what is stored
         self.input_size = self.image_size  # of what the network sees
         for augmentation in self.augmentations.values():
             self.input_size = augmentation.output_size(self.input_size)
         self.split_digest = hashlib.sha256(train.tobytes()).hexdigest()
         self.device = torch.device("cpu")
-        self.norm.fit(torch.from_numpy(data.train.pixels)[self.train_index])
+        self.normalized: dict[str, Tensor] = {}
+        self.images = {"train": on_device(data.train, self.device)}
+        fitted_on = f"{data.fingerprint} {self.split_digest} {self.input_size}"
+        fit_once(norm, lambda: self.cropped("train", self.train_index), fitted_on, expand(cache_dir) / "norm")
 
     @property
     def num_batches(self) -> int:
         return len(self.train_index) // self.batch_size
 
     def setup(self, stage: str) -> None:
-        """Move images, labels and statistics to the device, once."""
+        """Move images, labels and statistics to the device, once; normalise what can be normalised for good."""
         assert self.trainer is not None
         self.device = self.trainer.strategy.root_device
         home = self.device if self.resident == "device" else torch.device("cpu")
-        self.images = {part: resident(getattr(self.data, part), home) for part in ("train", "test")}
+        train, test = on_device(self.data.train, home), on_device(self.data.test, home)
+        self.images = {"train": train, "val": train, "test": test}
         self.norm.to(self.device)
+        if self.norm.once and not self.normalized:
+            parts = {"val": self.held_out_index, "test": torch.arange(len(test.labels))}
+            if self.crop is None and not self.before_norm:
+                parts["train"] = torch.arange(len(train.labels))
+            for part, index in parts.items():
+                batches = [self.evaluation_images(part, chunk).to(home) for chunk in index.split(EVALUATION_BATCH)]
+                self.normalized[part] = torch.cat(batches)
 
     def train_dataloader(self) -> "EpochBatches":
         return EpochBatches(self)
 
     def val_dataloader(self) -> "Slices":
-        return self.test_dataloader() if self.held_out == "test" else Slices(self, "train", self.held_out_index)
+        return self.test_dataloader() if self.held_out == "test" else Slices(self, "val", self.held_out_index)
 
     def test_dataloader(self) -> "Slices":
         return Slices(self, "test", torch.arange(len(self.data.test.labels)))
@@ -101,35 +116,56 @@ class ImageData(LightningDataModule):
 
         Images (B, C, H, W) float32, channels_last; labels (B,) int64 or, mixed, (B, num_classes) float32.
         """
-        if isinstance(batch, dict):
-            return self.training_batch(batch, self.images["train"])
-        part, index = batch
-        return self.evaluation_batch(self.images[part], index)
+        return self.training_batch(batch) if isinstance(batch, dict) else self.evaluation_batch(*batch)
 
-    def training_batch(self, batch: Plan, resident: "Resident") -> tuple[Tensor, Tensor]:
+    def training_batch(self, batch: Plan) -> tuple[Tensor, Tensor]:
         """The augmented images of a slice of the plan."""
-        index = batch["index"]
-        if self.crop is None:
-            pixels = resident.pixels[index]
+
+        def drawn(name: str) -> Plan:
+            return {key: rows.to(self.device) for key, rows in split_drawn(batch, name).items()}
+
+        index, train = batch["index"], self.images["train"]
+        if "train" in self.normalized:
+            images = self.normalized["train"][index].to(self.device, non_blocking=True)
         else:
-            name = next(iter(self.augmentations))
-            pixels = self.crop.apply(resident.pixels, index, **split_drawn(batch, name))
-        images = self.norm(pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
-        labels = resident.labels[index].to(self.device, non_blocking=True)
+            if self.crop is None:
+                pixels = train.pixels[index]
+            else:
+                pixels = self.crop.apply(train.pixels, index, **split_drawn(batch, next(iter(self.augmentations))))
+            images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+            if self.before_norm:
+                images = images.float()
+            for name, augmentation in self.before_norm.items():
+                images = augmentation.apply(images, **drawn(name))
+            images = self.norm(images)
+        for name, eraser in self.erasers.items():
+            images = eraser.apply(images, **drawn(name))
+        labels = train.labels[index].to(self.device, non_blocking=True)
         if self.mixers:
             labels = one_hot(labels, len(self.classes))
         for name, mixer in self.mixers.items():  # row 0 is the partner of row 1
-            drawn = {key: rows[1:].to(self.device) for key, rows in split_drawn(batch, name).items()}
-            images, labels = mixer.apply(images[1:], labels[1:], images[:-1], labels[:-1], **drawn)
+            rows = {key: rows[1 - len(images) :] for key, rows in drawn(name).items()}
+            images, labels = mixer.apply(images[1:], labels[1:], images[:-1], labels[:-1], **rows)
         return images, labels
 
-    def evaluation_batch(self, resident: "Resident", index: Tensor) -> tuple[Tensor, Tensor]:
-        """The images `index` as the network sees them at evaluation: the centre crop, normalised."""
-        pixels = resident.pixels[index.to(resident.pixels.device)]
+    def evaluation_batch(self, part: str, index: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """The images `index` of a part, which are those at `place` of its evaluation."""
+        labels = self.images[part].labels[index.to(self.images[part].labels.device)].to(self.device)
+        if part in self.normalized:
+            return self.normalized[part][place.to(self.normalized[part].device)].to(self.device), labels
+        return self.evaluation_images(part, index), labels
+
+    def evaluation_images(self, part: str, index: Tensor) -> Tensor:
+        """Images as the network sees them at evaluation: cropped to the centre, normalised."""
+        return self.norm(self.cropped(part, index).to(self.device))
+
+    def cropped(self, part: str, index: Tensor) -> Tensor:
+        """Images of a part, whole or cropped to the centre: (B, C, h, w) uint8, where the part lives."""
+        pixels = self.images[part].pixels
+        pixels = pixels[index.to(pixels.device)]
         if self.crop is not None:
             pixels = self.crop.center(pixels)
-        labels = resident.labels[index.to(resident.labels.device)]
-        return self.norm(pixels.to(self.device).permute(0, 3, 1, 2)), labels.to(self.device)
+        return pixels.permute(0, 3, 1, 2)
 
     def samples(self, num: int = 40) -> tuple[np.ndarray, np.ndarray]:
         """The first images of epoch 0 as they are stored and as the network sees them, de-normalised.
@@ -137,18 +173,17 @@ class ImageData(LightningDataModule):
         Two arrays of uint8: (num, H, W, C) and (num, h, w, C).
         """
         plan = draw_epoch(self.seed, 0, self.train_index, self.augmentations, self.image_size)
-        batch = batch_of(plan, 0, min(num, len(self.train_index)), halo=bool(self.mixers))
-        resident = Resident(self.data.train, torch.device("cpu"))
-        images, _ = self.training_batch(batch, resident)
+        batch = batch_of(plan, 0, min(num, len(self.train_index)), halo=len(self.mixers))
+        images, _ = self.training_batch(batch)
         seen = self.norm.inverse(images).clamp(0, 255).round().byte().permute(0, 2, 3, 1)
-        return resident.pixels[batch["index"]][-len(seen) :].numpy(), seen.numpy()
+        return self.images["train"].pixels[batch["index"]][-len(seen) :].numpy(), seen.numpy()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The statistics of the normalisation."""
         return self.norm.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        self.norm.load_state_dict(state_dict)
+        self.norm.restore(state_dict)
 
 
 class Resident:
@@ -159,8 +194,8 @@ class Resident:
         self.labels = torch.from_numpy(images.labels).to(device)
 
 
-@functools.lru_cache(maxsize=2)
-def resident(images: Images, device: torch.device) -> Resident:
+@functools.lru_cache(maxsize=4)
+def on_device(images: Images, device: torch.device) -> Resident:
     """The images on the device, moved there once for all jobs of a process."""
     return Resident(images, device)
 
@@ -185,9 +220,7 @@ class EpochBatches:
         first, self.first_batch = self.first_batch, 0
         for batch in range(first, len(self)):
             self.batches_done = batch + 1
-            yield batch_of(
-                plan, batch, data.batch_size, trainer.global_rank, trainer.world_size, halo=bool(data.mixers)
-            )
+            yield batch_of(plan, batch, data.batch_size, trainer.global_rank, trainer.world_size, halo=len(data.mixers))
 
     def state_dict(self) -> dict[str, int]:
         return {"batches_done": self.batches_done}
@@ -201,12 +234,11 @@ class Slices:
 
     def __init__(self, data: ImageData, part: str, index: Tensor):
         assert data.trainer is not None
-        self.part = part
-        self.batches = index[data.trainer.global_rank :: data.trainer.world_size].split(EVALUATION_BATCH)
+        mine = torch.arange(len(index))[data.trainer.global_rank :: data.trainer.world_size]
+        self.batches = [(part, index[place], place) for place in mine.split(EVALUATION_BATCH)]
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for index in self.batches:
-            yield self.part, index
+    def __iter__(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        return iter(self.batches)

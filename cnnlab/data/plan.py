@@ -39,19 +39,19 @@ def generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def batch_of(plan: Plan, batch: int, batch_size: int, rank: int = 0, world_size: int = 1, halo: bool = False) -> Plan:
+def batch_of(plan: Plan, batch: int, batch_size: int, rank: int = 0, world_size: int = 1, halo: int = 0) -> Plan:
     """The rows of one step for one process: a contiguous share of the global batch.
 
-    With `halo`, one more row comes first: the image before the share, cyclically within the global batch. It is what
-    mixing needs, as the partner of every image is the one before it (`images.roll(1, 0)`, on one process or many).
+    With `halo`, so many more rows come first: the images before the share, cyclically within the global batch. Every
+    mixing needs one, as the partner of an image is the one before it (`images.roll(1, 0)`, on one process or many).
     """
     share = batch_size // world_size
     start = batch * batch_size
     first, stop = start + rank * share, start + (rank + 1) * share
     if not halo:
         return {key: rows[first:stop] for key, rows in plan.items()}
-    before = first - 1 if rank else start + batch_size - 1
-    return {key: torch.cat((rows[before : before + 1], rows[first:stop])) for key, rows in plan.items()}
+    before = [start + (first - start - steps) % batch_size for steps in range(halo, 0, -1)]
+    return {key: torch.cat((*(rows[i : i + 1] for i in before), rows[first:stop])) for key, rows in plan.items()}
 
 
 def split_drawn(batch: Plan, name: str) -> Plan:
