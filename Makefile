@@ -23,6 +23,11 @@ bench: .venv/ready ## training throughput against a bare loop and a DataLoader
 board: .venv/ready ## TensorBoard over all runs
 	.venv/bin/tensorboard --logdir outputs
 
+sheets: .venv/ready ## docs/aug: what every augmentation does
+	for aug in $(basename $(notdir $(filter-out %/none.yaml,$(wildcard conf/aug/*.yaml)))); do \
+		.venv/bin/python -m cnnlab show data=shapes data.noise=0 norm=standard aug=$$aug \
+			--num 10 --out docs/aug/$$aug.png || exit 1; done
+
 lock: ## requirements.lock out of pyproject.toml
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--extra dev pyproject.toml --output-file requirements.lock
@@ -35,4 +40,4 @@ lock: ## requirements.lock out of pyproject.toml
 	.venv/bin/uv pip install --quiet --python .venv --no-deps --editable .
 	touch .venv/ready
 
-.PHONY: demo test lint test-lowest bench board lock
+.PHONY: demo test lint test-lowest bench board sheets lock

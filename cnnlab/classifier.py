@@ -1,10 +1,11 @@
-"""The training step: a network, its loss, its optimizer, and the sums behind the metrics.
+"""The training step: a network, its loss, its optimizer and schedule, and the sums behind the metrics.
 
 Loss and accuracy are summed on the device and logged once an epoch. Logging them at every step costs a step of its
 own for a network this small.
 """
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,35 +13,45 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) float32; labels (B,) int64 or, mixed, (B, num_classes) float32
 
 
 class Classifier(LightningModule):
-    """Trains a network by cross-entropy.
+    """Trains a network by its loss: cross-entropy, unless it has a `loss` of its own.
 
     Args:
         network: normalised images -> logits (B, num_classes).
-        optimizer: makes the optimizer of the network's weights.
-        scheduler: makes the learning rate's schedule for the optimizer, one step per epoch.
+        optimizer: makes the optimizer of groups of weights.
+        scheduler: makes the learning rate's schedule for the optimizer; see `schedule`.
         num_classes: number of classes.
         held_out: what the images evaluated in every epoch are called, "val" or "test".
+        label_smoothing: the share of every training label that is spread over all classes.
+        warmup_epochs: the learning rate rises linearly, step by step, for so many epochs at first.
+        decay_all: whether weight decay applies to biases and normalisation layers too.
+        test_flips: whether evaluation takes the mean of the logits of an image and of its mirror image.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        optimizer: Callable[[Iterator[nn.Parameter]], Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler],
+        optimizer: Callable[[Any], Optimizer],
+        scheduler: Callable[..., LRScheduler],
         num_classes: int,
         held_out: str = "val",
+        label_smoothing: float = 0.0,
+        warmup_epochs: float = 0.0,
+        decay_all: bool = True,
+        test_flips: bool = False,
     ):
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
+        self.loss: Callable[..., Tensor] = getattr(network, "loss", F.cross_entropy)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.held_out = held_out
+        self.held_out, self.label_smoothing = held_out, label_smoothing
+        self.warmup_epochs, self.decay_all, self.test_flips = warmup_epochs, decay_all, test_flips
         self.sums = Sums()
         self.evaluation_sums = Sums()
         self.measured: dict[str, float] = {}  # the metrics of the epoch, in full precision
@@ -52,21 +63,28 @@ class Classifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         logits = self.network(images)
-        loss = F.cross_entropy(logits, labels)
+        loss = self.loss(logits, labels, label_smoothing=self.label_smoothing)
         self.sums.add(loss, logits, labels)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
         logits = self.network(images)
-        self.evaluation_sums.add(F.cross_entropy(logits, labels), logits, labels)
+        if self.test_flips:
+            logits = (logits + self.network(images.flip(3))) / 2
+        self.evaluation_sums.add(self.loss(logits, labels), logits, labels)
         self.confusion.update(logits, labels)
 
     test_step = validation_step
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.network.parameters())
-        return [optimizer], [self.make_scheduler(optimizer)]
+        optimizer = self.make_optimizer(weight_groups(self.network, self.decay_all))
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        schedules = [schedule(self.make_scheduler, optimizer, num_steps, monitor=f"{self.held_out}/acc")]
+        if warmup_steps := round(self.warmup_epochs * num_steps / (self.trainer.max_epochs or 1)):
+            rise = LinearLR(optimizer, start_factor=1 / warmup_steps, total_iters=warmup_steps)
+            schedules.append({"scheduler": rise, "interval": "step"})
+        return [optimizer], schedules
 
     def on_train_epoch_start(self) -> None:
         self.sums.reset(self.device)
@@ -91,6 +109,35 @@ class Classifier(LightningModule):
         """Keep the metrics, and offer them to callbacks that watch one."""
         self.measured |= metrics
         self.log_dict(metrics, logger=False)
+
+
+def weight_groups(network: nn.Module, decay_all: bool) -> list[dict[str, Any]]:
+    """What an optimizer takes: all weights, or biases and normalisation layers by themselves, without decay."""
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    if decay_all:
+        return [{"params": weights}]
+    return [
+        {"params": [weight for weight in weights if weight.ndim > 1]},
+        {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def schedule(
+    scheduler: Callable[..., LRScheduler], optimizer: Optimizer, num_steps: int, monitor: str
+) -> dict[str, Any]:
+    """A schedule as Lightning takes it. Its class decides how it is stepped.
+
+    A class that asks for the length of the training gets it, in steps, and is stepped after every step; others are
+    stepped after every epoch, ReduceLROnPlateau by the monitored metric.
+    """
+    parameters = inspect.signature(scheduler).parameters
+    for name in ("total_steps", "T_max"):
+        if name in parameters:
+            return {"scheduler": scheduler(optimizer, **{name: num_steps}), "interval": "step"}
+    made = scheduler(optimizer)
+    return {"scheduler": made, "interval": "epoch"} | (
+        {"monitor": monitor} if isinstance(made, ReduceLROnPlateau) else {}
+    )
 
 
 class Sums:

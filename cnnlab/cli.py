@@ -1,14 +1,29 @@
 """python -m cnnlab VERB: what there is to do besides training."""
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
 
-from cnnlab.config import CONF, UserError, check_value, chosen, instantiate, leaves, option_defaults, plain, refuse
+from cnnlab.config import (
+    CONF,
+    UserError,
+    check,
+    check_value,
+    data_source,
+    defaults_of,
+    instantiate,
+    leaves,
+    plain,
+    refuse,
+)
 
 
 def configuration(overrides: list[str]) -> DictConfig:
@@ -20,7 +35,7 @@ def configuration(overrides: list[str]) -> DictConfig:
 def fetch(arguments: argparse.Namespace) -> None:
     """Download or decode a data set now, for jobs that run without network later."""
     config = configuration(arguments.overrides)
-    defaults = option_defaults(chosen(config))
+    defaults = defaults_of(config)
     for path, value in leaves({"data": plain(config.data)}):
         check_value(path, value, defaults.get(path))
     source = instantiate(config.data)
@@ -32,13 +47,61 @@ def fetch(arguments: argparse.Namespace) -> None:
     print(f"fingerprint {data.fingerprint}")
 
 
+def anatomy(arguments: argparse.Namespace) -> None:
+    """A network layer by layer: sizes, weights, multiply-adds, receptive fields."""
+    config = configuration(arguments.overrides)
+    check(config)
+    from cnnlab.anatomy import layers
+
+    source = data_source(config.data)
+    image_size = source.image_size
+    for node in config.aug.values():
+        image_size = instantiate(node).output_size(image_size)
+    network = instantiate(config.model, num_classes=source.num_classes, in_channels=3, image_size=image_size)
+    parts = layers(network, in_channels=3, image_size=image_size)
+
+    table = Table(title=f"{config.model._target_}, images of {image_size} pixels", title_justify="left")
+    for name in ("layer", "kind", "output"):
+        table.add_column(name)
+    for name in ("weights", "multiply-adds", "receptive field", "stride", "fully connected"):
+        table.add_column(name, justify="right")
+    for layer in parts:
+        size = " x ".join(map(str, layer.output))
+        counts = (f"{layer.weights:,}", f"{layer.multiply_adds:,}", str(layer.receptive_field), str(layer.stride))
+        table.add_row(layer.name, layer.kind, size, *counts, f"{layer.fully_connected:,}")
+    table.add_section()
+    sums = (sum(getattr(layer, name) for layer in parts) for name in ("weights", "multiply_adds", "fully_connected"))
+    weights, multiply_adds, dense = (f"{value:,}" for value in sums)
+    table.add_row("all", "", "", weights, multiply_adds, "", "", dense)
+    Console(width=None if os.isatty(1) else 120).print(table)
+    print("fully connected: weights, without biases, of a fully connected layer between the same sizes")
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """Draw training images as stored and, below, as the network sees them."""
+    config = configuration(arguments.overrides)
+    check(config)
+    from cnnlab.data.images import load_once
+    from cnnlab.report import pictures
+    from cnnlab.run import make_data
+
+    options = "+".join(sorted(config.aug)) or "none"
+    path = Path(arguments.out or Path(config.output_dir, "show", f"{data_source(config.data).name}-{options}.png"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures.sheet(path, *make_data(config, load_once(data_source(config.data))).samples(arguments.num))
+    print(path)
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m cnnlab", description="What there is to do besides training.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for function in (fetch,):
+    for function in (fetch, anatomy, show):
         verb = verbs.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
         verb.add_argument("overrides", nargs="*", metavar="group=option or key=value", help="as for train.py")
         verb.set_defaults(function=function)
+        if function is show:
+            verb.add_argument("--num", type=int, default=40, help="number of images (default %(default)s)")
+            verb.add_argument("--out", metavar="FILE", help="where to write the picture, a PNG file")
     return parser
 
 

@@ -54,49 +54,63 @@ NOT_IDENTITY = (
 # What the knobs may be, wherever they appear; shown to the user as it stands.
 LIMITS = {
     "alpha": "alpha > 0",
-    "brightness": "brightness >= 0",
-    "contrast": "contrast >= 0",
-    "saturation": "saturation >= 0",
-    "degrees": "degrees >= 0",
-    "translate": "0 <= translate <= 1",
-    "scale": "len(scale) == 2 and 0 < scale[0] <= scale[1]",
-    "shear": "0 <= shear < 90",
-    "std": "std >= 0",
-    "sigma": "len(sigma) == 2 and 0 < sigma[0] <= sigma[1]",
-    "per": "per in ('channel', 'pixel')",
-    "num_components": "num_components >= 1 and num_components % 1 == 0",
     "batch_size": "batch_size >= 1",
     "betas": "len(betas) == 2 and all(0 <= beta < 1 for beta in betas)",
+    "brightness": "brightness >= 0",
     "channels": "len(channels) >= 1 and all(c >= 1 for c in channels)",
     "clutter": "clutter >= 0",
+    "contrast": "contrast >= 0",
+    "decay": "0 <= decay < 1",
+    "degrees": "degrees >= 0",
     "devices": "devices >= 1 or devices == -1",
+    "div_factor": "div_factor > 0",
     "dropout": "0 <= dropout < 1",
     "eps": "eps > 0",
     "factor": "0 <= factor <= 1",
+    "final_div_factor": "final_div_factor > 0",
     "flip_probability": "0 <= flip_probability <= 1",
     "gamma": "0 < gamma <= 1",
+    "gradient_clip_val": "gradient_clip_val > 0",
     "hidden": "hidden >= 1",
     "image_size": "image_size >= 1",
     "kernel_size": "kernel_size >= 1 and kernel_size % 2 == 1",
+    "label_smoothing": "0 <= label_smoothing < 1",
     "lr": "lr > 0",
+    "lr_decay": "lr_decay >= 0",
     "max_epochs": "max_epochs >= 1",
+    "max_lr": "max_lr > 0",
     "momentum": "0 <= momentum < 1",
     "name": "name.strip('/') == name and '..' not in name",
     "noise": "noise >= 0",
+    "num_components": "num_components >= 1 and num_components % 1 == 0",
     "num_nodes": "num_nodes >= 1",
     "num_test": "num_test >= 10",
-    "num_train_images": "num_train_images >= 1 and num_train_images % 1 == 0",
     "num_train": "num_train >= 10",
+    "num_train_images": "num_train_images >= 1 and num_train_images % 1 == 0",
+    "num_words": "num_words >= 1",
     "padding": "padding >= 0",
     "padding_mode": "padding_mode in ('reflect', 'constant')",
+    "patch_size": "patch_size >= 1",
     "patience": "patience >= 1",
+    "pct_start": "0 < pct_start < 1",
+    "per": "per in ('channel', 'pixel')",
+    "resident": "resident in ('device', 'host')",
+    "rho": "0 <= rho <= 1",
+    "saturation": "saturation >= 0",
+    "scale": "len(scale) == 2 and 0 < scale[0] <= scale[1]",
     "seed": "0 <= seed < 2**32",
+    "shear": "0 <= shear < 90",
+    "sigma": "len(sigma) == 2 and 0 < sigma[0] <= sigma[1]",
     "size": "size >= 1",
+    "std": "std >= 0",
+    "step_size": "step_size >= 1",
+    "stride": "stride >= 1",
     "timeout": "timeout > 0",
+    "translate": "0 <= translate <= 1",
     "unreadable": "unreadable in ('stop', 'skip')",
     "val_fraction": "0 <= val_fraction <= 0.5",
+    "warmup_epochs": "warmup_epochs >= 0",
     "weight_decay": "weight_decay >= 0",
-    "resident": "resident in ('device', 'host')",
 }
 
 
@@ -154,7 +168,7 @@ def described(choices: Mapping[str, list[str]]) -> dict[str, str]:
 
 def changes(config: DictConfig) -> dict[str, Any]:
     """The knobs that differ from what train.yaml and the chosen options' files say: {"optim.lr": 0.1}."""
-    defaults = option_defaults(chosen(config))
+    defaults = defaults_of(config)
     return {
         path: value
         for path, value in leaves(job_config(config))
@@ -176,15 +190,21 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
-def option_defaults(choices: Mapping[str, list[str]]) -> dict[str, Any]:
-    """What the files of the chosen options say before anything is overridden, by path."""
+def defaults_of(config: DictConfig) -> dict[str, Any]:
+    """What train.yaml and the files of the chosen options say before anything is overridden, by path.
+
+    A value that is another one's, ${optim.lr}, is what that one is in the configuration.
+    """
     defaults = dict(leaves(_option_file("train")))
-    for group, options in choices.items():
+    for group, options in chosen(config).items():
         for option in options:
             if (CONF / group / f"{option}.yaml").exists() and group not in ("experiment", "debug"):
                 prefix = f"{group}.{option}." if group in LISTED else f"{group}."
                 defaults |= {prefix + path: value for path, value in leaves(_option_file(f"{group}/{option}"))}
-    return defaults
+    return {
+        path: OmegaConf.select(config, value[2:-1]) if re.fullmatch(r"\$\{[\w.]+\}", str(value)) else value
+        for path, value in defaults.items()
+    }
 
 
 LISTED = ("aug", "logger", "callbacks")  # groups of which several options can be chosen, each below its own name
@@ -288,7 +308,7 @@ def check(config: DictConfig) -> None:
         raise UserError(f"{missing[0]} must be given, and was not. Type {missing[0]}=VALUE.")
     job = job_config(config)
     check_targets(job)
-    defaults = option_defaults(chosen(config))
+    defaults = defaults_of(config)
     for path, value in leaves(job):
         check_value(path, value, defaults.get(path))
 
@@ -316,6 +336,16 @@ def check(config: DictConfig) -> None:
             f"Images of {size} pixels cannot be halved {halvings} times. Use images of at least {2**halvings} pixels "
             f"(data.image_size, or the size of the crops), or fewer model.channels."
         )
+    num_values = 3 * (size**2 if job["norm"].get("per") == "pixel" else 1)
+    if (num_components := job["norm"].get("num_components") or 0) > num_values:
+        raise UserError(
+            f"norm.num_components={num_components} is more than the {num_values} components that there are. "
+            f"Type norm.num_components={num_values} or less."
+        )
+    if job["model"].get("patch_size", 0) > size:
+        raise UserError(
+            f"model.patch_size={job['model']['patch_size']} is larger than the images. Type {size} or less."
+        )
     num_train = round(source.num_train * (1 - job["val_fraction"]))
     num_train = min(num_train, job["num_train_images"] or num_train)
     if job["batch_size"] > num_train:
@@ -333,6 +363,17 @@ def check(config: DictConfig) -> None:
     if job["optim"].get("nesterov") and not job["optim"].get("momentum"):
         raise UserError(
             "optim.nesterov=true needs a momentum, and optim.momentum=0. Type for example optim.momentum=0.9."
+        )
+    if job["warmup_epochs"] and job["warmup_epochs"] >= (max_epochs := job["trainer"]["max_epochs"]):
+        raise UserError(
+            f"warmup_epochs={job['warmup_epochs']} leaves nothing of trainer.max_epochs={max_epochs}. Type less."
+        )
+    if job["warmup_epochs"] and job["sched"]["_target_"].endswith("OneCycleLR"):
+        raise UserError("sched=onecycle has a warm-up of its own. Type sched.pct_start=0.1, or another sched.")
+    if job["test_flips"] and job["norm"]["_target_"].endswith("PCA") and job["norm"]["per"] == "pixel":
+        raise UserError(
+            "test_flips=true mirrors images, and with norm=pca what the network sees are none. Type norm=zca, "
+            "norm.per=channel or test_flips=false."
         )
     devices = job["trainer"].get("devices", 1)
     if isinstance(devices, int) and devices > 0 and job["batch_size"] % (devices * job["trainer"].get("num_nodes", 1)):

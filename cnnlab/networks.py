@@ -1,8 +1,16 @@
-"""The report's network. Plain torch; a network takes normalised images and returns logits."""
+"""The report's network and what it is compared with. Plain torch.
 
+A network takes normalised images and returns logits. It may have a `loss(logits, labels, label_smoothing=0.0)` other
+than cross-entropy, and a `fit(images)` that is given training images before the training starts.
+"""
+
+import math
 from collections.abc import Sequence
+from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 class ConvNet(nn.Sequential):
@@ -13,6 +21,10 @@ class ConvNet(nn.Sequential):
 
     (B, in_channels, image_size, image_size) float -> logits (B, num_classes).
 
+    Fully convolutional, fc4 and fc5 are the convolutions that compute the same (question 6), and larger images give a
+    map of logits, (B, num_classes, h, w): one for every place where an image of image_size fits, in steps of
+    2**len(channels) pixels. Weights of either form load into the other.
+
     Args:
         num_classes, in_channels, image_size: given by the data.
         channels: filters of each convolution.
@@ -20,6 +32,7 @@ class ConvNet(nn.Sequential):
         hidden: neurons of the first fully connected layer, fc4.
         batch_norm: whether batch normalisation follows every convolution.
         dropout: probability that a neuron of fc4 is zeroed in training.
+        fully_convolutional: whether fc4 and fc5 are convolutions.
     """
 
     def __init__(
@@ -32,6 +45,7 @@ class ConvNet(nn.Sequential):
         hidden: int = 1000,
         batch_norm: bool = False,
         dropout: float = 0.0,
+        fully_convolutional: bool = False,
     ):
         super().__init__()
         for layer, out_channels in enumerate(channels, start=1):
@@ -41,8 +55,132 @@ class ConvNet(nn.Sequential):
             self.add_module(f"pool{layer}", nn.MaxPool2d(2))
             self.add_module(f"relu{layer}", nn.ReLU(inplace=True))
             in_channels, image_size = out_channels, image_size // 2
-        self.add_module("flatten", nn.Flatten())
-        self.add_module("fc4", nn.Linear(in_channels * image_size**2, hidden))
+        if fully_convolutional:
+            self.add_module("fc4", nn.Conv2d(in_channels, hidden, image_size))
+        else:
+            self.add_module("flatten", nn.Flatten())
+            self.add_module("fc4", nn.Linear(in_channels * image_size**2, hidden))
         self.add_module("relu4", nn.ReLU(inplace=True))
         self.add_module("dropout", nn.Dropout(dropout))
-        self.add_module("fc5", nn.Linear(hidden, num_classes))
+        fc5 = nn.Conv2d(hidden, num_classes, 1) if fully_convolutional else nn.Linear(hidden, num_classes)
+        self.add_module("fc5", fc5)
+        self.register_load_state_dict_pre_hook(_in_our_form)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        return logits.flatten(1) if logits.shape[2:] == (1, 1) else logits
+
+
+def _in_our_form(network: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Weights of fc4 and fc5, of either form, in the shape that this network has."""
+    for name, ours in network.state_dict(prefix=prefix).items():
+        if name in state_dict and state_dict[name].numel() == ours.numel():
+            state_dict[name] = state_dict[name].view(ours.shape)
+
+
+class Linear(nn.Sequential):
+    """One layer from all pixels to the logits: what a network without convolutions or hidden neurons can do.
+
+    (B, in_channels, image_size, image_size) float -> logits (B, num_classes).
+    """
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, image_size: int = 32):
+        super().__init__()
+        self.add_module("flatten", nn.Flatten())
+        self.add_module("fc", nn.Linear(in_channels * image_size**2, num_classes))
+
+
+class BagOfWords(nn.Module):
+    """A bag of visual words with a linear support vector machine (lab report, question 12).
+
+    Every patch of an image counts for the nearest of `num_words` words; the counts, over their mean and standard
+    deviation, are classified by num_classes * (num_words + 1) learned weights. Words are the centres that k-means finds
+    among whitened patches of training images (A. Coates, H. Lee and A. Ng, 2011).
+
+    (B, in_channels, height, width) float -> logits (B, num_classes).
+
+    Args:
+        num_classes, in_channels, image_size: given by the data.
+        num_words: size of the dictionary.
+        patch_size: height and width of a patch, in pixels.
+        stride: pixels from one patch to the next.
+    """
+
+    whitening: Tensor  # (patch_size**2 * in_channels, the same)
+    words: Tensor  # (num_words, patch_size**2 * in_channels), of whitened patches
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        image_size: int = 32,
+        num_words: int = 1000,
+        patch_size: int = 6,
+        stride: int = 2,
+    ):
+        super().__init__()
+        self.num_words, self.patch_size, self.stride = num_words, patch_size, stride
+        num_values = in_channels * patch_size**2
+        self.register_buffer("whitening", torch.zeros(num_values, num_values))
+        self.register_buffer("mean", torch.zeros(num_values))
+        self.register_buffer("words", torch.zeros(num_words, num_values))
+        self.standard = nn.BatchNorm1d(num_words, affine=False)
+        self.svm = nn.Linear(num_words, num_classes)
+
+    def fit(self, images: Tensor, num_patches: int = 100_000, eps: float = 0.1) -> None:
+        """Learn the words: normalised training images (N, C, H, W) float32."""
+        per_image = math.ceil(num_patches / len(images))
+        chosen = []
+        for chunk in images.split(500):
+            patches = self.patches(chunk)  # (B, P, D)
+            places = torch.rand(patches.shape[:2], device=images.device).topk(min(per_image, patches.shape[1])).indices
+            chosen.append(patches.gather(1, places[:, :, None].expand(-1, -1, patches.shape[2])).flatten(0, 1))
+        samples = torch.cat(chosen)[:num_patches]
+        self.mean = samples.mean(0)
+        variance, vectors = torch.linalg.eigh((samples - self.mean).T.cov(correction=0).double())
+        self.whitening = ((vectors / (variance.clamp(min=0) + eps).sqrt()) @ vectors.T).float()
+        self.words = k_means((samples - self.mean) @ self.whitening, self.num_words)
+
+    def patches(self, images: Tensor) -> Tensor:
+        """All patches, each with mean 0 and variance 1: (B, C, H, W) -> (B, P, patch_size**2 * C)."""
+        patches = F.unfold(images.contiguous(), self.patch_size, stride=self.stride).mT
+        centered = patches - patches.mean(2, keepdim=True)
+        return centered / (centered.square().mean(2, keepdim=True) + 1e-2).sqrt()
+
+    @torch.no_grad()
+    def counts(self, images: Tensor) -> Tensor:
+        """The share of an image's patches that each word stands for: (B, C, H, W) -> (B, num_words)."""
+        patches = self.patches(images.float())
+        # |x - w|^2 = |x|^2 - 2 x w + |w|^2, where x = (patch - mean) whitening
+        projection = 2 * self.whitening @ self.words.T
+        offset = self.words.square().sum(1) + self.mean @ projection
+        nearest = (patches @ projection - offset).argmax(2)  # (B, P)
+        counts = torch.zeros(len(images), self.num_words, device=images.device)
+        return counts.scatter_add_(1, nearest, torch.ones_like(nearest, dtype=torch.float32)) / nearest.shape[1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.svm(self.standard(self.counts(images)))
+
+    @staticmethod
+    def loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """The multi-class hinge loss with margin 1; with mixed labels, its mean over them.
+
+        logits: (B, K); labels: (B,) int64 or (B, K) float -> ().
+        """
+        num_classes = logits.shape[1]
+        shares = F.one_hot(labels, num_classes).float() if labels.ndim == 1 else labels
+        shares = shares * (1 - label_smoothing) + label_smoothing / num_classes
+        hinges = (1 + logits[:, None, :] - logits[:, :, None]).clamp(min=0).sum(2) - 1  # (B, K); its own margin is 1
+        return (shares * hinges).sum(1).mean() / num_classes
+
+
+def k_means(samples: Tensor, num_centers: int, num_iterations: int = 20) -> Tensor:
+    """Lloyd's algorithm from randomly chosen samples: (N, D) -> (num_centers, D). A centre without samples stays."""
+    centers = samples[torch.randperm(len(samples))[:num_centers].to(samples.device)]
+    for _ in range(num_iterations):
+        half_norms = centers.square().sum(1) / 2
+        nearest = torch.cat([(chunk @ centers.T - half_norms).argmax(1) for chunk in samples.split(10_000)])
+        sums = torch.zeros_like(centers).index_add_(0, nearest, samples)
+        sizes = torch.bincount(nearest, minlength=num_centers)[:, None]
+        centers = torch.where(sizes > 0, sums / sizes.clamp(min=1), centers)
+    return centers

@@ -14,13 +14,14 @@ import torch
 import torchvision
 from lightning import Callback, Trainer, seed_everything
 from omegaconf import DictConfig
+from torch import nn
 
 from cnnlab import checkpoint
 from cnnlab.board import TensorBoard
 from cnnlab.callbacks import EpochRecords, ProgressBar
 from cnnlab.checkpoint import CheckpointFiles
-from cnnlab.classifier import Classifier
-from cnnlab.config import instantiate, leaves, plain
+from cnnlab.classifier import Classifier, schedule
+from cnnlab.config import UserError, instantiate, leaves, plain
 from cnnlab.data.images import DataSet
 from cnnlab.data.module import ImageData
 from cnnlab.records import RunDirectory, git_state, log
@@ -31,6 +32,9 @@ for name in ("lightning.pytorch", "lightning.fabric"):  # announcements; `descri
     logging.getLogger(name).setLevel(logging.WARNING)
 
 
+FITTED_ON = 10_000  # training images, given to a network that learns from them before it is trained
+
+
 def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[str, Any]) -> dict[str, Any]:
     """Train one configuration to its end, going on from its last checkpoint if there is one; return the summary.
 
@@ -38,17 +42,7 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     about: what the summary says of the run from the start.
     """
     seed_everything(config.seed, verbose=False)
-    datamodule = ImageData(
-        data,
-        instantiate(config.norm),
-        {name: instantiate(node) for name, node in config.aug.items()},
-        batch_size=config.batch_size,
-        val_fraction=config.val_fraction,
-        num_train_images=config.num_train_images,
-        seed=config.seed,
-        resident=config.resident,
-        cache_dir=config.cache_dir,
-    )
+    datamodule = make_data(config, data)
     num_classes = len(data.train.classes)
     network = instantiate(
         config.model,
@@ -57,14 +51,25 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
         image_size=datamodule.input_size,
     )
     classifier = Classifier(
-        network, instantiate(config.optim), instantiate(config.sched), num_classes, datamodule.held_out
+        network,
+        instantiate(config.optim),
+        instantiate(config.sched),
+        num_classes,
+        datamodule.held_out,
+        label_smoothing=config.label_smoothing,
+        warmup_epochs=config.warmup_epochs,
+        decay_all=config.decay_all,
+        test_flips=config.test_flips,
     )
+    refuse_early(classifier)
     records = EpochRecords(run, monitor=f"{datamodule.held_out}/acc")
     trainer = make_trainer(config, run, records)
     summary = {"status": "running"} | dict(about) | describe(trainer, classifier, datamodule)
     if trainer.is_global_zero:
         open_records(run, summary, trainer, datamodule)
 
+    if hasattr(network, "fit"):
+        network.fit(datamodule.evaluation_images("train", datamodule.train_index[:FITTED_ON]))
     started = time.perf_counter()
     last = run.checkpoints / "last.ckpt"
     trainer.fit(classifier, datamodule, ckpt_path=last if checkpoint.resumable(last) else None, weights_only=True)
@@ -91,6 +96,30 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     if trainer.is_global_zero:
         close_records(run, summary, trainer, config)
     return summary
+
+
+def make_data(config: DictConfig, data: DataSet) -> ImageData:
+    """The batches that a configuration makes out of a data set."""
+    return ImageData(
+        data,
+        instantiate(config.norm),
+        {name: instantiate(node) for name, node in config.aug.items()},
+        batch_size=config.batch_size,
+        val_fraction=config.val_fraction,
+        num_train_images=config.num_train_images,
+        seed=config.seed,
+        resident=config.resident,
+        cache_dir=config.cache_dir,
+    )
+
+
+def refuse_early(classifier: Classifier) -> None:
+    """What torch's optimizers and schedules refuse is the user's to mend, and is said before anything is written."""
+    try:
+        optimizer = classifier.make_optimizer([nn.Parameter(torch.zeros(1))])
+        schedule(classifier.make_scheduler, optimizer, num_steps=100, monitor="")
+    except (ValueError, TypeError) as error:
+        raise UserError(f"The optimizer or its schedule refuses its arguments: {error}.") from error
 
 
 def make_trainer(config: DictConfig, run: RunDirectory, records: EpochRecords) -> Trainer:

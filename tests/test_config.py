@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.augment import Augmentation
+from cnnlab.classifier import schedule
 from cnnlab.config import (
     CONF,
     LIMITS,
@@ -291,7 +292,7 @@ def makes_optimizer(partial: Callable[..., Any]) -> None:
 
 def makes_scheduler(partial: Callable[..., Any]) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    assert isinstance(partial(optimizer), torch.optim.lr_scheduler.LRScheduler)
+    assert schedule(partial, optimizer, num_steps=10, monitor="val/acc")["scheduler"].optimizer is optimizer
 
 
 def offers_images(source: Any) -> None:

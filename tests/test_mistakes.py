@@ -15,7 +15,20 @@ from cnnlab.data.folder import ImageFolder
 # What is typed after `python train.py`, and what the answer must contain: what was given, what to type.
 MISTAKES = {
     # names
-    "unknown option": ("optim=sdg", ["optim=sdg", "adam, sgd", "Did you mean optim=sgd?"]),
+    "unknown per": ("norm=pca norm.per=image", ["norm.per=image", "('channel', 'pixel')"]),
+    "too many components": ("norm=pca norm.num_components=3073 data=shapes", ["3073", "3072"]),
+    "warm-up longer than the training": ("warmup_epochs=5 trainer.max_epochs=5", ["warmup_epochs=5", "max_epochs=5"]),
+    "warm-up of onecycle": ("sched=onecycle warmup_epochs=1", ["sched=onecycle", "sched.pct_start"]),
+    "mirrored components": ("norm=pca test_flips=true", ["norm=pca", "norm.per=channel", "test_flips=false"]),
+    "smoothing of everything": ("label_smoothing=1", ["label_smoothing=1", "label_smoothing < 1"]),
+    "scales from large to small": ("aug=scale aug.scale.scale=[1.2,0.8]", ["[1.2,0.8]", "scale[0] <= scale[1]"]),
+    "even filter": ("aug=blur aug.blur.kernel_size=4", ["kernel_size=4", "kernel_size % 2 == 1"]),
+    "patch larger than the image": ("model=bow model.patch_size=33 data=shapes", ["patch_size=33", "32"]),
+    "a schedule's own refusal": ("data=shapes sched=plateau sched.factor=1", ["Factor should be < 1.0"]),
+    "unknown option": (
+        "optim=sdg",
+        ["optim=sdg", "adamw, muon, rmsprop, sgd", "Did you mean optim=sgd?"],
+    ),
     "unknown option in a list": ("aug=[crop_flip,cutmx]", ["aug=cutmx", "crop_flip", "Did you mean aug=cutmix?"]),
     "mistyped key": ("optim.lrr=1", ["optim.lrr", "lr, momentum", "Did you mean optim.lr?"]),
     "mistyped key in a sweep": ("-m optim.lrr=1,2", ["optim.lrr", "lr, momentum", "Did you mean optim.lr?"]),
@@ -23,8 +36,8 @@ MISTAKES = {
     "knob without its group": ("lr=0.1", ["lr", "Did you mean optim.lr?"]),
     "added key": ("+colour=red", ["colour", "python train.py --help"]),
     "momentum for Adam": ("optim=adam optim.momentum=0.9", ["optim.momentum", "lr, betas, eps"]),
-    "no option": ("optim=null", ["optim=null", "adam, sgd"]),
-    "deleted group": ("~optim", ["optim", "adam, sgd"]),
+    "no option": ("optim=null", ["optim=null", "adamw, muon, rmsprop, sgd"]),
+    "deleted group": ("~optim", ["optim", "adamw, muon, rmsprop, sgd"]),
     # values
     "text for a number": ("optim.lr=fast", ["optim.lr=fast", "number", "optim.lr=0.01"]),
     "text for a bool": ("rerun=maybe", ["rerun=maybe", "true or false", "rerun=false"]),
@@ -160,10 +173,22 @@ def test_a_class_of_which_every_picture_is_corrupt_is_refused(num):
 
 # What is typed, exit status, and words of the answer.
 QUESTIONS = {
-    "help": ("--help", 0, ["optim: adam, sgd", "aug: affine, blur, color, crop_flip, cutmix", "batch_size: 128"]),
+    "help": (
+        "--help",
+        0,
+        [
+            "optim: adadelta, adagrad, adam, adamw, muon, rmsprop, sgd, sgd_momentum",
+            "aug: affine, blur, color, crop_flip, cutmix",
+            "batch_size: 128",
+        ],
+    ),
     "configuration": ("--cfg job optim=adam seed=7", 0, ["_target_: torch.optim.Adam", "seed: 7", "batch_size: 128"]),
     "info": ("--info", 0, ["Hydra"]),
-    "completion of options": ("-sc query=bash", 0, ["optim=adam optim=sgd"]),
+    "completion of options": (
+        "-sc query=bash",
+        0,
+        ["optim=adam optim=adamw", "optim=sgd"],
+    ),
     "mistyped option": ("optim=sdg", 2, ["Did you mean optim=sgd?"]),
     "range": ("optim.lr=-1", 2, ["lr > 0"]),
     "range in a sweep": ("-m optim.lr=0.1,-1", 2, ["lr > 0"]),

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
 from torch import nn
 
-from cnnlab.networks import ConvNet
+from cnnlab.networks import BagOfWords, ConvNet, Linear, k_means
 
 
 def test_weights_of_question_10():
@@ -62,3 +64,63 @@ def test_fc4_fits_the_images(size, weights):
     network = ConvNet(image_size=size, num_classes=7)
     assert network(torch.zeros(2, 3, size, size)).shape == (2, 7)
     assert sum(values.numel() for values in network.fc4.parameters()) == weights
+
+
+def test_fully_convolutional_equals_the_network_and_maps_larger_images():
+    """Question 6: the same weights, the same logits; on a larger image those of every window."""
+    plain, fully = ConvNet(dropout=0.3).eval(), ConvNet(dropout=0.3, fully_convolutional=True).eval()
+    fully.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(fully(images), plain(images), rtol=1e-5, atol=1e-5)
+    assert fully(torch.randn(2, 3, 48, 40)).shape == (2, 10, 3, 2)
+    large = torch.randn(1, 3, 120, 120)
+    here, moved = fully(large), fully(large.roll((8, 16), (2, 3)))  # the window of 60 pixels from -14 on moves along
+    torch.testing.assert_close(moved[:, :, 4:9, 4:9], here[:, :, 3:8, 2:7], rtol=1e-4, atol=1e-5)
+    plain.load_state_dict(fully.state_dict())
+    torch.testing.assert_close(fully(images), plain(images), rtol=1e-5, atol=1e-5)
+
+
+def test_forms_of_another_size_do_not_load():
+    with pytest.raises(RuntimeError, match=r"fc4\.weight"):
+        ConvNet(fully_convolutional=True, hidden=10).load_state_dict(ConvNet().state_dict())
+
+
+def test_linear_has_30_730_weights():
+    network = Linear()
+    assert sum(weights.numel() for weights in network.parameters()) == 30_730
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_k_means_is_about_as_good_as_scikit_learn():
+    """The mean squared distance to the nearest centre, 5% apart at most."""
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(3000, 6, generator=generator) + 4 * torch.randn(20, 6, generator=generator).repeat(150, 1)
+    torch.manual_seed(0)
+    ours = torch.cdist(samples, k_means(samples, 60, num_iterations=50)).amin(1).square().mean()
+    theirs = KMeans(60, init="random", n_init=1, max_iter=50, random_state=0).fit(samples.numpy()).inertia_ / 3000
+    assert ours < 1.05 * theirs
+    nobody_comes = torch.cat((torch.zeros(5, 2), torch.ones(5, 2)))
+    assert k_means(nobody_comes, 4).isfinite().all()
+
+
+def test_bag_of_words_of_question_12():
+    network = BagOfWords(patch_size=4, stride=3)
+    assert sum(weights.numel() for weights in network.parameters()) == 10 * (1000 + 1)
+    network.num_words = 50
+    images = torch.randn(300, 3, 16, 16)
+    network.fit(images, num_patches=4000)
+    whitened = (network.patches(images).flatten(0, 1) - network.mean) @ network.whitening
+    nearest = torch.cdist(whitened, network.words).argmin(1).view(300, -1)
+    assert nearest.shape[1] == 25  # places of a patch
+    expected = torch.stack([torch.bincount(words, minlength=50) for words in nearest]) / 25
+    torch.testing.assert_close(network.counts(images), expected)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_hinge_loss_equals_torch(soft):
+    logits, labels = torch.randn(20, 5), torch.arange(20) % 5
+    given = F.one_hot(labels, 5).float() if soft else labels
+    torch.testing.assert_close(BagOfWords.loss(logits, given), F.multi_margin_loss(logits, labels))
+    every = torch.stack([F.multi_margin_loss(logits, labels.new_full((20,), label)) for label in range(5)])
+    smoothed = 0.7 * F.multi_margin_loss(logits, labels) + 0.3 * every.mean()
+    torch.testing.assert_close(BagOfWords.loss(logits, given, label_smoothing=0.3), smoothed)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -13,10 +14,11 @@ import pytest
 import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
+from lightning import seed_everything
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cnnlab.callbacks import COLUMNS
-from cnnlab.config import CONF, instantiate
+from cnnlab.config import CONF, instantiate, options
 from cnnlab.records import RunDirectory
 from cnnlab.run import train
 
@@ -254,6 +256,35 @@ def test_debug_overfit_reaches_a_training_accuracy_of_one(tmp_path):
     summary = train_here(tmp_path / "run", "debug=overfit", "optim=adam", "optim.lr=0.003", "trainer.max_epochs=100")
     assert summary["data"]["num_train"] == 64
     assert summary["metrics"]["last/train/acc"] == 1
+
+
+TINY = ("data=shapes", "data.num_train=100", "data.num_test=10", "batch_size=16", "logger=none", "debug=one_batch")
+OPTIONS = [
+    (group, option)
+    for group in ("norm", "aug", "model", "optim", "sched", "callbacks", "experiment")
+    for option in options(group)
+]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda word: word)
+def test_every_option_trains_one_batch(tmp_path, group, option):
+    """From the files that ship; the weights change, and the metrics are finite."""
+    smaller = ("model.num_words=30",) if option == "bow" else ()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", [f"{group}={option}", *TINY, *smaller])
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    summary = train(config, run, instantiate(config.data).load(), {"run": "run", "choices": {}})
+    assert summary["status"] == "done"
+    assert all(math.isfinite(value) for value in summary["metrics"].values())
+    if option != "ema":  # whose checkpoint hardly moves in one step
+        seed_everything(config.seed, verbose=False)
+        size = {"image_size": summary["data"]["input_size"]}
+        untrained = instantiate(config.model, num_classes=10, in_channels=3, **size).state_dict()
+        trained = weights(run.path)
+        names = [name for name in untrained if name.endswith("weight")]
+        assert names
+        assert not any(trained[f"network.{name}"].equal(untrained[name]) for name in names if "norm" not in name)
 
 
 def test_debug_one_batch_and_profile(tmp_path):

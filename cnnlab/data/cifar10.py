@@ -44,6 +44,7 @@ class CIFAR10:
     name = "cifar10"
     image_size = 32
     num_train = 50_000
+    num_classes = 10
 
     def __init__(self, sources: Sequence[str], sha256: str, cache_dir: str, timeout: float = 30.0):
         self.sources, self.sha256, self.timeout = list(sources), str(sha256).lower(), timeout

@@ -71,6 +71,10 @@ class ImageFolder:
     def num_train(self) -> int:
         return sum(map(len, self._files("train").values()))
 
+    @property
+    def num_classes(self) -> int:
+        return len(self._files("train"))
+
     @functools.cache  # noqa: B019  there is one object for a data set and process
     def _files(self, part: str) -> dict[str, list[os.DirEntry[str]]]:
         """The pictures of every class, sorted by name."""

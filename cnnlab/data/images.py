@@ -119,6 +119,9 @@ class Source(Protocol):
     @property
     def num_train(self) -> int: ...
 
+    @property
+    def num_classes(self) -> int: ...
+
     def check(self) -> None:
         """Refuse, with a UserError, what can be seen to be wrong without reading pictures."""
 

@@ -95,8 +95,9 @@ class ImageData(LightningDataModule):
             if self.crop is None and not self.before_norm:
                 parts["train"] = torch.arange(len(train.labels))
             for part, index in parts.items():
-                batches = [self.evaluation_images(part, chunk).to(home) for chunk in index.split(EVALUATION_BATCH)]
-                self.normalized[part] = torch.cat(batches)
+                if len(index):
+                    batches = [self.evaluation_images(part, chunk).to(home) for chunk in index.split(EVALUATION_BATCH)]
+                    self.normalized[part] = torch.cat(batches)
 
     def train_dataloader(self) -> "EpochBatches":
         return EpochBatches(self)

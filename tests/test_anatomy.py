@@ -1,0 +1,89 @@
+"""The report's questions 1, 7 and 8 to 12, recomputed."""
+
+import pytest
+import torch
+from torch import nn
+
+from cnnlab.anatomy import layers
+from cnnlab.networks import BagOfWords, ConvNet
+
+
+def test_question_1():
+    """A filter of 128 pixels on 256x256x3: 49,153 weights.
+
+    For the fully connected layer the report takes an output of 128x128, and gets 3,221,225,472 weights. By its own
+    formula the output has 1 + (256 - 128) / 1 = 129 pixels, and the layer 129^2 / 128^2 times as many.
+    """
+    [layer] = layers(nn.Sequential(nn.Conv2d(3, 1, 128)), in_channels=3, image_size=256)
+    assert layer.weights == 49_153
+    assert layer.output == (1, 129, 129)
+    assert layer.fully_connected == 256 * 256 * 3 * 129 * 129
+    assert layer.fully_connected * 128**2 // 129**2 == 3_221_225_472
+    assert layer.receptive_field == 128
+
+
+def test_question_7():
+    """r_k = r_{k-1} + (f_k - 1) s_1 ... s_{k-1}, against the pixels that an output really depends on."""
+    network = nn.Sequential(
+        nn.Conv2d(1, 1, 3, stride=2), nn.MaxPool2d(2), nn.Conv2d(1, 1, 5, stride=1), nn.Conv2d(1, 1, 3, stride=3)
+    )
+    found = layers(network, in_channels=1, image_size=96)
+    assert [(layer.receptive_field, layer.stride) for layer in found] == [(3, 2), (5, 4), (21, 4), (29, 12)]
+    image = torch.rand(1, 1, 96, 96, requires_grad=True)
+    for weights in network.parameters():
+        nn.init.constant_(weights, 1)
+    network[1] = nn.AvgPool2d(2)  # through which every pixel counts
+    network(image)[0, 0, 1, 1].backward()
+    rows = image.grad[0, 0].abs().sum(1).nonzero().flatten()
+    assert (int(rows[0]), int(rows[-1])) == (12, 12 + 29 - 1)
+
+
+def test_questions_8_to_11():
+    found = {layer.name: layer for layer in layers(ConvNet(), in_channels=3, image_size=32)}
+    outputs = {
+        "conv1": (32, 32, 32),
+        "pool1": (32, 16, 16),
+        "conv2": (64, 16, 16),
+        "pool2": (64, 8, 8),
+        "conv3": (64, 8, 8),
+        "pool3": (64, 4, 4),
+        "fc4": (1000,),
+        "fc5": (10,),
+    }
+    assert {name: found[name].output for name in outputs} == outputs
+    weights = {"conv1": 2_432, "conv2": 51_264, "conv3": 102_464, "fc4": 1_025_000, "fc5": 10_010}
+    assert {layer.name: layer.weights for layer in found.values() if layer.weights} == weights
+    assert sum(weights.values()) == 1_191_170
+    assert found["conv2"].multiply_adds == 64 * 16 * 16 * 32 * 5 * 5
+    assert found["fc4"].multiply_adds == 1000 * 1024
+
+
+@pytest.mark.parametrize("fully_convolutional", [False, True])
+def test_fully_connected_layers_see_what_their_convolutions_see(fully_convolutional):
+    found = layers(ConvNet(fully_convolutional=fully_convolutional), in_channels=3, image_size=32)
+    assert found[-1].receptive_field == 60
+    assert sum(layer.multiply_adds for layer in found) == 23_152_400
+
+
+def test_question_12():
+    found = layers(BagOfWords(), in_channels=3, image_size=32)
+    assert sum(layer.weights for layer in found) == 10 * (1000 + 1)
+
+
+def test_the_network_is_left_as_it_was():
+    network = ConvNet(batch_norm=True)
+    before = {name: values.clone() for name, values in network.state_dict().items()}
+    layers(network, in_channels=3, image_size=32)
+    assert network.training
+    assert all(values.equal(before[name]) for name, values in network.state_dict().items())
+    assert not network.conv1._forward_hooks
+
+
+def test_the_command_prints_the_table_of_question_10(command):
+    result = command("-m", "cnnlab", "anatomy", "data=shapes", "model.dropout=0.5", COLUMNS="200")
+    assert result.returncode == 0, result.stderr
+    for words in ("64 x 8 x 8", "102,464", "1,025,000", "1,191,170", "23,152,400"):
+        assert words in result.stdout
+    wrong = command("-m", "cnnlab", "anatomy", "model.dropout=1.5")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "dropout < 1" in wrong.stderr

@@ -1,0 +1,119 @@
+"""Optimizers, schedules and knobs of the training step, against torch used by hand."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+from cnnlab.classifier import Classifier, schedule, weight_groups
+from cnnlab.config import CONF, instantiate
+from cnnlab.networks import ConvNet
+
+NUM_EPOCHS, STEPS_PER_EPOCH = 4, 5
+
+
+def rates(*overrides: str, metric: float | None = None) -> list[float]:
+    """The learning rate of every step, as Lightning would step the schedules of a configuration."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["optim.lr=0.8", *overrides])
+    network = nn.Linear(2, 2)
+    optim, sched = instantiate(config.optim), instantiate(config.sched)
+    classifier = Classifier(network, optim, sched, 2, warmup_epochs=config.warmup_epochs)
+    steps = NUM_EPOCHS * STEPS_PER_EPOCH
+    classifier.trainer = SimpleNamespace(estimated_stepping_batches=steps, max_epochs=NUM_EPOCHS)
+    [optimizer], schedules = classifier.configure_optimizers()
+    seen = []
+    for step in range(1, steps + 1):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        for entry in schedules:
+            if entry["interval"] == "step" or step % STEPS_PER_EPOCH == 0:
+                entry["scheduler"].step(*([metric] if "monitor" in entry else []))
+    return seen
+
+
+EPOCHS = [step // STEPS_PER_EPOCH for step in range(NUM_EPOCHS * STEPS_PER_EPOCH)]
+CLOSED_FORMS = {
+    "sched=constant": [0.8 for _ in EPOCHS],
+    "sched=exponential sched.gamma=0.5": [0.8 * 0.5**epoch for epoch in EPOCHS],
+    "sched=step sched.step_size=2": [0.8 * 0.1 ** (epoch // 2) for epoch in EPOCHS],
+    "sched=cosine": [0.4 * (1 + math.cos(math.pi * step / 20)) for step in range(20)],
+    "warmup_epochs=2": [0.8 * min(1, 0.1 + 0.9 * step / 10) for step in range(20)],  # a tenth, then ten equal steps
+}
+
+
+@pytest.mark.parametrize("typed", CLOSED_FORMS)
+def test_schedules_follow_their_formula(typed):
+    assert rates(*typed.split()) == pytest.approx(CLOSED_FORMS[typed])
+
+
+def test_warm_up_multiplies_the_schedule():
+    warm = [min(1, 0.2 + 0.8 * step / 5) for step in range(20)]
+    for sched in ("sched=cosine", "sched=exponential"):
+        product = [rate * factor for rate, factor in zip(rates(sched), warm, strict=True)]
+        assert rates(sched, "warmup_epochs=1") == pytest.approx(product)
+
+
+def test_onecycle_rises_to_the_rate_and_falls_over_the_whole_training():
+    seen = rates("sched=onecycle", "sched.pct_start=0.3")
+    assert max(seen) == pytest.approx(0.8)
+    assert seen.index(max(seen)) == round(0.3 * 20) - 1
+    assert seen[0] == pytest.approx(0.8 / 25)
+    assert seen[-1] == pytest.approx(0.8 / 25 / 1e4)
+
+
+def test_plateau_waits_for_the_metric():
+    seen = rates("sched=plateau", "sched.patience=1", metric=0.5)
+    assert seen == pytest.approx([0.8 if epoch < 3 else 0.4 for epoch in EPOCHS])
+    entry = schedule(torch.optim.lr_scheduler.ReduceLROnPlateau, torch.optim.SGD([torch.zeros(1)], 0.1), 9, "val/acc")
+    assert entry["monitor"] == "val/acc"
+
+
+def test_decay_spares_biases_and_norms_if_asked():
+    network = ConvNet(batch_norm=True)
+    assert [len(group["params"]) for group in weight_groups(network, decay_all=True)] == [16]
+    decayed, spared = weight_groups(network, decay_all=False)
+    names = {id(weights): name for name, weights in network.named_parameters()}
+    assert {names[id(w)] for w in decayed["params"]} == {
+        f"{name}.weight" for name in ("conv1", "conv2", "conv3", "fc4", "fc5")
+    }
+    assert len(spared["params"]) == 11
+    assert spared["weight_decay"] == 0
+    optimizer = torch.optim.SGD([decayed, spared], lr=0.1, weight_decay=0.5)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0]
+
+
+def plain(**options) -> Classifier:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
+    classifier = Classifier(network, torch.optim.SGD, torch.optim.lr_scheduler.ConstantLR, 5, **options)
+    for sums in (classifier.sums, classifier.evaluation_sums):
+        sums.reset(torch.device("cpu"))
+    return classifier
+
+
+IMAGES, LABELS = torch.randn(7, 3, 4, 4), torch.arange(7) % 5
+
+
+def test_label_smoothing_counts_in_training_alone():
+    classifier = plain(label_smoothing=0.2)
+    shares = 0.8 * F.one_hot(LABELS, 5) + 0.2 / 5
+    expected = -(shares * classifier(IMAGES).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(classifier.training_step((IMAGES, LABELS), 0), expected)
+    classifier.validation_step((IMAGES, LABELS), 0)
+    loss = classifier.evaluation_sums.values[0] / 7
+    torch.testing.assert_close(loss.float(), F.cross_entropy(classifier(IMAGES), LABELS))
+
+
+def test_flips_at_evaluation_take_the_mean_of_both():
+    classifier = plain(test_flips=True)
+    classifier.validation_step((IMAGES, LABELS), 0)
+    logits = (classifier(IMAGES) + classifier(IMAGES.flip(3))) / 2
+    torch.testing.assert_close((classifier.evaluation_sums.values[0] / 7).float(), F.cross_entropy(logits, LABELS))
+    torch.testing.assert_close(
+        classifier.training_step((IMAGES, LABELS), 0), F.cross_entropy(classifier(IMAGES), LABELS)
+    )

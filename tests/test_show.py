@@ -1,0 +1,41 @@
+"""`python -m cnnlab show` draws what the network sees, originals above."""
+
+import numpy as np
+from PIL import Image
+
+from cnnlab.augment import CropFlip
+from cnnlab.data.module import ImageData
+from cnnlab.data.shapes import Shapes
+from cnnlab.normalize import ZCA
+from cnnlab.report.pictures import sheet
+
+
+def test_show_writes_and_names_a_sheet(command, tmp_path):
+    small = ("data=shapes", "data.num_train=200", "data.num_test=50", "batch_size=50")
+    result = command("-m", "cnnlab", "show", *small, "aug=[cutmix,crop_flip]")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "outputs/show/shapes-crop_flip+cutmix.png"
+    with Image.open(tmp_path / "outputs" / "show" / "shapes-crop_flip+cutmix.png") as picture:
+        assert picture.width == 10 * 34 * 3
+    other = command("-m", "cnnlab", "show", *small, "--num", "20", "--out", "a/b.png")
+    assert other.stdout.strip() == "a/b.png"
+    with Image.open(tmp_path / "a" / "b.png") as picture:
+        assert picture.size == (10 * 34 * 3, (4 * 34 + 6) * 3)
+    assert command("-m", "cnnlab", "show", "aug=cutmx").returncode == 2
+
+
+def test_samples_are_denormalised_and_below_their_originals(tmp_path):
+    data = Shapes(200, 50).load()
+    module = ImageData(data, ZCA(), {"crop_flip": CropFlip(28, flip_probability=0)}, batch_size=8, cache_dir=tmp_path)
+    originals, seen = module.samples(20)
+    assert (originals.shape, seen.shape) == ((20, 32, 32, 3), (20, 28, 28, 3))
+    for original, crop in zip(originals.astype(int), seen.astype(int), strict=True):
+        differences = [
+            np.abs(original[top : top + 28, left : left + 28] - crop).max() for top in range(5) for left in range(5)
+        ]
+        assert min(differences) <= 2
+    sheet(tmp_path / "sheet.png", originals, seen, scale=1)
+    with Image.open(tmp_path / "sheet.png") as picture:
+        pixels = np.asarray(picture)
+    assert np.array_equal(pixels[1:33, 1:33], originals[0])
+    assert np.array_equal(pixels[34 + 3 : 34 + 3 + 28, 3 : 3 + 28], seen[0])
