@@ -77,16 +77,18 @@ class Nowhere(io.TextIOBase):
         return len(text)
 
 
-def run_cnnlab(data: DataSet, options: argparse.Namespace, folder: Path) -> tuple[list[float], list[float]]:
+def run_cnnlab(
+    data: DataSet, options: argparse.Namespace, folder: Path, *chosen: str
+) -> tuple[list[float], list[float]]:
     """When each epoch ended, its checkpoint written, in seconds; and the rates in metrics.csv."""
-    overrides = ["data=shapes", "norm=standard", "aug=pad_crop_flip", "val_fraction=0", f"optim.lr={LR}"]
+    overrides = ["data=shapes", *chosen, "val_fraction=0", f"optim.lr={LR}", f"cache_dir={folder.parent / 'cache'}"]
     overrides += [f"batch_size={options.batch_size}", f"trainer.max_epochs={options.epochs + 1}"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", [*overrides, f"trainer.accelerator={DEVICE.type}"])
-    run = RunDirectory(folder)
+    run = RunDirectory(folder / "run")
     with run.owned(), run.logged(), mock.patch("os.isatty", return_value=True):  # so that it has its progress bar
         train(config, run, data, {"run": "throughput", "choices": {}})
-    ends = re.findall(r"^(.{23}) epoch ", (folder / "train.log").read_text(), re.MULTILINE)
+    ends = re.findall(r"^(.{23}) epoch ", (run.path / "train.log").read_text(), re.MULTILINE)
     times = [datetime.strptime(end, "%Y-%m-%d %H:%M:%S,%f").timestamp() for end in ends]
     return times, [row["images_per_second"] for row in run.metrics()]
 
@@ -189,7 +191,7 @@ def run_round(data: DataSet, options: argparse.Namespace) -> dict[str, list[floa
     norm = Standard()
     norm.fit(torch.from_numpy(data.train.pixels))
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(Nowhere()):
-        times, steps = run_cnnlab(data, options, Path(folder, "cnnlab"))
+        times, steps = run_cnnlab(data, options, Path(folder, "cnnlab"), "norm=standard", "aug=pad_crop_flip")
         ends = {"cnnlab": times, "bare loop": run_bare_loop(data, options, norm)}
         ends["template"] = run_template(data, options, norm, Path(folder, "template"))
     num_images = len(data.train.labels)

@@ -8,3 +8,9 @@ def test_throughput_runs(command):
     assert result.returncode == 0, result.stderr
     assert "cnnlab / bare loop" in result.stdout
     assert "cnnlab / template" in result.stdout
+
+
+def test_whitening_runs(command):
+    result = command(str(ROOT / "benchmarks" / "whitening.py"), "--smoke")
+    assert result.returncode == 0, result.stderr
+    assert "zca / standard" in result.stdout
