@@ -1,11 +1,12 @@
 """python train.py [group=option ...] [key=value ...]: train one run; with -m, every combination of lists of values.
 
 Composing and checking a configuration takes no torch; it is imported when a run starts. Exit status: 0 done, 1 a run
-failed, 2 the input is wrong.
+failed, 2 the input is wrong, 143 stopped by a signal after saving (130: by Ctrl-C).
 """
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cnnlab import signals
 from cnnlab.config import GROUPS, UserError, changes, chosen, data_source, described, options, refuse
-from cnnlab.records import RunDirectory, code_digest, log, now
+from cnnlab.records import BusyError, RunDirectory, code_digest, log, now
+from cnnlab.signals import Interrupted
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -27,11 +30,15 @@ def job(config: DictConfig) -> None:
     settings = HydraConfig.get()
     run = RunDirectory(Path(settings.runtime.output_dir))
     if int(os.environ.get("LOCAL_RANK", 0)):  # one of several processes of a run, which the first one has opened
-        train(config, run, {})
+        with suppress(Interrupted):
+            train(config, run, {})
         return
     try:
-        with run.owned():
+        with run.owned(config.on_busy):
             open_job(config, run, settings)
+    except BusyError as error:
+        print(f"{error}. Type on_busy=wait to wait for it.", file=sys.stderr)
+        sys.exit(1)
     except UserError as error:
         run.forget()
         status = refuse(error)
@@ -67,12 +74,19 @@ def open_job(config: DictConfig, run: RunDirectory, settings: HydraConf) -> None
             train(config, run, about)
         except UserError:
             raise
-        except Exception as error:  # whatever it is, it is recorded, and the other jobs of the sweep run
+        except Interrupted as stop:
+            run.write_summary(about | run.summary() | {"status": "interrupted"})
+            log.info(f"{stop}; saved. The same command goes on from here.")
+            sys.exit(stop.exit_status)  # a sweep ends here too
+        except (Exception, SystemExit) as error:  # whatever it is, it is recorded, and the other jobs of the sweep run
             log.error(f"failed: {type(error).__name__}: {error}; see {run.path}/train.log", exc_info=True)
             failed = {"status": "failed", "error": {"type": type(error).__name__, "message": str(error)}}
-            run.write_summary(about | run.summary() | failed)
+            with suppress(OSError):  # a full disk
+                run.write_summary(about | run.summary() | failed)
             if settings.mode == RunMode.RUN:
                 sys.exit(1)
+    if signals.received() and settings.mode == RunMode.MULTIRUN:  # too late to interrupt this job
+        sys.exit(Interrupted(signals.received()).exit_status)
 
 
 def train(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> None:
@@ -113,6 +127,8 @@ def main() -> None:
         job()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(refuse(error))
+    except KeyboardInterrupt:  # before a training has started, or after a second Ctrl-C
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,12 @@ class TensorBoard(TensorBoardLogger):
         super().__init__(save_dir, name="", version="", default_hp_metric=False)
 
     def open(self, held_out: str) -> None:
-        """The layout of the custom scalars page, and the sheet of training images."""
+        """Begin anew, with the layout of the custom scalars page and the sheet of training images.
+
+        A resumed run writes all its epochs again: no point appears twice, and none is missing.
+        """
+        for events in Path(self.save_dir).glob("events.out.tfevents.*"):
+            events.unlink()
         together = {
             title: ["Multiline", [f"train/{metric}", f"{held_out}/{metric}"]]
             for title, metric in (("loss", "loss"), ("accuracy", "acc"))

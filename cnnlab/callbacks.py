@@ -1,17 +1,21 @@
-"""What happens beside the training step: the row of an epoch, its checkpoint, its line; the progress bar."""
+"""What happens beside the training step: rows, checkpoints, the line of an epoch; the progress bar."""
 
 import math
+import random
 import time
+from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cnnlab import checkpoint
+from cnnlab import checkpoint, signals
 from cnnlab.classifier import Classifier
 from cnnlab.records import Row, RunDirectory, log
+from cnnlab.signals import Interrupted
 
 COLUMNS = (
     "epoch",
@@ -27,35 +31,101 @@ COLUMNS = (
 )
 
 
-class EpochRecords(Checkpoint):
-    """Closes every epoch: its row in metrics.csv and in the loggers, its checkpoint, one line.
+class DivergedError(Exception):
+    """The loss is not a number any more."""
 
-    The rows are part of the checkpoint, so a resumed run goes on with the rows that belong to it.
+
+class Records(Checkpoint):
+    """Keeps a run: its rows in metrics.csv and in the loggers, its checkpoints, a line per epoch.
+
+    A checkpoint is written at the end of every epoch, and between steps as often as asked for or when a signal wants
+    the run to stop. What Lightning does not save is added to it: the rows, what the epoch has summed up, the time it
+    took, and the random states, for every process. A resumed run goes on with exactly that.
 
     Args:
         run: where the files go.
         monitor: the metric whose first maximum decides the best epoch, "val/acc" or "test/acc".
+        every_n_steps, every_n_minutes: how often to save within an epoch; None: not at all.
     """
 
-    def __init__(self, run: RunDirectory, monitor: str):
+    def __init__(
+        self, run: RunDirectory, monitor: str, every_n_steps: int | None = None, every_n_minutes: float | None = None
+    ):
         self.run, self.monitor = run, monitor
+        self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
         self.rows: list[Row] = []
+        self.restored: dict[str, Any] | None = None
+        self.last = run.checkpoints / "last.ckpt"
+        self.trained = math.nan
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "random_state": torch.get_rng_state()}
+    # ------------------------------------------------------------------------------------- what a checkpoint holds
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = state_dict["rows"]
-        torch.set_rng_state(state_dict["random_state"].cpu())  # dropout's
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        mine = {"sums": cast(Classifier, pl_module).sums.values.cpu(), "random": random_states()}
+        checkpoint["records"] = {
+            "rows": self.rows,
+            "epoch_done": self.epoch_done,
+            "lr": self.lr,
+            "elapsed": time.perf_counter() - self.started,
+            "processes": of_all_processes(mine),
+        }
 
-    @property
-    def best(self) -> Row:
-        return max(self.rows, key=lambda row: row[self.monitor])
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.restored = checkpoint["records"]
+        self.rows = self.restored["rows"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What other files say of the rows follows from the checkpoint, whatever was written before a kill."""
+        if self.restored and trainer.is_global_zero:
+            if self.restored["epoch_done"] and self.best is self.rows[-1]:
+                checkpoint.copy(Path(str(trainer.ckpt_path)), self.run.checkpoints / "best.ckpt")
+            self.run.write_metrics(self.rows, COLUMNS)
+        for row in self.rows:
+            log_row(trainer, row)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        signals.install()  # Lightning has put in its own
+        self.saved_at = time.monotonic()
+        if state := self.restored:
+            processes = state["processes"]
+            if len(processes) == trainer.world_size:  # else an epoch's sums stay with the first process
+                mine = processes[trainer.global_rank]
+                restore_random_states(mine["random"])
+            else:
+                total = torch.stack([process["sums"] for process in processes]).sum(0)
+                mine = {"sums": total if trainer.is_global_zero else torch.zeros_like(total)}
+            cast(Classifier, pl_module).sums.values = mine["sums"].to(pl_module.device)
+            self.lr, self.started = state["lr"], time.perf_counter() - state["elapsed"]
+
+    # ---------------------------------------------------------------------------------------------- while training
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.perf_counter()
-        self.trained = math.nan
-        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self.lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx + 1 == trainer.num_training_batches:
+            return  # the end of the epoch saves and stops
+        due, signal = self.wanted(trainer)
+        if due or signal:
+            self.save(trainer)
+        if signal:
+            raise Interrupted(signal)
+
+    def wanted(self, trainer: Trainer) -> tuple[bool, int]:
+        """Whether to save now, and the signal to stop for; all processes give the same answer."""
+        step = trainer.global_step
+        due = bool(self.every_n_steps) and step % (self.every_n_steps or 1) == 0
+        minutes = (time.monotonic() - self.saved_at) / 60
+        late = self.every_n_minutes is not None and minutes >= self.every_n_minutes
+        signal = signals.received()
+        if trainer.world_size > 1:
+            if step % AGREE_EVERY_N_STEPS:
+                return due, 0
+            late, signal = agreed(late, signal, device=trainer.strategy.root_device)
+        return due or late, signal
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         cast(Classifier, pl_module).sums.values.sum().item()  # waits for the device
@@ -64,22 +134,92 @@ class EpochRecords(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         measured: dict[str, Any] = dict(cast(Classifier, pl_module).measured)
         measured["epoch"] = trainer.current_epoch + 1
-        measured["lr"] = float(self.lr)
+        measured["lr"] = self.lr
         measured["epoch_seconds"] = round(time.perf_counter() - self.started, 3)
         num_images = trainer.num_training_batches * batch_size(trainer)
         measured["images_per_second"] = round(num_images / (self.trained - self.started), 1)
         row = {name: measured[name] for name in COLUMNS if name in measured}
+        self.refuse_nonsense(row)
         self.rows.append(row)
 
-        last = self.run.checkpoints / "last.ckpt"
-        trainer.save_checkpoint(last)
+        self.save(trainer, epoch_done=True)
         if trainer.is_global_zero:
             if self.best is row:
-                checkpoint.copy(last, self.run.checkpoints / "best.ckpt")
+                checkpoint.copy(self.last, self.run.checkpoints / "best.ckpt")
             self.run.write_metrics(self.rows, COLUMNS)
             log.info(line(row, trainer.max_epochs or 0))
-        for logger in trainer.loggers:
-            logger.log_metrics({name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"]))
+        log_row(trainer, row)
+        signal = signals.received()
+        if trainer.world_size > 1:
+            _, signal = agreed(False, signal, device=trainer.strategy.root_device)
+        if signal:
+            raise Interrupted(signal)
+
+    def refuse_nonsense(self, row: Row) -> None:
+        """Raises: DivergedError if a loss is infinite or not a number; the checkpoints stay those of earlier epochs."""
+        for name, value in row.items():
+            if name.endswith("/loss") and not math.isfinite(value):
+                kept = f"{self.last} is that of epoch {self.rows[-1]['epoch']:.0f}" if self.rows else "there is none"
+                raise DivergedError(
+                    f"{name} is {value} in epoch {row['epoch']:.0f}; the last good checkpoint: {kept}. A smaller "
+                    f"optim.lr, or trainer.gradient_clip_val=1, may help"
+                )
+
+    def save(self, trainer: Trainer, epoch_done: bool = False) -> None:
+        self.epoch_done = epoch_done
+        trainer.save_checkpoint(self.last)
+        self.saved_at = time.monotonic()
+
+    @property
+    def best(self) -> Row:
+        return max(self.rows, key=lambda row: row[self.monitor])
+
+
+def log_row(trainer: Trainer, row: Row) -> None:
+    """Give a row to the loggers."""
+    for logger in trainer.loggers:
+        logger.log_metrics({name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"]))
+
+
+AGREE_EVERY_N_STEPS = 10  # several processes ask each other so often whether one of them was told to stop
+
+
+def agreed(late: bool, signal: int, device: torch.device) -> tuple[bool, int]:
+    """Whether any process is late, and the largest signal that any has received."""
+    answers = torch.tensor([int(late), signal], device=device)
+    torch.distributed.all_reduce(answers, torch.distributed.ReduceOp.MAX)
+    late_anywhere, largest = answers.tolist()
+    return bool(late_anywhere), largest
+
+
+def of_all_processes(mine: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each process gives, by rank."""
+    if not torch.distributed.is_initialized():
+        return [mine]
+    everything: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everything, mine)
+    return everything
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all random generators that a library may use, as tensors and primitives."""
+    kind, keys, *rest = cast(tuple[Any, ...], np.random.get_state())
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "python": random.getstate(),
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy(), *rest))
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
 
 
 def batch_size(trainer: Trainer) -> int:

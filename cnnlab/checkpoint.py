@@ -1,6 +1,14 @@
-"""Checkpoint files: written by rename, with a digest beside them, and loaded without running what they contain."""
+"""Checkpoint files: whole or not at all, verified by a digest, and loaded without running what they contain.
+
+    last.ckpt       the newest state of the training; the one before it is kept as previous.ckpt
+    best.ckpt       the state after the best epoch
+    *.ckpt.sha256   the digest of each, in the form that `sha256sum --check` reads
+
+Whenever the process is killed, last.ckpt or previous.ckpt is whole and has its digest.
+"""
 
 import hashlib
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,19 +20,23 @@ from cnnlab.records import atomic_path, log, write_text
 
 
 class CheckpointError(Exception):
-    """A checkpoint that is not what was written."""
+    """A checkpoint that is not what was written, or does not fit."""
 
 
 class CheckpointFiles(CheckpointIO):
-    """How Lightning writes and reads checkpoints here; NAME.sha256 has the form that `sha256sum --check` reads."""
+    """How Lightning writes and reads checkpoints here."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
         with atomic_path(path) as partial:
-            torch.save(checkpoint, partial)
-            digest = _sha256(partial)
-        _write_digest(path, digest)
+            partial.write_bytes(content.getbuffer())
+            if path.exists():
+                _write_digest(previous(path), read_digest(path))
+                path.replace(previous(path))
+            _write_digest(path, hashlib.sha256(content.getbuffer()).hexdigest())
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         """Tensors and primitives only, whatever is asked for.
@@ -32,8 +44,8 @@ class CheckpointFiles(CheckpointIO):
         Raises: CheckpointError if the content is not what its digest says.
         """
         path = Path(path)
-        if _sha256(path) != read_digest(path):
-            raise CheckpointError(f"{path} is not what was written: its SHA-256 differs from {path.name}.sha256")
+        if reason := damage(path):
+            raise CheckpointError(f"{path} {reason}")
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -44,29 +56,43 @@ def copy(source: Path, target: Path) -> None:
     """Copy a checkpoint with its digest."""
     with atomic_path(target) as partial:
         shutil.copyfile(source, partial)
-    _write_digest(target, read_digest(source))
+        _write_digest(target, read_digest(source))
 
 
-def resumable(path: Path) -> bool:
-    """Whether the checkpoint is there and is what was written; says so if it is damaged."""
-    if not path.exists():
-        return False
-    if _sha256(path) == read_digest(path):
-        return True
-    log.warning(f"{path} is damaged (its SHA-256 differs from what was written); starting over.")
-    return False
+def previous(path: Path) -> Path:
+    """Where the checkpoint is kept that was at `path` before."""
+    return path.with_name("previous.ckpt")
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint that is what was written, if there is one; says which was not, and why."""
+    last = folder / "last.ckpt"
+    for path in (last, previous(last)):
+        if path.exists():
+            if not (reason := damage(path)):
+                return path
+            aside = path.with_name(f"{path.name}.damaged")
+            path.replace(aside)
+            log.warning(f"{path} {reason}; it is not used, and kept as {aside.name}.")
+    return None
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a file, in words; empty if it is what was written."""
+    expected = read_digest(path)
+    if not expected:
+        return f"has no digest {path.name}.sha256"
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return "" if found == expected else f"is not what was written: its SHA-256 differs from {path.name}.sha256"
 
 
 def read_digest(path: Path) -> str:
     """The SHA-256 that was written for a checkpoint; empty if there is none."""
     digest = path.with_name(f"{path.name}.sha256")
-    return digest.read_text().split()[0] if digest.exists() else ""
+    words = digest.read_text().split() if digest.exists() else []
+    return words[0] if words else ""
 
 
 def _write_digest(path: Path, digest: str) -> None:
     write_text(path.with_name(f"{path.name}.sha256"), f"{digest}  {path.name}\n")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

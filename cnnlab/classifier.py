@@ -79,12 +79,21 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(weight_groups(self.network, self.decay_all))
-        num_steps = int(self.trainer.estimated_stepping_batches)
+        num_steps = self.num_steps()
         schedules = [schedule(self.make_scheduler, optimizer, num_steps, monitor=f"{self.held_out}/acc")]
         if warmup_steps := round(self.warmup_epochs * num_steps / (self.trainer.max_epochs or 1)):
             rise = LinearLR(optimizer, start_factor=1 / warmup_steps, total_iters=warmup_steps)
             schedules.append({"scheduler": rise, "interval": "step"})
         return [optimizer], schedules
+
+    def num_steps(self) -> int:
+        """Steps of the whole training.
+
+        `trainer.estimated_stepping_batches` would set up the loaders too early to be given their place in an epoch.
+        """
+        batches, limit = self.trainer.datamodule.num_batches, self.trainer.limit_train_batches  # type: ignore[attr-defined]
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return batches * (self.trainer.max_epochs or 0)
 
     def on_train_epoch_start(self) -> None:
         self.sums.reset(self.device)

@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import socket
 import subprocess
 import tempfile
 import time
@@ -37,7 +38,7 @@ Row = dict[str, float]
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the name `path`, flushed to the disk, if the block succeeds."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     os.close(descriptor)
     partial = Path(name)
     try:
@@ -64,6 +65,13 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text)
 
 
+OF_NO_RUN = ("train.log", ".lock", ".holder")  # files that a directory may have before a run is recorded in it
+
+
+class BusyError(Exception):
+    """Another process holds the run directory."""
+
+
 class RunDirectory:
     """The directory of one run, named by its configuration.
 
@@ -76,24 +84,42 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
 
     @contextmanager
-    def owned(self) -> Iterator[None]:
-        """Hold the directory: a second process with the same configuration waits here."""
+    def owned(self, on_busy: str = "wait") -> Iterator[None]:
+        """Hold the directory: a second process with the same configuration waits here, or fails.
+
+        The operating system drops the lock of a process that has died, on this host or another.
+
+        Raises: BusyError if another process holds it and on_busy is "fail".
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
+        lock, holder = FileLock(self.path / ".lock"), self.path / ".holder"
         try:
             with contextlib.suppress(Timeout):
                 lock.acquire(timeout=0)
             if not lock.is_locked:
-                print(f"{self.path} is in use by another process; waiting for it.", flush=True)
+                who = holder.read_text() if holder.exists() else "another process"
+                if on_busy == "fail":
+                    raise BusyError(f"{self.path} is in use by {who}")
+                print(f"{self.path} is in use by {who}; waiting for it.", flush=True)
                 lock.acquire()
+            for partial in self.path.rglob(".*.partial"):  # of a process that was killed while it wrote
+                partial.unlink()
+            write_text(holder, f"process {os.getpid()} on {socket.gethostname()} since {now()}")
             yield
         finally:
+            if lock.is_locked:
+                holder.unlink(missing_ok=True)
             lock.release()
 
     def forget(self) -> None:
         """Remove the directory if no run was recorded in it."""
         if not (self.path / "summary.json").exists():
-            for file in (*(self.path / ".hydra").glob("*.yaml"), self.path / "train.log", self.path / ".lock"):
+            for file in (
+                *(self.path / ".hydra").glob("*.yaml"),
+                self.path / "train.log",
+                self.path / ".lock",
+                self.path / ".holder",
+            ):
                 file.unlink(missing_ok=True)
             for folder in (self.path / ".hydra", self.path, self.path.parent):
                 with contextlib.suppress(OSError):
@@ -106,7 +132,7 @@ class RunDirectory:
             number += 1
         aside.mkdir()
         for entry in list(self.path.iterdir()):
-            if entry.name != ".lock":
+            if entry.name not in (".lock", ".holder"):
                 entry.rename(aside / entry.name)
         return aside
 

@@ -16,9 +16,9 @@ from lightning import Callback, Trainer, seed_everything
 from omegaconf import DictConfig
 from torch import nn
 
-from cnnlab import checkpoint
+from cnnlab import checkpoint, signals
 from cnnlab.board import TensorBoard
-from cnnlab.callbacks import EpochRecords, ProgressBar
+from cnnlab.callbacks import ProgressBar, Records
 from cnnlab.checkpoint import CheckpointFiles
 from cnnlab.classifier import Classifier, schedule
 from cnnlab.config import UserError, instantiate, leaves, plain
@@ -62,7 +62,7 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
         test_flips=config.test_flips,
     )
     refuse_early(classifier)
-    records = EpochRecords(run, monitor=f"{datamodule.held_out}/acc")
+    records = Records(run, f"{datamodule.held_out}/acc", **config.checkpoint)
     trainer = make_trainer(config, run, records)
     summary = {"status": "running"} | dict(about) | describe(trainer, classifier, datamodule)
     if trainer.is_global_zero:
@@ -70,32 +70,37 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
 
     if hasattr(network, "fit"):
         network.fit(datamodule.evaluation_images("train", datamodule.train_index[:FITTED_ON]))
+    try:
+        with signals.noted():
+            summary |= fit_and_test(trainer, classifier, datamodule, records)
+            if trainer.is_global_zero:
+                close_records(run, summary, trainer, config)
+    finally:
+        if torch.distributed.is_initialized():  # else its threads abort the process when it ends
+            torch.distributed.destroy_process_group()
+    return summary
+
+
+def fit_and_test(trainer: Trainer, classifier: Classifier, datamodule: ImageData, records: Records) -> dict[str, Any]:
+    """Train to the end, then evaluate the test images; return what the summary says of it."""
     started = time.perf_counter()
-    last = run.checkpoints / "last.ckpt"
-    trainer.fit(classifier, datamodule, ckpt_path=last if checkpoint.resumable(last) else None, weights_only=True)
+    trainer.fit(classifier, datamodule, ckpt_path=checkpoint.newest(records.run.checkpoints), weights_only=True)
     train_seconds = time.perf_counter() - started
 
-    best = records.best
-    at_last = test(trainer, classifier, datamodule, last)
-    at_best = (
-        at_last if best is records.rows[-1] else test(trainer, classifier, datamodule, run.checkpoints / "best.ckpt")
-    )
-    confusion = classifier.confusion.compute().tolist()
-    summary |= {
+    best, rows = records.best, records.rows
+    at_last = test(trainer, classifier, datamodule, records.last)
+    best_path = records.run.checkpoints / "best.ckpt"
+    at_best = at_last if best is rows[-1] else test(trainer, classifier, datamodule, best_path)
+    return {
         "status": "done",
         "selected_on": records.monitor,
         "best_epoch": int(best["epoch"]),
-        "epochs_done": len(records.rows),
-        "metrics": flat_metrics(best, at_best, records.rows[-1], at_last),
+        "epochs_done": len(rows),
+        "metrics": flat_metrics(best, at_best, rows[-1], at_last),
         "train_seconds": round(train_seconds, 2),
-        "images_per_second": sorted(row["images_per_second"] for row in records.rows)[len(records.rows) // 2],
-        "confusion": confusion,
+        "images_per_second": sorted(row["images_per_second"] for row in rows)[len(rows) // 2],
+        "confusion": classifier.confusion.compute().tolist(),
     }
-    if torch.distributed.is_initialized():  # else its threads abort the process when it ends
-        torch.distributed.destroy_process_group()
-    if trainer.is_global_zero:
-        close_records(run, summary, trainer, config)
-    return summary
 
 
 def make_data(config: DictConfig, data: DataSet) -> ImageData:
@@ -122,7 +127,7 @@ def refuse_early(classifier: Classifier) -> None:
         raise UserError(f"The optimizer or its schedule refuses its arguments: {error}.") from error
 
 
-def make_trainer(config: DictConfig, run: RunDirectory, records: EpochRecords) -> Trainer:
+def make_trainer(config: DictConfig, run: RunDirectory, records: Records) -> Trainer:
     """Lightning's Trainer with what the configuration leaves to us: precision, callbacks, loggers."""
     callbacks: list[Callback] = [records, *(instantiate(node) for node in config.callbacks.values())]
     if os.isatty(1):
@@ -136,6 +141,7 @@ def make_trainer(config: DictConfig, run: RunDirectory, records: EpochRecords) -
         logger=[instantiate(logger, save_dir=str(run.path)) for logger in config.logger.values()],
         plugins=[CheckpointFiles()],
         default_root_dir=str(run.path),
+        deterministic=config.deterministic or None,
         enable_checkpointing=True,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -24,7 +24,8 @@ def rates(*overrides: str, metric: float | None = None) -> list[float]:
     optim, sched = instantiate(config.optim), instantiate(config.sched)
     classifier = Classifier(network, optim, sched, 2, warmup_epochs=config.warmup_epochs)
     steps = NUM_EPOCHS * STEPS_PER_EPOCH
-    classifier.trainer = SimpleNamespace(estimated_stepping_batches=steps, max_epochs=NUM_EPOCHS)
+    data = SimpleNamespace(num_batches=STEPS_PER_EPOCH)
+    classifier.trainer = SimpleNamespace(datamodule=data, limit_train_batches=1.0, max_epochs=NUM_EPOCHS)
     [optimizer], schedules = classifier.configure_optimizers()
     seen = []
     for step in range(1, steps + 1):

@@ -1,0 +1,65 @@
+"""Signals that ask a run to stop: a handler only notes the first one, and the training loop saves and stops.
+
+Ctrl-C (SIGINT), SIGTERM and SIGUSR1/2, which clusters send ahead of a time limit. A second one ends at once.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+_received = 0
+
+
+class Interrupted(Exception):  # noqa: N818  it is no error
+    """The run has been saved and stops, because of a signal.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+    @property
+    def exit_status(self) -> int:
+        """130 for Ctrl-C, 143 for the others: what was asked for is done, and typing the command again goes on."""
+        return 130 if self.number == signal.SIGINT else 143
+
+
+def received() -> int:
+    """The number of the signal that asked to stop, 0 if none did."""
+    return _received
+
+
+@contextmanager
+def noted() -> Iterator[None]:
+    """Within the block signals are noted; the ways they were handled before are put back."""
+    global _received
+    _received = 0
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    install()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def install() -> None:
+    """Note signals from now on; also once more where a library has put its own handlers in."""
+    for number in STOPPING:
+        signal.signal(number, _note)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    global _received
+    if _received:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    _received = number
+    os.write(2, f"\n{signal.Signals(number).name}: saving and stopping; once more ends at once.\n".encode())
