@@ -37,7 +37,7 @@ def job(config: DictConfig) -> None:
         with run.owned(config.on_busy):
             open_job(config, run, settings)
     except BusyError as error:
-        print(f"{error}. Type on_busy=wait to wait for it.", file=sys.stderr)
+        print(f"cnnlab: {error}. Type on_busy=wait to wait for it.", file=sys.stderr)
         sys.exit(1)
     except UserError as error:
         run.forget()
@@ -127,6 +127,8 @@ def main() -> None:
         job()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(refuse(error))
+    except OSError as error:  # a folder that is read-only, or belongs to others
+        sys.exit(refuse(UserError(f"{error.filename} cannot be written ({error.strerror}). Type output_dir=FOLDER.")))
     except KeyboardInterrupt:  # before a training has started, or after a second Ctrl-C
         sys.exit(130)
 

@@ -1,12 +1,14 @@
-"""Runs train.py in processes that kill themselves with SIGKILL at a given point, as if someone had typed kill -9.
+"""Runs train.py in processes to which something happens at a given point: for the most part, they kill themselves with
+SIGKILL, as if someone had typed kill -9.
 
 `python faults.py` imports everything once and forks a process for every line on its standard input, so that hundreds of
-runs take seconds each: {"arguments": [...], "fault": ["step", 7], "log": FILE}. It answers with {"status": ...,
-"counts": {...}}: the exit status, negative for a signal, and how often each point was passed.
+runs take seconds each: {"arguments": [...], "faults": [["step", 7, "SIGKILL"]], "log": FILE}. It answers with
+{"status": ..., "counts": {...}}: the exit status, negative for a signal, and how often each point was passed.
 
 Points: "step" (a training step), "validation" (a step of an evaluation), "write" (a checkpoint, when half of it is
 written), "rename" (before a file gets its name, any file), "renamed" (after it), "NAME" (before that file gets its
-name). A fault is a point and the number of times that it is passed before the process dies.
+name). A fault is a point, the number of times that it is passed before something happens, and what happens: a signal,
+"exit" (sys.exit), "memory" (torch is out of it), "forget" (from the start, random states are not restored).
 """
 
 import json
@@ -14,6 +16,7 @@ import os
 import runpy
 import signal
 import sys
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -21,22 +24,36 @@ ROOT = Path(__file__).parent.parent
 POINTS = ("step", "validation", "write", "rename", "renamed")
 
 
-def install(fault: list | None, counts: Counter) -> None:
-    """Count the points, and die at one of them."""
+def install(faults: list[list], counts: Counter) -> None:
+    """Count the points, and let things happen at some of them."""
+    import torch
+
     import cnnlab.callbacks
     from cnnlab.classifier import Classifier
 
-    def passed(point: str) -> bool:
+    def happens(point: str) -> str:
         counts[point] += 1
-        return fault is not None and fault[0] == point and counts[point] == fault[1]
+        return next((what for where, number, what in faults if (where, number) == (point, counts[point])), "")
+
+    def let_happen(what: str) -> None:
+        if what.startswith("SIG"):
+            os.kill(os.getpid(), getattr(signal, what))
+        elif what == "exit":
+            sys.exit(3)
+        elif what == "memory":
+            raise torch.OutOfMemoryError("so much is not there")
+
+    def passed(point: str) -> bool:
+        what = happens(point)
+        let_happen(what)
+        return bool(what)
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def counted(function, point: str):
         def wrapped(*arguments):
-            if passed(point):
-                die()
+            passed(point)
             return function(*arguments)
 
         return wrapped
@@ -46,21 +63,20 @@ def install(fault: list | None, counts: Counter) -> None:
     write_bytes, replace = Path.write_bytes, Path.replace
 
     def half_written(path: Path, content) -> int:
-        if passed("write"):
+        if happens("write"):
             write_bytes(path, content[: len(content) // 2])
             die()
         return write_bytes(path, content)
 
     def renamed(path: Path, target) -> Path:
-        if passed("rename") or passed(Path(target).name):
-            die()
+        passed("rename")
+        passed(Path(target).name)
         result = replace(path, target)
-        if passed("renamed"):
-            die()
+        passed("renamed")
         return result
 
     Path.write_bytes, Path.replace = half_written, renamed
-    if fault == ["forget", 0]:  # the negative control: random states are not restored
+    if any(what == "forget" for _, _, what in faults):  # the negative control
         cnnlab.callbacks.restore_random_states = lambda states: None
 
 
@@ -73,14 +89,18 @@ def run(request: dict) -> dict:
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        os.environ.update(request.get("environment", {}))
         counts: Counter = Counter()
-        install(request.get("fault"), counts)
+        install(request["faults"], counts)
         sys.argv = [str(ROOT / "train.py"), *request["arguments"]]
         status = 0
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as end:
-            status = int(end.code or 0)
+            status = end.code if isinstance(end.code, int) else int(bool(end.code))
+        except BaseException:
+            traceback.print_exc()
+            status = 1
         finally:
             sys.stdout.flush()
             os.write(writer, json.dumps(counts).encode())

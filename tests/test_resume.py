@@ -2,11 +2,13 @@
 
 import csv
 import json
+import math
 import os
 import random
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,13 +17,23 @@ from conftest import ROOT
 from faults import POINTS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cnnlab.callbacks import DivergedError, Records
+from cnnlab.checkpoint import CheckpointFiles
+from cnnlab.records import RunDirectory
+
 NUM_POINTS = int(os.environ.get("CNNLAB_FAULTS", "4"))  # random ones, beside those that have a name
 TIMES = ("epoch_seconds", "images_per_second")
 COMMAND = (
     *("data=shapes", "data.num_train=400", "data.num_test=60", "batch_size=40", "model.channels=[8,8,8]"),
-    *("model.hidden=32", "model.dropout=0.5", "model.batch_norm=true", "norm=zca", "aug=[crop_flip,noise,cutmix]"),
+    *("model.hidden=32", "model.dropout=0.5", "model.batch_norm=true", "aug=[crop_flip,noise,cutmix]"),
     *("optim=adam", "optim.lr=0.003", "sched=onecycle", "callbacks=[ema,early_stopping]", "callbacks.ema.decay=0.9"),
-    *("trainer.max_epochs=3", "trainer.accelerator=cpu", "checkpoint.every_n_steps=2"),
+    *(
+        "norm=zca",
+        "norm.num_components=20",
+        "trainer.max_epochs=3",
+        "trainer.accelerator=cpu",
+        "checkpoint.every_n_steps=2",
+    ),
 )
 
 
@@ -29,6 +41,7 @@ class Zygote:
     """The process that forks runs; see faults.py."""
 
     def __init__(self, folder: Path):
+        self.folder = folder
         environment = os.environ | {"CNNLAB_CACHE": str(folder / "cache"), "COLUMNS": "200"}
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "faults.py")],
@@ -40,10 +53,20 @@ class Zygote:
         )
         assert self.process.stdout.readline() == "ready\n"
 
-    def run(self, output: Path, fault: tuple[str, int] | None = None, *more: str) -> dict:
-        """Type the command; returns exit status and counts."""
-        arguments = [*COMMAND, f"output_dir={output}", *more]
-        request = {"arguments": arguments, "fault": fault, "log": f"{output}.log"}
+    def run(
+        self,
+        output: Path,
+        *words: str,
+        command: Sequence[str] = COMMAND,
+        faults: Sequence[tuple[str, int, str]] = (),
+        environment: dict[str, str] | None = None,
+    ) -> dict:
+        """Type the command, with more words; returns exit status and counts."""
+        arguments = [*command, f"output_dir={output}", *words]
+        request = {"arguments": arguments, "faults": faults, "log": f"{output}.log", "environment": environment or {}}
+        return self.ask(request)
+
+    def ask(self, request: dict) -> dict:
         print(json.dumps(request), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 
@@ -60,13 +83,23 @@ def undisturbed(zygote, tmp_path_factory) -> tuple[dict, dict]:
     """What an undisturbed run leaves, and how often it passes each point."""
     output = tmp_path_factory.mktemp("undisturbed") / "outputs"
     result = zygote.run(output)
-    assert result["status"] == 0, Path(f"{output}.log").read_text()
+    assert result["status"] == 0, said(output)
     return left_by(output), result["counts"]
+
+
+def said(output: Path) -> str:
+    """What the runs have printed."""
+    return Path(f"{output}.log").read_text()
+
+
+def only_run(output: Path) -> Path:
+    [run] = [path for path in (output / "runs").iterdir() if path.is_dir()]
+    return run
 
 
 def left_by(output: Path) -> dict:
     """Everything that a run leaves and that must not depend on how often it was killed."""
-    [run] = [path for path in (output / "runs").iterdir() if path.is_dir()]
+    run = only_run(output)
     with open(run / "metrics.csv", newline="") as file:
         rows = [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
     checkpoints = {}
@@ -118,7 +151,7 @@ NAMED = {
     "between a checkpoint's file and its name": [("last.ckpt", 4)],
     "when the checkpoint before has been put aside": [("previous.ckpt", 3)],
     "writing the best checkpoint": [("best.ckpt", 1)],
-    "writing the digest of the best checkpoint": [("best.ckpt.sha256", 2)],
+    "writing the digest of the best checkpoint": [("best.ckpt.sha256", 1)],
     "writing metrics.csv": [("metrics.csv", 1)],
     "writing the summary at the start": [("summary.json", 1)],
     "writing the summary at the end": [("summary.json", 2)],
@@ -127,10 +160,10 @@ NAMED = {
 
 
 def survives(zygote: Zygote, undisturbed: tuple[dict, dict], output: Path, faults: list[tuple[str, int]]) -> None:
-    for fault in faults:
-        status = zygote.run(output, fault)["status"]
-        assert status == -9, (fault, Path(f"{output}.log").read_text())
-    assert zygote.run(output)["status"] == 0, Path(f"{output}.log").read_text()
+    for point, number in faults:
+        status = zygote.run(output, faults=[(point, number, "SIGKILL")])["status"]
+        assert status == -9, (point, number, said(output))
+    assert zygote.run(output)["status"] == 0, said(output)
     assert differences(undisturbed[0], left_by(output)) == []
 
 
@@ -149,7 +182,247 @@ def test_killed_at_a_random_point(zygote, undisturbed, tmp_path, seed):
 def test_the_comparison_fails_when_random_states_are_not_restored(zygote, undisturbed, tmp_path):
     """The negative control."""
     output = tmp_path / "outputs"
-    assert zygote.run(output, ("step", 6))["status"] == -9
-    assert zygote.run(output, ("forget", 0))["status"] == 0
+    assert zygote.run(output, faults=[("step", 6, "SIGKILL")])["status"] == -9
+    assert zygote.run(output, faults=[("", 0, "forget")])["status"] == 0
     found = differences(undisturbed[0], left_by(output))
     assert any("network.conv1.weight" in path for path in found)
+
+
+def summary_of(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+# ------------------------------------------------------------------------------------------------------------ signals
+
+
+@pytest.mark.parametrize(
+    ("name", "point", "number", "status"),
+    [
+        ("SIGINT", "step", 5, 130),
+        ("SIGTERM", "step", 14, 143),
+        ("SIGUSR1", "validation", 1, 143),
+        ("SIGUSR2", "step", 27, 143),  # the last step of all
+        ("SIGTERM", "last.ckpt", 3, 143),  # while saving
+    ],
+)
+def test_a_signal_saves_and_stops(zygote, undisturbed, tmp_path, name, point, number, status):
+    output = tmp_path / "outputs"
+    assert zygote.run(output, faults=[(point, number, name)])["status"] == status
+    assert summary_of(only_run(output))["status"] == "interrupted"
+    assert f"{name}: saving and stopping" in said(output)
+    assert "Traceback" not in said(output)
+    assert zygote.run(output)["status"] == 0
+    assert differences(undisturbed[0], left_by(output)) == []
+
+
+def test_a_signal_saves_at_the_next_step(zygote, tmp_path):
+    """Also where no checkpoint is due."""
+    output = tmp_path / "outputs"
+    rarely = "checkpoint.every_n_steps=null"
+    assert zygote.run(output, rarely, faults=[("step", 5, "SIGTERM")])["status"] == 143
+    assert torch.load(only_run(output) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
+    assert zygote.run(output, rarely)["counts"]["step"] == 27 - 5
+
+
+def test_a_second_signal_ends_at_once(zygote, tmp_path):
+    faults = [("step", 5, "SIGTERM"), ("last.ckpt", 3, "SIGTERM")]
+    assert zygote.run(tmp_path / "outputs", faults=faults)["status"] == -15
+
+
+def test_an_interrupted_sweep_stops_and_typed_again_goes_on(zygote, tmp_path):
+    output, sweep = tmp_path / "outputs", ("-m", "seed=0,1", "trainer.max_epochs=1")
+    assert zygote.run(output, *sweep, faults=[("step", 4, "SIGTERM")])["status"] == 143
+    assert summary_of(only_run(output))["status"] == "interrupted"  # the second one has not begun
+    again = zygote.run(output, *sweep)
+    assert (again["status"], again["counts"]["step"]) == (0, 9 - 4 + 9)
+    assert "2 of 2 runs done" in said(output)
+
+
+def test_time_saves_too(zygote, tmp_path):
+    output = tmp_path / "outputs"
+    often = ("checkpoint.every_n_steps=null", "checkpoint.every_n_minutes=1e-9")
+    assert zygote.run(output, *often, faults=[("step", 8, "SIGKILL")])["status"] == -9
+    assert torch.load(only_run(output) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 7
+
+
+# --------------------------------------------------------------------------------------------------- jobs of a sweep
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"), [("exit", "SystemExit: 3"), ("memory", "OutOfMemoryError: so much is not")]
+)
+def test_a_sweep_survives_its_jobs(zygote, tmp_path, what, reason):
+    output, sweep = tmp_path / "outputs", ("-m", "seed=0,1", "trainer.max_epochs=1")
+    assert zygote.run(output, *sweep, faults=[("step", 4, what)])["status"] == 1
+    summaries = {summary["seed"]: summary for summary in map(summary_of, (output / "runs").glob("*/"))}
+    assert {seed: summary["status"] for seed, summary in summaries.items()} == {0: "failed", 1: "done"}
+    error = summaries[0]["error"]
+    assert f"{error['type']}: {error['message']}".startswith(reason)
+    assert "1 of 2 runs done" in said(output)
+    assert "failed: " in said(output).split("1 of 2 runs done")[1]
+    log = (output / "runs" / summaries[0]["run"] / "train.log").read_text()
+    assert "Traceback" in log
+    assert reason in log
+    assert zygote.run(output, *sweep)["status"] == 0
+
+
+SMALL = COMMAND[:5] + ("trainer.max_epochs=2", "trainer.accelerator=cpu")
+
+
+def test_a_divergence_is_named_and_failed(zygote, tmp_path):
+    output = tmp_path / "outputs"
+    assert zygote.run(output, "optim.lr=1e6", command=SMALL)["status"] == 1
+    summary = summary_of(only_run(output))
+    assert summary["status"] == "failed"
+    assert summary["error"]["type"] == "DivergedError"
+    assert "train/loss is nan in epoch 1; the last good checkpoint: there is none" in said(output)
+    assert not (only_run(output) / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_divergence_keeps_the_checkpoint_before(tmp_path):
+    records = Records(RunDirectory(tmp_path), "val/acc")
+    records.rows = [{"epoch": 3.0, "val/loss": 1.0}]
+    with pytest.raises(DivergedError, match=r"val/loss is inf in epoch 4.*last\.ckpt is that of epoch 3.*lr"):
+        records.refuse_nonsense({"epoch": 4.0, "train/loss": 0.5, "val/loss": math.inf})
+    records.refuse_nonsense({"epoch": 4.0, "train/loss": 0.5})
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def lose_the_digest(path: Path) -> None:
+    path.with_name(f"{path.name}.sha256").unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [(truncate, "is not what was written"), (flip_a_byte, "SHA-256 differs"), (lose_the_digest, "has no digest")],
+)
+@pytest.mark.parametrize("names", [("last.ckpt",), ("last.ckpt", "previous.ckpt")])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(zygote, undisturbed, tmp_path, harm, reason, names):
+    output = tmp_path / "outputs"
+    assert zygote.run(output, faults=[("step", 14, "SIGKILL")])["status"] == -9
+    checkpoints = only_run(output) / "checkpoints"
+    for name in names:
+        harm(checkpoints / name)
+    again = zygote.run(output)
+    assert again["status"] == 0
+    assert again["counts"]["step"] == 27 - (10 if len(names) == 1 else 0)  # from step 10, or from the start
+    for name in names:
+        assert f"{name} " in said(output)
+        assert (checkpoints / f"{name}.damaged").exists()
+        (checkpoints / f"{name}.damaged").unlink()
+    assert reason in said(output)
+    assert differences(undisturbed[0], left_by(output)) == []
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB; needs root."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def remount(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(zygote, undisturbed, tmpfs):
+    output = tmpfs / "outputs"
+    assert zygote.run(output, faults=[("step", 14, "SIGTERM")])["status"] == 143
+    (tmpfs / "filler").write_bytes(b"x" * (os.statvfs(tmpfs).f_bavail * os.statvfs(tmpfs).f_bsize - 20_000))
+    last = only_run(output) / "checkpoints" / "last.ckpt"
+    kept = last.read_bytes()
+    assert zygote.run(output)["status"] == 1
+    assert "No space left on device" in said(output)
+    assert last.read_bytes() == kept
+    assert summary_of(only_run(output))["status"] in ("failed", "running")
+    (tmpfs / "filler").unlink()
+    assert zygote.run(output)["status"] == 0
+    assert differences(undisturbed[0], left_by(output)) == []
+
+
+def test_a_read_only_folder_is_said_in_one_paragraph(zygote, tmpfs, tmp_path):
+    remount(tmpfs, "ro")
+    request = {"arguments": [*SMALL, f"output_dir={tmpfs}/outputs"], "faults": [], "log": str(tmp_path / "log")}
+    assert zygote.ask(request)["status"] == 2
+    text = (tmp_path / "log").read_text()
+    assert "Read-only file system" in text
+    assert "output_dir=" in text
+    assert "Traceback" not in text
+
+
+def test_temporary_files_on_another_file_system_do_not_matter(zygote, undisturbed, tmp_path, tmpfs, monkeypatch):
+    """Files are staged beside their target."""
+    remount(tmpfs, "ro")
+    output = tmp_path / "outputs"
+    assert zygote.run(output, environment={"TMPDIR": str(tmpfs)})["status"] == 0
+    assert differences(undisturbed[0], left_by(output)) == []
+
+
+# ------------------------------------------------------------------------------------------------------------ loading
+
+
+class Payload:
+    """What pickle would run when it is loaded."""
+
+    def __reduce__(self):
+        return (os.system, ("touch executed",))
+
+
+def test_a_checkpoint_that_would_run_something_is_refused(zygote, tmp_path):
+    output = tmp_path / "outputs"
+    assert zygote.run(output, faults=[("step", 5, "SIGKILL")])["status"] == -9
+    run = only_run(output)
+    planted = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) | {"payload": Payload()}
+    CheckpointFiles().save_checkpoint(planted, run / "checkpoints" / "last.ckpt")  # with a digest that is right
+    assert zygote.run(output)["status"] == 1
+    assert "Weights only load failed" in said(output)
+    assert not list(zygote.folder.rglob("executed"))
+    assert not list(tmp_path.rglob("executed"))
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_what_differs(zygote, tmp_path):
+    output = tmp_path / "outputs"
+    assert zygote.run(output, faults=[("step", 5, "SIGKILL")])["status"] == -9
+    last = only_run(output) / "checkpoints" / "last.ckpt"
+    changed = torch.load(last, weights_only=True)
+    for part in ("state_dict", "current_model_state"):
+        changed[part]["network.conv1.weight"] = torch.zeros(9, 3, 5, 5)
+    CheckpointFiles().save_checkpoint(changed, last)
+    assert zygote.run(output)["status"] == 1
+    assert "size mismatch for network.conv1.weight" in said(output)
+
+
+# ---------------------------------------------------------------------------------------------------------- one owner
+
+
+def test_a_second_process_fails_if_asked_to_and_names_the_first(zygote, tmp_path):
+    run = tmp_path / "outputs"
+    assert zygote.run(run, faults=[("step", 5, "SIGKILL")])["status"] == -9
+    with RunDirectory(only_run(run)).owned():
+        assert zygote.run(run, "on_busy=fail")["status"] == 1
+        assert f"in use by process {os.getpid()} on {socket.gethostname()} since 20" in said(run)
+        assert "on_busy=wait" in said(run)
+    assert zygote.run(run, "on_busy=fail")["status"] == 0
+
+
+def test_a_dead_holder_does_not_matter(zygote, tmp_path):
+    output = tmp_path / "outputs"
+    assert zygote.run(output, faults=[("step", 5, "SIGKILL")])["status"] == -9
+    assert (only_run(output) / ".holder").exists()
+    (only_run(output) / ".holder").write_text("process 1 on elsewhere since yesterday")
+    assert zygote.run(output, "on_busy=fail")["status"] == 0
