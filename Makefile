@@ -17,8 +17,12 @@ test-lowest: .venv/ready ## the tests with the lowest versions that pyproject.to
 	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/lowest --resolution lowest-direct --editable '.[dev]'
 	.venv/lowest/bin/pytest -o filterwarnings=default
 
-bench: .venv/ready ## training throughput against a bare loop and a DataLoader
+test-faults: .venv/ready ## runs killed at 50 random points and at named ones, and their table in docs/faults.md
+	CNNLAB_FAULTS=50 .venv/bin/pytest tests/test_resume.py
+
+bench: .venv/ready ## training throughput against a bare loop and a DataLoader; what whitening costs
 	.venv/bin/python benchmarks/throughput.py --save cpu
+	.venv/bin/python benchmarks/whitening.py --save whitening_cpu
 
 board: .venv/ready ## TensorBoard over all runs
 	.venv/bin/tensorboard --logdir outputs
@@ -40,4 +44,4 @@ lock: ## requirements.lock out of pyproject.toml
 	.venv/bin/uv pip install --quiet --python .venv --no-deps --editable .
 	touch .venv/ready
 
-.PHONY: demo test lint test-lowest bench board sheets lock
+.PHONY: demo test lint test-lowest test-faults bench board sheets lock

@@ -5,9 +5,11 @@ import json
 import math
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from cnnlab.checkpoint import CheckpointFiles
 from cnnlab.records import RunDirectory
 
 NUM_POINTS = int(os.environ.get("CNNLAB_FAULTS", "4"))  # random ones, beside those that have a name
+LONG = NUM_POINTS > 4
 TIMES = ("epoch_seconds", "images_per_second")
 COMMAND = (
     *("data=shapes", "data.num_train=400", "data.num_test=60", "batch_size=40", "model.channels=[8,8,8]"),
@@ -159,24 +162,55 @@ NAMED = {
 }
 
 
-def survives(zygote: Zygote, undisturbed: tuple[dict, dict], output: Path, faults: list[tuple[str, int]]) -> None:
+SURVIVED: list[tuple[str, str]] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table() -> Iterator[None]:
+    """After the long form, what was survived is kept as docs/faults.md."""
+    yield
+    if LONG:
+        rows = [f"| {number} | {name} | {faults} |" for number, (name, faults) in enumerate(SURVIVED, start=1)]
+        (ROOT / "docs" / "faults.md").write_text("\n".join((HEAD, *rows, "")))
+
+
+HEAD = """# What a run survives
+
+Every row is a run that was ended as it says, started again by the same command, and compared with an undisturbed run:
+weights, their moving average, optimizer, schedule, random states, metrics.csv, TensorBoard's points, final metrics and
+the names of all files were the same to the last bit. `make test-faults` does it anew and writes this page; `make test`
+takes a few of them. The training has dropout, batch normalisation, noise, crops, CutMix, ZCA whitening, Adam, a
+one-cycle schedule, a moving average of the weights and early stopping, and saves every two steps.
+
+`step` counts training steps, `validation` steps of an evaluation, `write` checkpoints of which half was written,
+`rename` and `renamed` files just before and just after they got their name; a file's name stands for just before it.
+
+| | where | SIGKILL at |
+|---|---|---|"""
+
+
+def survives(
+    zygote: Zygote, undisturbed: tuple[dict, dict], output: Path, name: str, faults: list[tuple[str, int]]
+) -> None:
     for point, number in faults:
         status = zygote.run(output, faults=[(point, number, "SIGKILL")])["status"]
         assert status == -9, (point, number, said(output))
     assert zygote.run(output)["status"] == 0, said(output)
     assert differences(undisturbed[0], left_by(output)) == []
+    SURVIVED.append((name, ", then ".join(f"{point} {number}" for point, number in faults)))
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_killed_at_a_named_point(zygote, undisturbed, tmp_path, name):
-    survives(zygote, undisturbed, tmp_path / "outputs", NAMED[name])
+    survives(zygote, undisturbed, tmp_path / "outputs", name, NAMED[name])
 
 
 @pytest.mark.parametrize("seed", range(NUM_POINTS))
 def test_killed_at_a_random_point(zygote, undisturbed, tmp_path, seed):
     draw = random.Random(seed)
     point = draw.choice(POINTS)
-    survives(zygote, undisturbed, tmp_path / "outputs", [(point, draw.randint(1, undisturbed[1][point]))])
+    faults = [(point, draw.randint(1, undisturbed[1][point]))]
+    survives(zygote, undisturbed, tmp_path / "outputs", f"drawn with seed {seed}", faults)
 
 
 def test_the_comparison_fails_when_random_states_are_not_restored(zygote, undisturbed, tmp_path):
@@ -426,3 +460,78 @@ def test_a_dead_holder_does_not_matter(zygote, tmp_path):
     assert (only_run(output) / ".holder").exists()
     (only_run(output) / ".holder").write_text("process 1 on elsewhere since yesterday")
     assert zygote.run(output, "on_busy=fail")["status"] == 0
+
+
+# -------------------------------------------------------------------------------------------------- several processes
+
+
+def processes_of(output: Path) -> dict[int, int]:
+    """The processes of a run by rank: {0: pid, 1: pid}."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words, environment = ((folder / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
+        except OSError:  # it has just ended
+            continue
+        if f"output_dir={output}".encode() in words:
+            rank = next((int(line[11:]) for line in environment if line.startswith(b"LOCAL_RANK=")), 0)
+            found[rank] = int(folder.name)
+    return found
+
+
+def run_ranks(output: Path, num_ranks: int, hit: int | None = None, name: str = "SIGKILL") -> int:
+    """Train with several gloo processes; hit one of them with a signal once it has saved within an epoch."""
+    command = [*COMMAND, "data.num_train=1200", "trainer=ddp", f"trainer.devices={num_ranks}", f"output_dir={output}"]
+    command.remove("trainer.accelerator=cpu")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *command, "trainer.accelerator=cpu", "trainer.max_epochs=4"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        if hit is not None:
+            deadline = time.monotonic() + 120
+            while not list(output.glob("runs/*/metrics.csv")) or not list(output.glob("runs/*/*/previous.ckpt")):
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            os.kill(processes_of(output)[hit], getattr(signal, name))
+        text, _ = process.communicate(timeout=120)
+        deadline = time.monotonic() + 60
+        while processes_of(output):  # nobody is left behind
+            assert time.monotonic() < deadline, text
+            time.sleep(0.1)
+    finally:
+        for pid in processes_of(output).values():
+            os.kill(pid, signal.SIGKILL)
+    print(text)
+    return process.returncode
+
+
+@pytest.fixture(scope="module", params=[2, 4] if LONG else [2])
+def undisturbed_ranks(request, tmp_path_factory) -> tuple[int, dict]:
+    output = tmp_path_factory.mktemp("ranks") / "outputs"
+    assert run_ranks(output, request.param) == 0
+    return request.param, left_by(output)
+
+
+HITS = {
+    "SIGKILL to the first": (0, "SIGKILL", {-9}, {"running"}),
+    "SIGTERM to the last alone": (-1, "SIGTERM", {143}, {"interrupted"}),
+    "SIGKILL to the last": (-1, "SIGKILL", {-9, 1}, {"running", "failed"}),  # whether the first one notices in time
+    "SIGINT to the first": (0, "SIGINT", {130}, {"interrupted"}),
+}
+
+
+@pytest.mark.parametrize("name", list(HITS) if LONG else list(HITS)[:2])
+def test_one_of_several_processes_is_hit(undisturbed_ranks, tmp_path, name):
+    num_ranks, undisturbed = undisturbed_ranks
+    rank, what, exit_statuses, statuses = HITS[name]
+    output = tmp_path / "outputs"
+    assert run_ranks(output, num_ranks, hit=rank % num_ranks, name=what) in exit_statuses
+    assert summary_of(only_run(output))["status"] in statuses
+    assert run_ranks(output, num_ranks) == 0
+    assert differences(undisturbed, left_by(output)) == []
+    SURVIVED.append((f"{num_ranks} processes", name))
