@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cnnlab import checkpoint, signals
-from cnnlab.classifier import Classifier
+from cnnlab.classifier import Classifier, of_all_processes
 from cnnlab.records import Row, RunDirectory, log
 from cnnlab.signals import Interrupted
 
@@ -190,15 +190,6 @@ def agreed(late: bool, signal: int, device: torch.device) -> tuple[bool, int]:
     torch.distributed.all_reduce(answers, torch.distributed.ReduceOp.MAX)
     late_anywhere, largest = answers.tolist()
     return bool(late_anywhere), largest
-
-
-def of_all_processes(mine: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each process gives, by rank."""
-    if not torch.distributed.is_initialized():
-        return [mine]
-    everything: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everything, mine)
-    return everything
 
 
 def random_states() -> dict[str, Any]:

@@ -67,15 +67,26 @@ class Classifier(LightningModule):
         self.sums.add(loss, logits, labels)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the predicted labels (B,)."""
         images, labels = batch
         logits = self.network(images)
         if self.test_flips:
             logits = (logits + self.network(images.flip(3))) / 2
         self.evaluation_sums.add(self.loss(logits, labels), logits, labels)
         self.confusion.update(logits, labels)
+        return logits.argmax(1)
 
-    test_step = validation_step
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.predicted.append(self.validation_step(batch, batch_idx))
+
+    def predictions(self) -> Tensor:
+        """The labels predicted in the last test, in the order of the images: (N,) int64, on the CPU."""
+        of_rank = of_all_processes(torch.cat(self.predicted).cpu())
+        together = torch.empty(sum(map(len, of_rank)), dtype=torch.int64)
+        for rank, predicted in enumerate(of_rank):
+            together[rank :: len(of_rank)] = predicted
+        return together
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(weight_groups(self.network, self.decay_all))
@@ -103,7 +114,9 @@ class Classifier(LightningModule):
         self.evaluation_sums.reset(self.device)
         self.confusion.reset()
 
-    on_test_epoch_start = on_validation_epoch_start
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+        self.predicted: list[Tensor] = []
 
     def on_validation_epoch_end(self) -> None:
         self.publish(self.evaluation_sums.means(self.held_out, self.trainer))
@@ -118,6 +131,15 @@ class Classifier(LightningModule):
         """Keep the metrics, and offer them to callbacks that watch one."""
         self.measured |= metrics
         self.log_dict(metrics, logger=False)
+
+
+def of_all_processes(mine: Any) -> list[Any]:
+    """What each process gives, by rank."""
+    if not torch.distributed.is_initialized():
+        return [mine]
+    everything: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everything, mine)
+    return everything
 
 
 def weight_groups(network: nn.Module, decay_all: bool) -> list[dict[str, Any]]:

@@ -92,16 +92,51 @@ def show(arguments: argparse.Namespace) -> None:
     print(path)
 
 
+def report(arguments: argparse.Namespace) -> None:
+    """Write the report of runs: which setting is best, and how sure that is."""
+    from cnnlab.report import page
+    from cnnlab.report.runs import find, read
+    from cnnlab.report.sweep import Sweep
+
+    if missing := [str(folder) for folder in arguments.folders if not folder.is_dir()]:
+        raise UserError(f"{missing[0]} is no folder. Type one that holds runs, for example outputs/runs.")
+    paths = list(find(arguments.folders))
+    if not paths:
+        raise UserError(f"There is no run in {arguments.folders[0]}. Type a folder that holds some, as outputs/runs.")
+    sweep = Sweep(*read(paths))
+    print(sweep.answer())
+    print(page.write(sweep, arguments.out or page.default_folder(paths), latex=arguments.latex))
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Say in three lines whether one setting is better than another."""
+    from cnnlab.report import compare
+
+    first, second = (compare.chosen(what, arguments.runs) for what in (arguments.first, arguments.second))
+    print("\n".join(compare.compare(first, second)))
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m cnnlab", description="What there is to do besides training.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for function in (fetch, anatomy, show):
+    for function in (fetch, anatomy, show, report, compare):
         verb = verbs.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
-        verb.add_argument("overrides", nargs="*", metavar="group=option or key=value", help="as for train.py")
         verb.set_defaults(function=function)
+        if function in (fetch, anatomy, show):
+            verb.add_argument("overrides", nargs="*", metavar="group=option or key=value", help="as for train.py")
         if function is show:
             verb.add_argument("--num", type=int, default=40, help="number of images (default %(default)s)")
             verb.add_argument("--out", metavar="FILE", help="where to write the picture, a PNG file")
+        elif function is report:
+            verb.add_argument(
+                "folders", nargs="+", type=Path, metavar="FOLDER", help="run directories, or what holds some"
+            )
+            verb.add_argument("--out", type=Path, metavar="FOLDER", help="where to write it; default: beside the runs")
+            verb.add_argument("--latex", action="store_true", help="also write table.tex")
+        elif function is compare:
+            for name in ("first", "second"):
+                verb.add_argument(name, help="a run directory, a folder of runs, or settings: aug=cutmix,optim=sgd")
+            verb.add_argument("--runs", type=Path, default=Path("outputs"), help="where settings are looked for")
     return parser
 
 

@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import re
 import sys
 import traceback
@@ -427,9 +428,16 @@ class Checks(Callback):
         self.directories = exit_on_user_error(self.check_jobs, config)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        from cnnlab.report.table import print_table
+        from cnnlab.report import page, table
+        from cnnlab.report.runs import read
+        from cnnlab.report.sweep import Sweep
 
-        if not print_table(self.directories):
+        all_done = table.print_table(self.directories)
+        sweep = Sweep(*read(path for path in self.directories if (path / "summary.json").exists()))
+        if sweep.ranking:
+            print(sweep.answer())
+            print(f"Report: {os.path.relpath(page.write(sweep, page.default_folder(self.directories)))}")
+        if not all_done:
             sys.exit(1)
 
     def check_jobs(self, config: DictConfig) -> list[Path]:

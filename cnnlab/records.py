@@ -3,12 +3,15 @@
     .hydra/           the composed configuration, as Hydra writes it
     summary.json      what the run is and what came out; its `status` is running, done, failed or interrupted
     metrics.csv       one row per epoch
+    predictions.npz   the labels predicted for the test images, at the best epoch, and the true ones
     train.log         what was printed
     checkpoints/      last.ckpt, best.ckpt
     *.png             pictures made from the files above
 
 Files appear by rename: a reader sees the old one or the new one, never half of one.
 """
+
+from __future__ import annotations
 
 import contextlib
 import csv
@@ -24,11 +27,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    import numpy as np
 
 log = logging.getLogger("cnnlab")
 
@@ -165,6 +171,21 @@ class RunDirectory:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
+
+    def predictions(self) -> tuple[np.ndarray, np.ndarray]:
+        """The labels predicted for the test images, at the best epoch, and the true ones: (N,) each."""
+        import numpy as np
+
+        with np.load(self.path / "predictions.npz", allow_pickle=False) as arrays:
+            return arrays["predicted"], arrays["labels"]
+
+    def write_predictions(self, predicted: np.ndarray, labels: np.ndarray) -> None:
+        """Compactly: a byte for an image, where there are at most 256 classes."""
+        import numpy as np
+
+        kind = np.min_scalar_type(int(labels.max()))
+        with atomic_path(self.path / "predictions.npz") as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, predicted=predicted.astype(kind), labels=labels.astype(kind))
 
     @contextmanager
     def logged(self) -> Iterator[None]:

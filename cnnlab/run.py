@@ -91,6 +91,9 @@ def fit_and_test(trainer: Trainer, classifier: Classifier, datamodule: ImageData
     at_last = test(trainer, classifier, datamodule, records.last)
     best_path = records.run.checkpoints / "best.ckpt"
     at_best = at_last if best is rows[-1] else test(trainer, classifier, datamodule, best_path)
+    predicted = classifier.predictions().numpy()
+    if trainer.is_global_zero:
+        records.run.write_predictions(predicted, datamodule.data.test.labels)
     return {
         "status": "done",
         "selected_on": records.monitor,

@@ -59,7 +59,7 @@ def install(faults: list[list], counts: Counter) -> None:
         return wrapped
 
     Classifier.training_step = counted(Classifier.training_step, "step")
-    Classifier.validation_step = Classifier.test_step = counted(Classifier.validation_step, "validation")
+    Classifier.validation_step = counted(Classifier.validation_step, "validation")
     write_bytes, replace = Path.write_bytes, Path.replace
 
     def half_written(path: Path, content) -> int:

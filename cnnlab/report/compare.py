@@ -1,0 +1,83 @@
+"""Two settings against each other: paired by seed, and image by image. Takes no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cnnlab.config import UserError
+from cnnlab.records import RunDirectory
+from cnnlab.report.runs import Run, Setting, find, grouped, read
+from cnnlab.report.statistics import difference, estimate, mcnemar
+from cnnlab.report.sweep import with_interval
+
+
+def chosen(what: str, among: Path) -> Setting:
+    """The runs that `what` names: a run directory, a folder of runs, or settings like aug=cutmix,optim=sgd.
+
+    Raises: UserError if they are none, or differ in more than their seed.
+    """
+    folder = Path(what)
+    if folder.is_dir():
+        runs, _ = read(find([folder]))
+    else:
+        wanted = dict(part.partition("=")[::2] for part in what.split(","))
+        runs, _ = read(find([among]))
+        runs = [run for run in runs if wanted.items() <= run.settings.items()]
+    groups = grouped(runs)
+    if not groups:
+        raise UserError(
+            f"{what} names no finished run: it is no folder with runs, and no run in {among} has these settings. Type "
+            f"a run directory, or settings as in aug=cutmix,optim=sgd, and --runs FOLDER to say where to look."
+        )
+    if len(groups) > 1:
+        names = [name for name in groups[0].settings if len({group.settings.get(name) for group in groups}) > 1]
+        differing = ", ".join(names or ["code, data, device or versions"])
+        raise UserError(
+            f"{what} names {len(runs)} runs that differ in more than their seed: {differing}. Such runs are not "
+            f"averaged; name more settings."
+        )
+    return groups[0]
+
+
+def compare(first: Setting, second: Setting) -> list[str]:
+    """Three lines: the difference, how sure it is, and what the images say."""
+    names = [name for name in first.settings if first.settings[name] != second.settings.get(name)]
+    names += [name for name in second.settings if name not in first.settings]
+    labels = [", ".join(f"{name}={group.settings.get(name, '-')}" for name in names) for group in (first, second)]
+    accuracy = [estimate(list(group.by_seed.values())) for group in (first, second)]
+    a, b = (f"{label}: {with_interval(value)}" for label, value in zip(labels, accuracy, strict=True))
+    gap = difference(first.by_seed, second.by_seed)
+    points = f"{100 * gap.estimate.mean:+.2f} points"
+    if math.isinf(gap.estimate.half_width):
+        sure = f"{points}; with one run of each, nothing can be said of other seeds."
+    else:
+        how = f"paired over {gap.estimate.num} seeds" if gap.paired else "over different seeds"
+        verdict = "" if gap.distinguishable else ": cannot be told from noise"
+        size = f"effect size {gap.effect_size:.1f}, p = {gap.p_value:.2g}"
+        sure = f"{points} ± {100 * gap.estimate.half_width:.2f} (95%, {how}; {size}){verdict}."
+    return [f"{a}; {b}.", f"Difference: {sure}", images(first.runs, second.runs)]
+
+
+def images(first: Sequence[Run], second: Sequence[Run]) -> str:
+    """McNemar's test on the predictions of the runs with the same seeds, together."""
+    by_seed = {run.seed: run for run in second}
+    pairs = [(run, by_seed[run.seed]) for run in first if run.seed in by_seed] or [(first[0], second[0])]
+    predicted: list[tuple[np.ndarray, ...]] = []
+    for one, other in pairs:
+        try:
+            ours, labels = RunDirectory(one.path).predictions()
+            theirs, their_labels = RunDirectory(other.path).predictions()
+        except OSError:
+            return "Image by image: not known, as a run has no predictions.npz."
+        if not np.array_equal(labels, their_labels):
+            return "Image by image: not comparable, as the test images differ."
+        predicted.append((ours, theirs, labels))
+    found = mcnemar(*(np.concatenate(parts) for parts in zip(*predicted, strict=True)))
+    several = f" times {len(pairs)} seeds" if len(pairs) > 1 else ""
+    alone = f"only the first is right on {found.only_first:,}, only the second on {found.only_second:,}"
+    size = f"{len(predicted[0][2]):,} test images{several}"
+    return f"Image by image ({size}): {alone} (McNemar, exact, p = {found.p_value:.2g})."

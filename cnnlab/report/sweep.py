@@ -1,0 +1,193 @@
+"""What a set of runs says: the question that was asked, the answer with its uncertainty, and the tables behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from cnnlab.report.runs import Run, Setting, grouped, varied
+from cnnlab.report.statistics import Difference, Estimate, difference, estimate
+
+
+@dataclass
+class Place:
+    """One line of the ranking: runs that differ in their seed alone.
+
+    Attributes:
+        setting: the runs.
+        accuracy: test accuracy at the best epoch, over seeds.
+        to_best: difference to the first place; None for the first itself.
+    """
+
+    setting: Setting
+    accuracy: Estimate
+    to_best: Difference | None
+
+    def seconds(self) -> float:
+        """Mean training time of a run."""
+        return sum(run.summary["train_seconds"] for run in self.setting.runs) / len(self.setting.runs)
+
+    def best_epochs(self) -> str:
+        """The best epoch, or the first and last of them over seeds."""
+        epochs = sorted(run.summary["best_epoch"] for run in self.setting.runs)
+        return str(epochs[0]) if epochs[0] == epochs[-1] else f"{epochs[0]} to {epochs[-1]}"
+
+
+@dataclass
+class Effect:
+    """What one value of a varied setting does, over all combinations of the others that every value was tried with.
+
+    Attributes:
+        value: as text.
+        accuracy: the mean over these combinations, by seed.
+        to_first: difference to the first value; None for the first itself.
+    """
+
+    value: str
+    accuracy: Estimate
+    to_first: Difference | None
+
+
+class Sweep:
+    """Runs, ranked and compared.
+
+    Args:
+        runs: in any state; only finished ones are averaged, and only over seeds.
+        left_out: what could not be read, with the reason.
+    """
+
+    def __init__(self, runs: Sequence[Run], left_out: Sequence[tuple[Path, str]] = ()):
+        self.runs, self.left_out = list(runs), list(left_out)
+        self.groups = grouped(runs)
+        self.axes = varied(self.groups)
+
+    @property
+    def unfinished(self) -> list[Run]:
+        return [run for run in self.runs if not run.done]
+
+    @cached_property
+    def ranking(self) -> list[Place]:
+        """Best mean test accuracy first."""
+        ordered = sorted(self.groups, key=lambda group: -estimate(list(group.by_seed.values())).mean)
+        return [
+            Place(
+                group,
+                estimate(list(group.by_seed.values())),
+                difference(ordered[0].by_seed, group.by_seed) if place else None,
+            )
+            for place, group in enumerate(ordered)
+        ]
+
+    @cached_property
+    def apart(self) -> list[str]:
+        """Warnings: what else differs between runs that are compared."""
+        names: dict[str, set[str]] = {}
+        for group in self.groups:
+            for name, value in group.apart:
+                names.setdefault(name, set()).add(value)
+        return [f"{name}: {', '.join(sorted(values))}" for name, values in names.items() if len(values) > 1]
+
+    def label(self, group: Setting) -> str:
+        """What sets a group apart from the others: "optim=adam, aug=cutmix"."""
+        return ", ".join(f"{_short(name)}={group.settings.get(name, '-')}" for name in self.axes) or "all runs"
+
+    @property
+    def held(self) -> dict[str, str]:
+        """The settings that all runs share."""
+        first = self.groups[0].settings if self.groups else {}
+        return {name: value for name, value in first.items() if name not in self.axes}
+
+    def values(self, axis: str) -> list[str]:
+        """The values of an axis, numbers by size."""
+        found = {group.settings.get(axis, "-") for group in self.groups}
+        return sorted(found, key=lambda value: (not _is_number(value), float(value) if _is_number(value) else 0, value))
+
+    def question(self) -> str:
+        """What was varied, in one sentence."""
+        if not self.axes:
+            return "How well does this setting do, over seeds?"
+        parts = [f"{_short(axis)} ({', '.join(self.values(axis))})" for axis in self.axes]
+        return f"Which {' and which '.join(parts)} gives the highest test accuracy?"
+
+    def answer(self) -> str:
+        """The best setting and how sure that is, in one or two sentences."""
+        if not self.ranking:
+            return "No run has finished: there is no answer yet."
+        best = self.ranking[0]
+        found = f"{self.label(best.setting)} has the highest: {with_interval(best.accuracy)}"
+        if len(self.ranking) == 1:
+            return f"{found[0].upper()}{found[1:]}."
+        second = self.ranking[1]
+        assert second.to_best is not None
+        gap = second.to_best
+        name = self.label(second.setting)
+        if min(best.accuracy.num, second.accuracy.num) < 2:
+            return (
+                f"{found}. Next is {name}, {100 * gap.estimate.mean:.2f} points behind; with one run of a setting it "
+                f"cannot be said whether another seed would turn this round: add 'seed=range(3)'."
+            )
+        how = "seed by seed" if gap.paired else "over seeds"
+        amount = f"{100 * gap.estimate.mean:.2f} ± {100 * gap.estimate.half_width:.2f} points {how}"
+        if gap.distinguishable:
+            return f"{found}. It leads {name}, the next, by {amount}."
+        ties = [
+            self.label(place.setting)
+            for place in self.ranking[1:]
+            if place.to_best and not place.to_best.distinguishable
+        ]
+        return f"{found}, but it cannot be told from noise apart from {'; '.join(ties)} (to the next: {amount})."
+
+    def effects(self, axis: str) -> list[Effect]:
+        """The marginal effect of every value of an axis; empty if no combination of the others has them all."""
+        others = [name for name in self.axes if name != axis]
+        cells: dict[tuple[str | None, ...], dict[str, Setting]] = {}
+        for group in self.groups:
+            context = tuple(group.settings.get(name) for name in others)
+            cells.setdefault(context, {})[group.settings.get(axis, "-")] = group
+        values = self.values(axis)
+        complete = [cell for cell in cells.values() if len(cell) == len(values)]
+        if not complete:
+            return []
+        seeds = set.intersection(*(set(group.by_seed) for cell in complete for group in cell.values()))
+        if not seeds:
+            return []
+        means = {
+            value: {seed: sum(cell[value].by_seed[seed] for cell in complete) / len(complete) for seed in seeds}
+            for value in values
+        }
+        first = means[values[0]]
+        return [
+            Effect(
+                value,
+                estimate(list(means[value].values())),
+                difference(means[value], first) if place else None,
+            )
+            for place, value in enumerate(values)
+        ]
+
+    def confusion(self) -> list[list[int]]:
+        """Of the best setting, summed over its seeds: rows are true classes."""
+        matrices = [run.summary["confusion"] for run in self.ranking[0].setting.runs]
+        return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
+
+
+def with_interval(value: Estimate) -> str:
+    """A mean accuracy as text: "0.8123 ± 0.0045 (n = 3)"."""
+    return (
+        f"{value.mean:.4f} ± {value.half_width:.4f} (n = {value.num})" if value.num > 1 else f"{value.mean:.4f} (n = 1)"
+    )
+
+
+def _short(path: str) -> str:
+    """optim.lr -> lr, where the group adds nothing."""
+    return path.rsplit(".", 1)[-1]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
