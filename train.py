@@ -7,6 +7,7 @@ failed, 2 the input is wrong, 143 stopped by a signal after saving (130: by Ctrl
 import os
 import sys
 from contextlib import suppress
+from errno import EACCES, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def job(config: DictConfig) -> None:
             open_job(config, run, settings)
     except BusyError as error:
         print(f"cnnlab: {error}. Type on_busy=wait to wait for it.", file=sys.stderr)
-        sys.exit(1)
+        if settings.mode == RunMode.RUN:
+            sys.exit(1)
     except UserError as error:
         run.forget()
         status = refuse(error)
@@ -127,8 +129,11 @@ def main() -> None:
         job()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(refuse(error))
-    except OSError as error:  # a folder that is read-only, or belongs to others
-        sys.exit(refuse(UserError(f"{error.filename} cannot be written ({error.strerror}). Type output_dir=FOLDER.")))
+    except OSError as error:
+        if error.errno not in (EACCES, EPERM, EROFS, ENOSPC):
+            raise
+        what = error.filename or "The output folder"
+        sys.exit(refuse(UserError(f"{what} cannot be written ({error.strerror}). Type output_dir=FOLDER.")))
     except KeyboardInterrupt:  # before a training has started, or after a second Ctrl-C
         sys.exit(130)
 

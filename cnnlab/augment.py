@@ -429,7 +429,8 @@ def _beta(alpha: float, num: int, generator: torch.Generator) -> Tensor:
         return torch.rand(num, generator=generator, dtype=torch.float64)
     concentration = torch.full((2, num), alpha, dtype=torch.float64)
     first, second = torch._standard_gamma(concentration, generator=generator)
-    return first / (first + second)
+    coin = torch.rand(num, generator=generator, dtype=torch.float64).round()
+    return torch.where(first == second, coin, first / (first + second))  # both too small for a number: one end or other
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:

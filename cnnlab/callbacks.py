@@ -4,7 +4,7 @@ import math
 import random
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cnnlab import checkpoint, signals
 from cnnlab.classifier import Classifier, of_all_processes
-from cnnlab.records import Row, RunDirectory, log
+from cnnlab.config import UserError
+from cnnlab.records import Row, RunDirectory, code_digest, log
 from cnnlab.signals import Interrupted
 
 COLUMNS = (
@@ -55,6 +56,8 @@ class Records(Checkpoint):
         self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
         self.rows: list[Row] = []
         self.restored: dict[str, Any] | None = None
+        self.saved = ""  # which state the newest checkpoint holds, in words
+        self.seconds_before = 0.0  # of training, in earlier processes
         self.last = run.checkpoints / "last.ckpt"
         self.trained = math.nan
 
@@ -65,26 +68,43 @@ class Records(Checkpoint):
         checkpoint["records"] = {
             "rows": self.rows,
             "epoch_done": self.epoch_done,
+            "should_stop": trainer.should_stop,
+            "torch": str(torch.__version__),
+            "code": code_digest(),
+            "seconds": self.seconds_before + time.perf_counter() - self.began,
             "lr": self.lr,
             "elapsed": time.perf_counter() - self.started,
             "processes": of_all_processes(mine),
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.restored = checkpoint["records"]
-        self.rows = self.restored["rows"]
+        self.restored = state = checkpoint["records"]
+        if state["torch"] != str(torch.__version__):
+            raise UserError(
+                f"{trainer.ckpt_path} was written by torch {state['torch']}, and this is {torch.__version__}: the run "
+                f"would not end where it would have. Install that version, or type rerun=true to train it anew."
+            )
+        if state["code"] != code_digest():
+            log.warning("The source code has changed since this run was interrupted; rerun=true trains it anew.")
+        self.rows = state["rows"]
+        self.seconds_before = state["seconds"]
+        self.saved = f"of epoch {checkpoint['epoch'] + 1}, step {checkpoint['global_step']}"
+        trainer.should_stop = state["should_stop"]  # early stopping decides once
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What other files say of the rows follows from the checkpoint, whatever was written before a kill."""
+        self.began = time.perf_counter()
         if self.restored and trainer.is_global_zero:
+            best = self.run.checkpoints / "best.ckpt"
             if self.restored["epoch_done"] and self.best is self.rows[-1]:
-                checkpoint.copy(Path(str(trainer.ckpt_path)), self.run.checkpoints / "best.ckpt")
+                checkpoint.copy(Path(str(trainer.ckpt_path)), best)
+            elif self.rows and (reason := checkpoint.damage(best) if best.exists() else "is lost"):
+                raise UserError(f"{best} {reason}. Type rerun=true to train the run anew.")
             self.run.write_metrics(self.rows, COLUMNS)
         for row in self.rows:
             log_row(trainer, row)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        signals.install()  # Lightning has put in its own
         self.saved_at = time.monotonic()
         if state := self.restored:
             processes = state["processes"]
@@ -159,13 +179,19 @@ class Records(Checkpoint):
         """Raises: DivergedError if a loss is infinite or not a number; the checkpoints stay those of earlier epochs."""
         for name, value in row.items():
             if name.endswith("/loss") and not math.isfinite(value):
-                kept = f"{self.last} is that of epoch {self.rows[-1]['epoch']:.0f}" if self.rows else "there is none"
-                raise DivergedError(
-                    f"{name} is {value} in epoch {row['epoch']:.0f}; the last good checkpoint: {kept}. A smaller "
-                    f"optim.lr, or trainer.gradient_clip_val=1, may help"
-                )
+                self.diverged(f"{name} is {value} in epoch {row['epoch']:.0f}")
+
+    def diverged(self, what: str) -> NoReturn:
+        kept = f"{self.last}, {self.saved}" if self.saved else "there is none"
+        raise DivergedError(
+            f"{what}. The last good checkpoint: {kept}. A smaller optim.lr, or trainer.gradient_clip_val=1, may help"
+        )
 
     def save(self, trainer: Trainer, epoch_done: bool = False) -> None:
+        """Raises: DivergedError instead of saving weights that are infinite or not numbers."""
+        if not all(bool(weights.isfinite().all()) for weights in trainer.lightning_module.parameters()):
+            self.diverged(f"Weights are not finite in epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
+        self.saved = f"of epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
         self.epoch_done = epoch_done
         trainer.save_checkpoint(self.last)
         self.saved_at = time.monotonic()
@@ -248,6 +274,7 @@ class ProgressBar(Callback):
             TimeRemainingColumn(),
             transient=True,
             refresh_per_second=4,
+            disable=not trainer.is_global_zero,
         )
         steps = trainer.num_training_batches * (trainer.max_epochs or 0)
         self.task = self.bar.add_task(

@@ -146,3 +146,5 @@ def main() -> None:
         arguments.function(arguments)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(refuse(error))
+    except PermissionError as error:
+        sys.exit(refuse(UserError(f"{error.filename} cannot be written ({error.strerror}). Type another folder.")))

@@ -60,7 +60,7 @@ LIMITS = {
     "batch_size": "batch_size >= 1",
     "betas": "len(betas) == 2 and all(0 <= beta < 1 for beta in betas)",
     "brightness": "brightness >= 0",
-    "channels": "len(channels) >= 1 and all(c >= 1 for c in channels)",
+    "channels": "len(channels) >= 1 and all(c >= 1 and c % 1 == 0 for c in channels)",
     "clutter": "clutter >= 0",
     "contrast": "contrast >= 0",
     "decay": "0 <= decay < 1",
@@ -88,6 +88,7 @@ LIMITS = {
     "name": "name.strip('/') == name and '..' not in name",
     "noise": "noise >= 0",
     "num_components": "num_components >= 1 and num_components % 1 == 0",
+    "optim.alpha": "0 <= alpha < 1",
     "num_nodes": "num_nodes >= 1",
     "num_test": "num_test >= 10",
     "num_train": "num_train >= 10",
@@ -280,6 +281,12 @@ def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
         raise UserError(f"{node['_target_']} refuses its arguments: {error}") from error
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
+        if isinstance(cause, ImportError):
+            package = str(node["_target_"]).partition(".")[0]
+            raise UserError(
+                f"{node['_target_']} needs the package {package}, which is not installed ({cause}). Type pip install "
+                f"{package}, or choose another option."
+            ) from error
         if (
             isinstance(cause, ValueError | TypeError) or type(cause).__name__ == "MisconfigurationException"
         ):  # Lightning's
@@ -314,6 +321,8 @@ def check(config: DictConfig) -> None:
         raise UserError(f"{missing[0]} must be given, and was not. Type {missing[0]}=VALUE.")
     job = job_config(config)
     check_targets(job)
+    if not isinstance(job["checkpoint"], dict):
+        raise UserError("checkpoint has the knobs checkpoint.every_n_steps and checkpoint.every_n_minutes. Type those.")
     defaults = defaults_of(config)
     for path, value in leaves(job):
         check_value(path, value, defaults.get(path))
@@ -325,10 +334,10 @@ def check(config: DictConfig) -> None:
     if len(crops) > 1:
         raise UserError(f"aug=[{','.join(job['aug'])}] crops twice. Choose one of {', '.join(crops)}.")
     for crop in crops.values():
-        if crop["size"] > size + 2 * crop["padding"]:
+        if crop["size"] > size:  # padding is for training; evaluation sees no more than the image
             raise UserError(
-                f"A crop of {crop['size']} pixels does not fit into images of {size} pixels with {crop['padding']} "
-                f"pixels of padding. Type a crop size of at most {size + 2 * crop['padding']}."
+                f"A crop of {crop['size']} pixels does not fit into images of {size} pixels. Type a crop size of at "
+                f"most {size}."
             )
         if crop["padding_mode"] == "reflect" and crop["padding"] >= size:
             raise UserError(
@@ -342,6 +351,11 @@ def check(config: DictConfig) -> None:
             f"Images of {size} pixels cannot be halved {halvings} times. Use images of at least {2**halvings} pixels "
             f"(data.image_size, or the size of the crops), or fewer model.channels."
         )
+    reach = job["aug"].get("blur", {}).get("kernel_size", 1) // 2
+    if reach >= size:
+        raise UserError(
+            f"aug.blur.kernel_size={2 * reach + 1} reaches over images of {size} pixels. Type {2 * size - 1} or less."
+        )
     num_values = 3 * (size**2 if job["norm"].get("per") == "pixel" else 1)
     if (num_components := job["norm"].get("num_components") or 0) > num_values:
         raise UserError(
@@ -354,6 +368,11 @@ def check(config: DictConfig) -> None:
         )
     num_train = round(source.num_train * (1 - job["val_fraction"]))
     num_train = min(num_train, job["num_train_images"] or num_train)
+    if (num_words := job["model"].get("num_words", 0)) > num_train:
+        raise UserError(
+            f"model.num_words={num_words} is more than the {num_train} images that words are learned from. "
+            f"Type {num_train} or less."
+        )
     if job["batch_size"] > num_train:
         raise UserError(
             f"batch_size={job['batch_size']} is larger than the {num_train} images that are trained on (of "
@@ -404,13 +423,14 @@ def check_value(path: str, value: Any, default: Any) -> None:
             or (isinstance(value, float) and not math.isfinite(value))
         ):
             raise UserError(f"{path}={_typed(value)} is not {expected[type(default)]}.{example}")
-    if key in LIMITS and value is not None:
+    limit = LIMITS.get(path) or LIMITS.get(key)
+    if limit and value is not None:
         try:
-            holds = eval(LIMITS[key], {}, {key: value})  # our own text
+            holds = eval(limit, {}, {key: value})  # our own text
         except (TypeError, AttributeError):
             holds = False
         if not holds:
-            raise UserError(f"{path}={_typed(value)} is not allowed; it must satisfy {LIMITS[key]}.{example}")
+            raise UserError(f"{path}={_typed(value)} is not allowed; it must satisfy {limit}.{example}")
 
 
 def _typed(value: Any) -> str:

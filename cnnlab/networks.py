@@ -73,9 +73,10 @@ class ConvNet(nn.Sequential):
 
 def _in_our_form(network: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Weights of fc4 and fc5, of either form, in the shape that this network has."""
-    for name, ours in network.state_dict(prefix=prefix).items():
-        if name in state_dict and state_dict[name].numel() == ours.numel():
-            state_dict[name] = state_dict[name].view(ours.shape)
+    ours = network.state_dict(prefix=prefix)
+    for name in (f"{prefix}fc4.weight", f"{prefix}fc5.weight"):
+        if name in state_dict and state_dict[name].numel() == ours[name].numel():
+            state_dict[name] = state_dict[name].reshape(ours[name].shape)
 
 
 class Linear(nn.Sequential):
@@ -150,11 +151,12 @@ class BagOfWords(nn.Module):
     @torch.no_grad()
     def counts(self, images: Tensor) -> Tensor:
         """The share of an image's patches that each word stands for: (B, C, H, W) -> (B, num_words)."""
-        patches = self.patches(images.float())
-        # |x - w|^2 = |x|^2 - 2 x w + |w|^2, where x = (patch - mean) whitening
-        projection = 2 * self.whitening @ self.words.T
-        offset = self.words.square().sum(1) + self.mean @ projection
-        nearest = (patches @ projection - offset).argmax(2)  # (B, P)
+        with torch.autocast(images.device.type, enabled=False):  # bfloat16 would mistake words that lie close together
+            patches = self.patches(images.float())
+            # |x - w|^2 = |x|^2 - 2 x w + |w|^2, where x = (patch - mean) whitening
+            projection = 2 * self.whitening @ self.words.T
+            offset = self.words.square().sum(1) + self.mean @ projection
+            nearest = (patches @ projection - offset).argmax(2)  # (B, P)
         counts = torch.zeros(len(images), self.num_words, device=images.device)
         return counts.scatter_add_(1, nearest, torch.ones_like(nearest, dtype=torch.float32)) / nearest.shape[1]
 

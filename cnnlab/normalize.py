@@ -51,12 +51,13 @@ def fit_once(norm: Normalization, pixels: Callable[[], Tensor], fingerprint: str
     """
     key = hashlib.sha256(f"{norm} {fingerprint} ".encode() + Path(__file__).read_bytes())
     path = folder / f"{key.hexdigest()}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            norm.fit(pixels())
-            with atomic_path(path) as partial:
-                torch.save(norm.state_dict(), partial)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                norm.fit(pixels())
+                with atomic_path(path) as partial:
+                    torch.save(norm.state_dict(), partial)
     norm.restore(torch.load(path, weights_only=True))
 
 

@@ -64,14 +64,20 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     refuse_early(classifier)
     records = Records(run, f"{datamodule.held_out}/acc", **config.checkpoint)
     trainer = make_trainer(config, run, records)
+    if config.batch_size % trainer.world_size:
+        raise UserError(
+            f"batch_size={config.batch_size} counts the images of all devices together and cannot be shared equally by "
+            f"{trainer.world_size}. Type a multiple of {trainer.world_size}."
+        )
     summary = {"status": "running"} | dict(about) | describe(trainer, classifier, datamodule)
     if trainer.is_global_zero:
         open_records(run, summary, trainer, datamodule)
 
-    if hasattr(network, "fit"):
-        network.fit(datamodule.evaluation_images("train", datamodule.train_index[:FITTED_ON]))
     try:
         with signals.noted():
+            if hasattr(network, "fit") and not records.last.exists():
+                mixed = torch.randperm(len(datamodule.train_index))[:FITTED_ON]
+                network.fit(datamodule.evaluation_images("train", datamodule.train_index[mixed]))
             summary |= fit_and_test(trainer, classifier, datamodule, records)
             if trainer.is_global_zero:
                 close_records(run, summary, trainer, config)
@@ -85,7 +91,7 @@ def fit_and_test(trainer: Trainer, classifier: Classifier, datamodule: ImageData
     """Train to the end, then evaluate the test images; return what the summary says of it."""
     started = time.perf_counter()
     trainer.fit(classifier, datamodule, ckpt_path=checkpoint.newest(records.run.checkpoints), weights_only=True)
-    train_seconds = time.perf_counter() - started
+    train_seconds = records.seconds_before + time.perf_counter() - started
 
     best, rows = records.best, records.rows
     at_last = test(trainer, classifier, datamodule, records.last)
@@ -138,7 +144,7 @@ def make_trainer(config: DictConfig, run: RunDirectory, records: Records) -> Tra
     node = plain(config.trainer)
     if node["precision"] == "auto":
         node["precision"] = "bf16-mixed" if computes_in_bf16(node["accelerator"]) else "32-true"
-    return instantiate(
+    trainer = instantiate(
         node,
         callbacks=callbacks,
         logger=[instantiate(logger, save_dir=str(run.path)) for logger in config.logger.values()],
@@ -151,6 +157,8 @@ def make_trainer(config: DictConfig, run: RunDirectory, records: Records) -> Tra
         num_sanity_val_steps=0,
         log_every_n_steps=1,
     )
+    trainer._signal_connector.register_signal_handlers = lambda: None  # it would put its own in place of ours
+    return trainer
 
 
 def computes_in_bf16(accelerator: str) -> bool:

@@ -108,10 +108,10 @@ def stretch(images: Tensor) -> Tensor:
 def equalize(images: Tensor) -> Tensor:
     """Every channel to an even histogram, as Pillow's ImageOps.equalize computes it: whole levels in and out."""
     levels = images.flatten(2).long()  # (B, C, H * W)
-    histogram = torch.zeros(*levels.shape[:2], 256, device=images.device)
-    histogram.scatter_add_(2, levels, torch.ones_like(levels, dtype=torch.float32))
+    histogram = torch.zeros(*levels.shape[:2], 256, device=images.device, dtype=torch.int64)
+    histogram.scatter_add_(2, levels, torch.ones_like(levels))
     brightest = levels.amax(2, keepdim=True)
     num_last = histogram.gather(2, brightest)
-    step = ((levels.shape[2] - num_last) / 255).floor()
-    table = ((histogram.cumsum(2) - histogram + (step / 2).floor()) / step.clamp(min=1)).floor().clamp(0, 255)
-    return table.gather(2, levels).view(images.shape).where(step[..., None] > 0, images)
+    step = (levels.shape[2] - num_last) // 255
+    table = ((histogram.cumsum(2) - histogram + step // 2) // step.clamp(min=1)).clamp(0, 255)
+    return table.gather(2, levels).view(images.shape).float().where(step[..., None] > 0, images)

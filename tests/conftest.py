@@ -1,6 +1,7 @@
 """What the tests share: a cache of their own, the real pictures, and whole commands run as a user would."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,8 @@ PICTURES = os.environ.get(
     "CNNLAB_PICTURES", ""
 )  # a folder, or a .tar.gz, with train/<class>/*.jpg and test/<class>/*.jpg
 
+BROWSER = os.environ.get("CNNLAB_BROWSER", "")
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -21,6 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("pictures") and not PICTURES:
             item.add_marker(pytest.mark.skip(reason="CNNLAB_PICTURES is not set; .ci/run sets it"))
+        if item.get_closest_marker("browser") and not (BROWSER or shutil.which("chromium")):
+            item.add_marker(pytest.mark.skip(reason="Chromium is not installed; .ci/run installs it"))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -8,7 +8,8 @@ runs take seconds each: {"arguments": [...], "faults": [["step", 7, "SIGKILL"]],
 Points: "step" (a training step), "validation" (a step of an evaluation), "write" (a checkpoint, when half of it is
 written), "rename" (before a file gets its name, any file), "renamed" (after it), "NAME" (before that file gets its
 name). A fault is a point, the number of times that it is passed before something happens, and what happens: a signal,
-"exit" (sys.exit), "memory" (torch is out of it), "forget" (from the start, random states are not restored).
+"exit" (sys.exit), "memory" (torch is out of it), "nan" (the weights are no numbers any more), "forget" (from the start,
+random states are not restored).
 """
 
 import json
@@ -31,6 +32,8 @@ def install(faults: list[list], counts: Counter) -> None:
     import cnnlab.callbacks
     from cnnlab.classifier import Classifier
 
+    networks: list = []
+
     def happens(point: str) -> str:
         counts[point] += 1
         return next((what for where, number, what in faults if (where, number) == (point, counts[point])), "")
@@ -40,6 +43,9 @@ def install(faults: list[list], counts: Counter) -> None:
             os.kill(os.getpid(), getattr(signal, what))
         elif what == "exit":
             sys.exit(3)
+        elif what == "nan":
+            for weights in networks[-1].parameters():
+                weights.data.fill_(float("nan"))
         elif what == "memory":
             raise torch.OutOfMemoryError("so much is not there")
 
@@ -53,6 +59,7 @@ def install(faults: list[list], counts: Counter) -> None:
 
     def counted(function, point: str):
         def wrapped(*arguments):
+            networks.append(arguments[0])
             passed(point)
             return function(*arguments)
 

@@ -80,6 +80,15 @@ def test_fully_convolutional_equals_the_network_and_maps_larger_images():
     torch.testing.assert_close(fully(images), plain(images), rtol=1e-5, atol=1e-5)
 
 
+def test_trained_weights_of_either_form_load_into_the_other():
+    """As they lie in memory after training, channels last."""
+    fully = ConvNet(fully_convolutional=True).to(memory_format=torch.channels_last).eval()
+    plain = ConvNet().eval()
+    plain.load_state_dict(fully.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(plain(images), fully(images), rtol=1e-5, atol=1e-5)
+
+
 def test_forms_of_another_size_do_not_load():
     with pytest.raises(RuntimeError, match=r"fc4\.weight"):
         ConvNet(fully_convolutional=True, hidden=10).load_state_dict(ConvNet().state_dict())

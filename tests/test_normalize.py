@@ -184,9 +184,24 @@ def test_statistics_are_measured_once_for_the_same_images(tmp_path, monkeypatch)
             other()
 
 
+def test_statistics_of_a_checkpoint_go_to_the_device(tmp_path):
+    data = ImageData(
+        data_of(PIXELS[:200].numpy(), PIXELS[:10].numpy()), Standard(), {}, batch_size=8, cache_dir=tmp_path
+    )
+    statistics = data.state_dict()
+    data.device = torch.device("meta")  # stands for a GPU, as `setup` leaves it
+    data.norm.to(data.device)
+    data.load_state_dict(statistics)
+    assert data.norm.shift.device.type == "meta"
+
+
 # as much of a trainer as the data need
 TRAINER = SimpleNamespace(
-    global_rank=0, world_size=1, current_epoch=0, strategy=SimpleNamespace(root_device=torch.device("cpu"))
+    global_rank=0,
+    world_size=1,
+    current_epoch=0,
+    num_training_batches=22,
+    strategy=SimpleNamespace(root_device=torch.device("cpu")),
 )
 
 

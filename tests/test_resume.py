@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -30,13 +31,8 @@ COMMAND = (
     *("data=shapes", "data.num_train=400", "data.num_test=60", "batch_size=40", "model.channels=[8,8,8]"),
     *("model.hidden=32", "model.dropout=0.5", "model.batch_norm=true", "aug=[crop_flip,noise,cutmix]"),
     *("optim=adam", "optim.lr=0.003", "sched=onecycle", "callbacks=[ema,early_stopping]", "callbacks.ema.decay=0.9"),
-    *(
-        "norm=zca",
-        "norm.num_components=20",
-        "trainer.max_epochs=3",
-        "trainer.accelerator=cpu",
-        "checkpoint.every_n_steps=2",
-    ),
+    *("callbacks.early_stopping.patience=2", "norm=zca", "norm.num_components=20", "trainer.max_epochs=5"),
+    *("trainer.accelerator=cpu", "checkpoint.every_n_steps=2", "deterministic=true"),
 )
 
 
@@ -96,7 +92,7 @@ def said(output: Path) -> str:
 
 
 def only_run(output: Path) -> Path:
-    [run] = [path for path in (output / "runs").iterdir() if path.is_dir()]
+    [run] = (output / "runs").glob("shapes-*")
     return run
 
 
@@ -158,6 +154,9 @@ NAMED = {
     "writing metrics.csv": [("metrics.csv", 1)],
     "writing the summary at the start": [("summary.json", 1)],
     "writing the summary at the end": [("summary.json", 2)],
+    "when it has been decided to stop early": [("metrics.csv", 3)],
+    "in the first test": [("validation", 4)],
+    "in the last test": [("validation", 5)],
     "three times": [("step", 8), ("write", 2), ("validation", 1)],
 }
 
@@ -263,6 +262,49 @@ def test_a_second_signal_ends_at_once(zygote, tmp_path):
     assert zygote.run(tmp_path / "outputs", faults=faults)["status"] == -15
 
 
+def test_a_signal_in_the_test_comes_too_late_for_this_run(zygote, undisturbed, tmp_path):
+    output = tmp_path / "outputs"
+    assert zygote.run(output, faults=[("validation", 4, "SIGTERM")])["status"] == 0
+    assert differences(undisturbed[0], left_by(output)) == []
+
+
+def test_weights_that_are_no_numbers_are_not_saved(zygote, tmp_path):
+    """Two checkpoints within the epoch would otherwise take the place of all good ones."""
+    output, often = tmp_path / "outputs", "checkpoint.every_n_steps=1"
+    assert zygote.run(output, often, faults=[("step", 5, "SIGTERM")], command=SMALL)["status"] == 143
+    good = (only_run(output) / "checkpoints" / "last.ckpt").read_bytes()
+    assert zygote.run(output, often, faults=[("step", 1, "nan")], command=SMALL)["status"] == 1
+    assert "Weights are not finite in epoch 1, step 6. The last good checkpoint: " in said(output)
+    assert "last.ckpt, of epoch 1, step 5" in said(output)
+    assert (only_run(output) / "checkpoints" / "last.ckpt").read_bytes() == good
+    assert zygote.run(output, often, command=SMALL)["status"] == 0
+
+
+def test_a_lost_best_checkpoint_is_told_before_training_goes_on(zygote, tmp_path):
+    output = tmp_path / "outputs"
+    assert zygote.run(output, faults=[("step", 14, "SIGKILL")])["status"] == -9
+    truncate(only_run(output) / "checkpoints" / "best.ckpt")
+    assert zygote.run(output)["status"] == 2
+    assert "best.ckpt is not what was written" in said(output)
+    assert "rerun=true" in said(output)
+    assert zygote.run(output, "rerun=true")["status"] == 0
+
+
+def test_another_version_of_torch_is_refused(zygote, tmp_path):
+    output = tmp_path / "outputs"
+    assert zygote.run(output, faults=[("step", 5, "SIGKILL")])["status"] == -9
+    last = only_run(output) / "checkpoints" / "last.ckpt"
+    changed = torch.load(last, weights_only=True)
+    changed["records"] |= {"torch": "2.0.1", "code": "other"}
+    CheckpointFiles().save_checkpoint(changed, last)
+    assert zygote.run(output)["status"] == 2
+    assert f"was written by torch 2.0.1, and this is {torch.__version__}" in said(output)
+    changed["records"]["torch"] = str(torch.__version__)
+    CheckpointFiles().save_checkpoint(changed, last)
+    assert zygote.run(output)["status"] == 0
+    assert "The source code has changed since this run was interrupted" in said(output)
+
+
 def test_an_interrupted_sweep_stops_and_typed_again_goes_on(zygote, tmp_path):
     output, sweep = tmp_path / "outputs", ("-m", "seed=0,1", "trainer.max_epochs=1")
     assert zygote.run(output, *sweep, faults=[("step", 4, "SIGTERM")])["status"] == 143
@@ -288,7 +330,7 @@ def test_time_saves_too(zygote, tmp_path):
 def test_a_sweep_survives_its_jobs(zygote, tmp_path, what, reason):
     output, sweep = tmp_path / "outputs", ("-m", "seed=0,1", "trainer.max_epochs=1")
     assert zygote.run(output, *sweep, faults=[("step", 4, what)])["status"] == 1
-    summaries = {summary["seed"]: summary for summary in map(summary_of, (output / "runs").glob("*/"))}
+    summaries = {summary["seed"]: summary for summary in map(summary_of, (output / "runs").glob("shapes-*"))}
     assert {seed: summary["status"] for seed, summary in summaries.items()} == {0: "failed", 1: "done"}
     error = summaries[0]["error"]
     assert f"{error['type']}: {error['message']}".startswith(reason)
@@ -309,14 +351,14 @@ def test_a_divergence_is_named_and_failed(zygote, tmp_path):
     summary = summary_of(only_run(output))
     assert summary["status"] == "failed"
     assert summary["error"]["type"] == "DivergedError"
-    assert "train/loss is nan in epoch 1; the last good checkpoint: there is none" in said(output)
+    assert "train/loss is nan in epoch 1. The last good checkpoint: there is none" in said(output)
     assert not (only_run(output) / "checkpoints" / "last.ckpt").exists()
 
 
 def test_a_divergence_keeps_the_checkpoint_before(tmp_path):
     records = Records(RunDirectory(tmp_path), "val/acc")
-    records.rows = [{"epoch": 3.0, "val/loss": 1.0}]
-    with pytest.raises(DivergedError, match=r"val/loss is inf in epoch 4.*last\.ckpt is that of epoch 3.*lr"):
+    records.saved = "of epoch 3, step 30"
+    with pytest.raises(DivergedError, match=r"val/loss is inf in epoch 4.*last\.ckpt, of epoch 3, step 30.*lr"):
         records.refuse_nonsense({"epoch": 4.0, "train/loss": 0.5, "val/loss": math.inf})
     records.refuse_nonsense({"epoch": 4.0, "train/loss": 0.5})
 
@@ -383,7 +425,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(zygote, undisturbed, tmpfs):
     assert zygote.run(output)["status"] == 1
     assert "No space left on device" in said(output)
     assert last.read_bytes() == kept
-    assert summary_of(only_run(output))["status"] in ("failed", "running")
+    assert summary_of(only_run(output))["status"] == "failed"
     (tmpfs / "filler").unlink()
     assert zygote.run(output)["status"] == 0
     assert differences(undisturbed[0], left_by(output)) == []
@@ -452,6 +494,27 @@ def test_a_second_process_fails_if_asked_to_and_names_the_first(zygote, tmp_path
         assert f"in use by process {os.getpid()} on {socket.gethostname()} since 20" in said(run)
         assert "on_busy=wait" in said(run)
     assert zygote.run(run, "on_busy=fail")["status"] == 0
+
+
+def test_a_busy_run_does_not_stop_a_sweep(zygote, tmp_path):
+    output, sweep = tmp_path / "outputs", ("-m", "seed=0,1", "trainer.max_epochs=1", "on_busy=fail")
+    assert zygote.run(output, *sweep, faults=[("step", 4, "SIGKILL")])["status"] == -9
+    with RunDirectory(only_run(output)).owned():
+        assert zygote.run(output, *sweep)["status"] == 1
+    assert "1 of 2 runs done" in said(output)
+
+
+def test_a_second_process_waits_for_the_first(zygote, tmp_path):
+    output = tmp_path / "outputs"
+    assert zygote.run(output, faults=[("step", 5, "SIGKILL")])["status"] == -9
+    with RunDirectory(only_run(output)).owned():
+        waiting = Thread(target=zygote.run, args=(output,))
+        waiting.start()
+        while "waiting for it" not in said(output):
+            time.sleep(0.05)
+        assert summary_of(only_run(output))["status"] == "running"
+    waiting.join()
+    assert summary_of(only_run(output))["status"] == "done"
 
 
 def test_a_dead_holder_does_not_matter(zygote, tmp_path):

@@ -298,13 +298,21 @@ def test_a_sweep_ends_with_a_table_and_typed_again_trains_what_is_missing(comman
     words = ("train.py", "-m", "optim=sgd,adam", "aug=crop_flip,cutmix", *SMALL, "trainer.max_epochs=1")
     first = command(*words)
     assert first.returncode == 0, first.stderr
-    runs = sorted(path.name for path in Path("outputs/runs").iterdir() if path.is_dir())
+    runs = sorted(path.name for path in Path("outputs/runs").glob("shapes-*"))
     assert len(runs) == 4
+    [report] = Path("outputs/runs").glob("report-*/report.html")
+    assert f"Report: {report}" in first.stdout
+    assert "Which aug (crop_flip, cutmix) and which optim (adam, sgd)" in report.read_text()
     table = first.stdout[first.stdout.index("4 of 4 runs done") :]
     accuracies = [
         json.loads((Path("outputs/runs") / run / "summary.json").read_text())["metrics"]["test/acc"] for run in runs
     ]
-    shown = [float(word) for line in table.splitlines() for word in line.split() if word.startswith("0.")][::2]
+    shown = [
+        float(word)
+        for line in table[: table.index("Pictures")].splitlines()
+        for word in line.split()
+        if word.startswith("0.")
+    ][::2]
     assert shown == sorted((round(accuracy, 4) for accuracy in accuracies), reverse=True)
     assert "curves.png" in table
 

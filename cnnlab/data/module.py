@@ -185,6 +185,7 @@ class ImageData(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         self.norm.restore(state_dict)
+        self.norm.to(self.device)
 
 
 class Resident:
@@ -219,6 +220,8 @@ class EpochBatches:
         home = data.images["train"].pixels.device
         plan = {key: rows.to(home, non_blocking=True) for key, rows in plan.items()}
         first, self.first_batch = self.first_batch, 0
+        if first >= trainer.num_training_batches:  # the epoch was done
+            first = 0
         for batch in range(first, len(self)):
             self.batches_done = batch + 1
             yield batch_of(plan, batch, data.batch_size, trainer.global_rank, trainer.world_size, halo=len(data.mixers))
@@ -227,7 +230,7 @@ class EpochBatches:
         return {"batches_done": self.batches_done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.first_batch = state["batches_done"] % len(self)
+        self.first_batch = state["batches_done"]
 
 
 class Slices:

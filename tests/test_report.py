@@ -1,0 +1,292 @@
+"""The statistics against SciPy and by simulation, the report against runs with known answers, the page in a browser."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cnnlab.config import UserError
+from cnnlab.records import RunDirectory
+from cnnlab.report import compare, page
+from cnnlab.report.runs import find, read
+from cnnlab.report.statistics import difference, estimate, mcnemar
+from cnnlab.report.sweep import Sweep
+
+VALUES = [0.71, 0.74, 0.69, 0.75]
+
+
+# --------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_the_interval_is_students_t():
+    made = estimate(VALUES)
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(VALUES), scale=stats.sem(VALUES))
+    assert (made.low, made.high) == pytest.approx((low, high))
+    assert (made.num, made.std) == (4, pytest.approx(np.std(VALUES, ddof=1)))
+    assert math.isinf(estimate([0.5]).half_width)
+
+
+def test_the_interval_covers_the_truth_in_95_of_100_cases():
+    generator = np.random.default_rng(0)
+    covered = [
+        abs((made := estimate(sample)).mean - 0.7) <= made.half_width
+        for sample in generator.normal(0.7, 0.02, (4000, 3))
+    ]
+    assert stats.binomtest(sum(covered), 4000, 0.95).pvalue > 1e-3
+
+
+def test_differences_are_paired_by_seed():
+    """The seeds differ much, the settings little: seed by seed it shows."""
+    first = {seed: value + 0.01 + 0.001 * (seed % 2) for seed, value in enumerate(VALUES)}
+    second = dict(enumerate(VALUES))
+    made = difference(first, second)
+    test = stats.ttest_rel(list(first.values()), VALUES)
+    interval = test.confidence_interval(0.95)
+    assert made.paired
+    assert made.distinguishable
+    assert made.p_value == pytest.approx(test.pvalue)
+    assert (made.estimate.low, made.estimate.high) == pytest.approx((interval.low, interval.high))
+    assert made.effect_size == pytest.approx(0.0105 / np.std([0.01, 0.011] * 2, ddof=1))
+    other_seeds = {seed + 10: value for seed, value in first.items()}
+    unpaired = difference(other_seeds, second)
+    welch = stats.ttest_ind(list(first.values()), VALUES, equal_var=False)
+    assert not unpaired.paired
+    assert not unpaired.distinguishable
+    assert unpaired.p_value == pytest.approx(welch.pvalue)
+    assert unpaired.estimate.high == pytest.approx(welch.confidence_interval(0.95).high)
+    assert math.isinf(difference({0: 0.7}, {0: 0.6}).estimate.half_width)
+
+
+def test_mcnemar_counts_images_that_only_one_has_right():
+    labels = np.zeros(100, dtype=np.uint8)
+    first, second = labels.copy(), labels.copy()
+    first[:10] = 1  # wrong on ten
+    second[5:30] = 1  # wrong on 25, five of them the same
+    made = mcnemar(first, second, labels)
+    assert (made.only_first, made.only_second) == (20, 5)
+    assert made.p_value == pytest.approx(stats.binomtest(20, 25, 0.5).pvalue)
+    assert mcnemar(labels, labels, labels).p_value == 1
+
+
+# ------------------------------------------------------------------------------------------------------------- reports
+
+
+def make_run(folder: Path, seed: int, accuracy: float, choices: dict | None = None, **more) -> Path:
+    """The files of a finished run of three epochs."""
+    choices = {"data": "shapes", "norm": "none", "aug": "none", "optim": "sgd"} | (choices or {})
+    changes = more.pop("changes", {}) | {"seed": seed}
+    name = "-".join([*choices.values(), *map(str, changes.values())])
+    run = RunDirectory(folder / name)
+    run.path.mkdir(parents=True)
+    wrong = round(100 * (1 - accuracy))
+    summary = {
+        "run": name,
+        "status": "done",
+        "choices": choices,
+        "changes": changes,
+        "seed": seed,
+        "overrides": [f"{group}={option}" for group, option in choices.items()] + [f"seed={seed}"],
+        "selected_on": "val/acc",
+        "best_epoch": 3,
+        "epochs_done": 3,
+        "metrics": {"test/acc": accuracy, "val/acc": accuracy, "test/loss": 1 - accuracy},
+        "train_seconds": 60.0,
+        "images_per_second": 1000.0,
+        "num_weights": 10,
+        "confusion": [[100 - wrong, wrong], [0, 100]],
+        "data": {"classes": ["cat", "dog"], "fingerprint": "f" * 64, "num_train": 90},
+        "environment": {"device": "cpu", "precision": "32-true", "torch": "2.15.0"},
+        "code_digest": "c" * 64,
+    }
+    run.write_summary(summary | more)
+    rows = [
+        {
+            "epoch": epoch,
+            "train/loss": 2 / epoch,
+            "train/acc": 0.2 * epoch,
+            "val/loss": 2 / epoch,
+            "val/acc": 0.2 * epoch,
+        }
+        for epoch in (1, 2, 3)
+    ]
+    run.write_metrics(rows, list(rows[0]))
+    return run.path
+
+
+def sweep_of(folder: Path) -> Sweep:
+    return Sweep(*read(find([folder])))
+
+
+@pytest.fixture
+def two_by_two(tmp_path: Path) -> Path:
+    """Adam is better by 0.1, cutmix worse by 0.05, both for three seeds."""
+    for seed, noise in enumerate((0.0, 0.01, -0.01)):
+        for optim, gain in (("sgd", 0.0), ("adam", 0.1)):
+            for aug, loss in (("none", 0.0), ("cutmix", 0.05)):
+                jitter = 0.002 * ((seed + len(aug)) % 3)
+                make_run(tmp_path, seed, 0.6 + gain - loss + noise + jitter, {"optim": optim, "aug": aug})
+    return tmp_path
+
+
+def test_question_answer_and_ranking(two_by_two):
+    sweep = sweep_of(two_by_two)
+    assert sweep.question() == "Which aug (cutmix, none) and which optim (adam, sgd) gives the highest test accuracy?"
+    assert [sweep.label(place.setting) for place in sweep.ranking] == [
+        "aug=none, optim=adam",
+        "aug=cutmix, optim=adam",
+        "aug=none, optim=sgd",
+        "aug=cutmix, optim=sgd",
+    ]
+    best = sweep.ranking[0].accuracy
+    assert (best.num, best.mean) == (3, pytest.approx(0.702))
+    assert re.match(r"aug=none, optim=adam has the highest: 0\.7020 ± 0\.0\d+ \(n = 3\)\. It leads", sweep.answer())
+    effects = {effect.value: effect for effect in sweep.effects("optim")}
+    assert effects["sgd"].to_first.estimate.mean == pytest.approx(-0.1)
+    assert effects["sgd"].accuracy.num == 3
+
+
+def test_what_cannot_be_told_apart_is_said(tmp_path):
+    for seed, noise in enumerate((0.02, -0.03, 0.01)):
+        make_run(tmp_path, seed, 0.7 + noise, {"aug": "none"})
+        make_run(tmp_path, seed, 0.7 - noise, {"aug": "cutmix"})
+    assert "cannot be told from noise" in sweep_of(tmp_path).answer()
+
+
+def test_one_run_of_each_is_no_answer_over_seeds(tmp_path):
+    make_run(tmp_path, 0, 0.7, {"aug": "none"})
+    make_run(tmp_path, 0, 0.6, {"aug": "cutmix"})
+    assert "it cannot be said whether another seed" in sweep_of(tmp_path).answer()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"code_digest": "d" * 64},
+        {"data": {"classes": ["cat", "dog"], "fingerprint": "e" * 64}},
+        {"environment": {"device": "cpu", "precision": "bf16-mixed", "torch": "2.15.0"}},
+        {"changes": {"optim.lr": 0.5}},
+    ],
+    ids=["code", "data", "precision", "knob"],
+)
+def test_only_seeds_are_averaged_over(tmp_path, other):
+    make_run(tmp_path, 0, 0.7)
+    make_run(tmp_path, 1, 0.8, **other)
+    assert [place.accuracy.num for place in sweep_of(tmp_path).ranking] == [1, 1]
+
+
+def test_bad_directories_are_named_and_left_out(two_by_two):
+    half, foreign, old = (two_by_two / name for name in ("half", "foreign", "old"))
+    for folder, text in ((half, '{"run": "x", "sta'), (foreign, '{"a": 1}'), (old, '{"run": "o", "status": "done"}')):
+        folder.mkdir()
+        (folder / "summary.json").write_text(text)
+    failed = make_run(
+        two_by_two, 9, 0.9, status="failed", error={"type": "DivergedError", "message": "train/loss is nan"}
+    )
+    make_run(two_by_two, 8, 0.9, status="interrupted")
+    sweep = sweep_of(two_by_two)
+    assert sweep.ranking[0].accuracy.num == 3
+    lines = "\n".join(page.outside(sweep))
+    for words in (
+        "half: left out: ",
+        "foreign: left out: ",
+        "old: left out: ",
+        f"{failed.name}: failed: DivergedError",
+    ):
+        assert words in lines
+    assert "interrupted" in lines
+
+
+def test_files_of_a_report(two_by_two):
+    paths = list(find([two_by_two]))
+    written = page.write(sweep_of(two_by_two), page.default_folder(paths), latex=True)
+    assert written.parent.parent == two_by_two
+    text = written.read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*', text)
+    assert text.count("<svg") == 3  # curves, heat map, confusion
+    assert "python train.py -m data=shapes norm=none aug=none optim=adam seed=0,1,2" in text
+    assert "| none | adam | 0.7020 |" in (written.parent / "report.md").read_text()
+    rows = (written.parent / "runs.csv").read_text().splitlines()
+    assert len(rows) == 13
+    assert rows[0].startswith("run,status,seed,data,norm,aug,optim")
+    assert r"none & adam & 0.7020" in (written.parent / "table.tex").read_text()
+    assert len(list(find([two_by_two]))) == 12  # a report is no run
+
+
+def test_a_thousand_runs_in_seconds(tmp_path, command):
+    for number in range(1000):
+        lr = 0.01 * (1 + number // 10)
+        make_run(tmp_path / "runs", number % 10, 0.5 + 1e-4 * number, changes={"optim.lr": lr})
+    started = time.monotonic()
+    result = command("-X", "importtime", "-m", "cnnlab", "report", "runs")
+    assert result.returncode == 0, result.stderr
+    assert time.monotonic() - started < 30  # not a benchmark: 10 s are asked for, by hand
+    assert " torch\n" not in result.stderr
+    assert "lr=1.0 has the highest: 0.5995" in result.stdout
+
+
+def test_wrong_folders_are_one_paragraph(command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder, words in (("nowhere", "is no folder"), ("empty", "There is no run")):
+        result = command("-m", "cnnlab", "report", folder)
+        assert result.returncode == 2
+        assert words in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------- comparison
+
+
+def test_comparison_in_three_lines(two_by_two, command):
+    for path in find([two_by_two]):
+        right = 90 if "adam" in path.name else 80
+        predicted = np.array([0] * right + [1] * (100 - right))
+        RunDirectory(path).write_predictions(predicted, np.zeros(100, dtype=np.int64))
+    result = command("-m", "cnnlab", "compare", "optim=adam,aug=none", "optim=sgd,aug=none", "--runs", str(two_by_two))
+    assert result.returncode == 0, result.stderr
+    first, second, third = result.stdout.splitlines()
+    assert first.startswith("optim=adam: 0.7020 ± ")
+    assert second.startswith("Difference: +10.00 points ± 0.00 (95%, paired over 3 seeds")
+    expected = stats.binomtest(30, 30, 0.5).pvalue
+    assert third.startswith(
+        "Image by image (100 test images times 3 seeds): only the first is right on 30, only the second"
+    )
+    assert f"p = {expected:.2g}" in third
+
+
+def test_comparison_refuses_what_differs_in_more_than_the_seed(two_by_two):
+    with pytest.raises(UserError, match="aug=none names 6 runs that differ in more than their seed: optim"):
+        compare.chosen("aug=none", two_by_two)
+    with pytest.raises(UserError, match="names no finished run"):
+        compare.chosen("aug=mixup", two_by_two)
+
+
+# ------------------------------------------------------------------------------------------------------------- browser
+
+
+@pytest.mark.browser
+def test_the_page_in_a_browser(two_by_two, tmp_path):
+    """No message on the console, no request that leaves the page, tables and pictures within the width of a phone."""
+    written = page.write(sweep_of(two_by_two), tmp_path / "report")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--window-size=390,900"]
+    log = tmp_path / "net.json"
+    result = subprocess.run(
+        [chromium, *flags, f"--log-net-log={log}", "--dump-dom", written.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "CONSOLE" not in result.stderr
+    assert result.stdout.count("<svg") == 3
+    assert result.stdout.count("<table") == 5
+    events = json.dumps(json.loads(log.read_text())["events"])
+    asked = set(re.findall(r'"url": "(https?://[^"]*)', events))
+    assert not {url for url in asked if "google" not in url and "gvt1" not in url}  # the browser's own
