@@ -17,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import hydra.utils
 import yaml
@@ -38,6 +38,7 @@ NOT_IDENTITY = (
     "name",
     "output_dir",
     "rerun",
+    "plan",
     "on_busy",
     "checkpoint",
     "logger",
@@ -215,6 +216,14 @@ def defaults_of(config: DictConfig) -> dict[str, Any]:
 
 
 LISTED = ("aug", "logger", "callbacks")  # groups of which several options can be chosen, each below its own name
+
+
+@functools.cache
+def default_option(group: str) -> str:
+    """The option that train.yaml chooses, as `described` names it."""
+    chosen = yaml.safe_load((CONF / "train.yaml").read_text())["defaults"]
+    option = next(entry[group] for entry in chosen if isinstance(entry, dict) and group in entry)
+    return "+".join(option) if isinstance(option, list) else str(option)
 
 
 @functools.cache
@@ -443,9 +452,15 @@ class Checks(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         exit_on_user_error(check, config)
+        if config.plan:
+            exit_on_user_error(print_plan, [config], [Path(config.hydra.run.dir)])
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        self.directories = exit_on_user_error(self.check_jobs, config)
+        jobs = exit_on_user_error(self.check_jobs, config)
+        directories = [Path(job.hydra.sweep.dir, job.hydra.sweep.subdir) for job in jobs]
+        if config.plan:
+            exit_on_user_error(print_plan, jobs, directories)
+        self.directories = list(dict.fromkeys(directories))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         from cnnlab.report import page, table
@@ -460,19 +475,35 @@ class Checks(Callback):
         if not all_done:
             sys.exit(1)
 
-    def check_jobs(self, config: DictConfig) -> list[Path]:
-        """The run directory of every job of a sweep, in order and without repetition; each job has been checked."""
+    def check_jobs(self, config: DictConfig) -> list[DictConfig]:
+        """Every job of a sweep, in order, composed and checked."""
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
         loader = GlobalHydra.instance().config_loader()
         swept = [f"{key}={values}" for key, values in (config.hydra.sweeper.get("params") or {}).items()]
         overrides = OverridesParser.create().parse_overrides([*swept, *config.hydra.overrides.task])
-        directories: dict[Path, None] = {}
+        jobs = []
         for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]:
             whole = loader.load_sweep_config(config, job)
             check(whole)
-            directories[Path(whole.hydra.sweep.dir, whole.hydra.sweep.subdir)] = None
-        return list(directories)
+            jobs.append(whole)
+        return jobs
+
+
+def print_plan(configs: Sequence[DictConfig], directories: Sequence[Path]) -> NoReturn:
+    """Show what would be trained, and end."""
+    from cnnlab.report import plan
+
+    jobs = []
+    for config, path in zip(configs, directories, strict=True):
+        num_train = round(data_source(config.data).num_train * (1 - config.val_fraction))
+        options = described(chosen(config))
+        different = {group: option for group, option in options.items() if option != default_option(group)}
+        different |= {name: _typed(value) for name, value in changes(config).items()}
+        num_train = min(num_train, config.num_train_images or num_train)
+        jobs.append(plan.Job(path, different, chosen(config)["model"][0], config.trainer.max_epochs, num_train))
+    plan.print_plan(jobs, Path(configs[0].output_dir))
+    sys.exit(0)
 
 
 def exit_on_user_error(function: Callable[..., Any], *arguments: Any) -> Any:

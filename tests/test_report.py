@@ -267,6 +267,31 @@ def test_comparison_refuses_what_differs_in_more_than_the_seed(two_by_two):
         compare.chosen("aug=mixup", two_by_two)
 
 
+# ---------------------------------------------------------------------------------------------------------------- plan
+
+
+def test_plan_shows_what_is_done_and_trains_nothing(command, tmp_path):
+    sweep = ("train.py", "-m", "data=shapes", "optim=sgd,adam", "optim.lr=0.1,0.1", "trainer.max_epochs=7", "plan=true")
+    first = command("-X", "importtime", *sweep, COLUMNS="200")
+    assert first.returncode == 0, first.stderr
+    assert " torch\n" not in first.stderr
+    assert not (tmp_path / "outputs").exists()
+    assert first.stdout.count("new, typed 2 times") == 2
+    assert "14 epochs to train, how long is not known yet." in first.stdout
+    [name] = re.findall(r"shapes-cnn-adam-[\w=.-]+", first.stdout)
+    path = make_run(tmp_path / "outputs" / "runs", 0, 0.7, {"model": "cnn"})
+    path.rename(path.with_name(name))
+    again = command(*sweep, COLUMNS="200")
+    assert re.search(rf"{name}.* done, typed 2 times .* 0 ", again.stdout)
+    assert "7 epochs to train, about 1 min 3 s at the speed of past runs here." in again.stdout  # 7 x 9,000 / 1,000
+
+
+def test_plan_of_a_mistake_is_a_mistake(command):
+    result = command("train.py", "-m", "optim.lr=0.1,0.2,-1", "plan=true")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "optim.lr=-1" in result.stderr
+
+
 # ------------------------------------------------------------------------------------------------------------- browser
 
 

@@ -1,0 +1,82 @@
+"""What a command would train: its jobs, which are done already, and how long the others take. Takes no torch."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cnnlab.records import RunDirectory
+from cnnlab.report.runs import Run, find, read
+
+
+@dataclass
+class Job:
+    """A job as it is composed.
+
+    Attributes:
+        path: its run directory.
+        changes: what it changes against the defaults, as text: {"optim": "adam", "optim.lr": "0.01"}.
+        model: the chosen option.
+        epochs: how many it trains at most.
+        num_train: images in an epoch.
+    """
+
+    path: Path
+    changes: dict[str, str]
+    model: str
+    epochs: int
+    num_train: int
+
+
+def print_plan(jobs: Sequence[Job], output_dir: Path) -> None:
+    """The jobs in order, with what is known of each; how much there is to do, and how long it takes."""
+    speeds = past_speeds(output_dir) if output_dir.exists() else {}
+    typed = Counter(job.path for job in jobs)
+    table = Table(title=f"{len(typed)} run{'s' * (len(typed) != 1)}", title_justify="left")
+    for name in ("run", "changes", "state"):
+        table.add_column(name, overflow="fold")
+    for name in ("epochs", "time"):
+        table.add_column(name, justify="right")
+    to_do, seconds, unknown = 0, 0.0, 0
+    for job in {job.path: job for job in jobs}.values():
+        summary = RunDirectory(job.path).summary()
+        state = {"running": "not finished"}.get(str(summary.get("status")), str(summary.get("status", "new")))
+        epochs = 0 if state == "done" else job.epochs - len(past_rows(job.path))
+        speed = speeds.get(job.model)
+        time = epochs * job.num_train / speed if speed else None
+        to_do, seconds, unknown = to_do + epochs, seconds + (time or 0), unknown + (time is None and epochs > 0)
+        twice = f", typed {typed[job.path]} times" if typed[job.path] > 1 else ""
+        changes = ", ".join(f"{name}={value}" for name, value in job.changes.items()) or "the defaults"
+        table.add_row(job.path.name, changes, state + twice, str(epochs), in_words(time) if time is not None else "?")
+    Console(width=None if os.isatty(1) else 160).print(table)
+    guess = "how long is not known yet" if unknown else f"about {in_words(seconds)} at the speed of past runs here"
+    print(f"{to_do} epochs to train" + (f", {guess}." if to_do else ": nothing is left to do."))
+
+
+def past_rows(path: Path) -> list[Any]:
+    """The epochs that a run has behind it."""
+    return RunDirectory(path).metrics() if (path / "metrics.csv").exists() else []
+
+
+def past_speeds(output_dir: Path) -> dict[str, float]:
+    """Images per second of finished runs, by model: the median."""
+    runs: list[Run] = [run for run in read(find([output_dir]))[0] if run.done]
+    speeds: dict[str, list[float]] = {}
+    for run in runs:
+        speeds.setdefault(run.summary["choices"]["model"], []).append(run.summary["images_per_second"])
+    return {model: median(values) for model, values in speeds.items()}
+
+
+def in_words(seconds: float) -> str:
+    """75 -> "1 min 15 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
