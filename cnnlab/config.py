@@ -5,6 +5,7 @@ option's file, and a hash of everything that can change the result. Where a run 
 data are kept cannot, so they stay out of the hash (`NOT_IDENTITY`).
 """
 
+import copy
 import difflib
 import functools
 import hashlib
@@ -476,18 +477,28 @@ class Checks(Callback):
             sys.exit(1)
 
     def check_jobs(self, config: DictConfig) -> list[DictConfig]:
-        """Every job of a sweep, in order, composed and checked."""
+        """Every job of a sweep, in order, composed and checked.
+
+        Hydra's launcher is given these very configurations later: a file in conf/ that is edited while the sweep runs
+        does not change its jobs.
+        """
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
         loader = GlobalHydra.instance().config_loader()
         swept = [f"{key}={values}" for key, values in (config.hydra.sweeper.get("params") or {}).items()]
         overrides = OverridesParser.create().parse_overrides([*swept, *config.hydra.overrides.task])
-        jobs = []
-        for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]:
-            whole = loader.load_sweep_config(config, job)
-            check(whole)
-            jobs.append(whole)
-        return jobs
+        composed: dict[tuple[str, ...], DictConfig] = {}
+        jobs = [tuple(job) for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]]
+        for job in jobs:
+            if job not in composed:
+                composed[job] = loader.load_sweep_config(config, list(job))
+                check(composed[job])
+
+        def frozen(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+            return copy.deepcopy(composed[tuple(sweep_overrides)])
+
+        loader.load_sweep_config = frozen  # type: ignore[method-assign]
+        return [composed[job] for job in jobs]
 
 
 def print_plan(configs: Sequence[DictConfig], directories: Sequence[Path]) -> NoReturn:

@@ -5,6 +5,7 @@
     metrics.csv       one row per epoch
     predictions.npz   the labels predicted for the test images, at the best epoch, and the true ones
     train.log         what was printed
+    source.diff       how the source files differed from the commit that the summary names, if they did
     checkpoints/      last.ckpt, best.ckpt
     *.png             pictures made from the files above
 
@@ -240,6 +241,15 @@ def git_state() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return {}
+
+
+def source_changes() -> str:
+    """How the source files differ from the commit, as `git diff` writes it; empty if they do not."""
+    command = ["git", "-C", str(Path(__file__).parent.parent), "diff", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def now() -> str:

@@ -24,7 +24,7 @@ from cnnlab.classifier import Classifier, schedule
 from cnnlab.config import UserError, instantiate, leaves, plain
 from cnnlab.data.images import DataSet
 from cnnlab.data.module import ImageData
-from cnnlab.records import RunDirectory, git_state, log
+from cnnlab.records import RunDirectory, git_state, log, source_changes, write_text
 from cnnlab.report import pictures
 
 warnings.filterwarnings("ignore", module=r"lightning\.")  # of its use of older torch
@@ -225,6 +225,8 @@ def describe(trainer: Trainer, classifier: Classifier, datamodule: ImageData) ->
 def open_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, datamodule: ImageData) -> None:
     """Write and say what is about to run; draw the sheet of training images."""
     run.write_summary(summary)
+    if difference := source_changes():
+        write_text(run.path / "source.diff", difference)
     environment, data = summary["environment"], summary["data"]
     log.info(
         f"{os.path.relpath(run.path)}: {data['num_train']:,} training images of {data['input_size']} pixels, "

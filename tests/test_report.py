@@ -209,7 +209,7 @@ def test_files_of_a_report(two_by_two):
     assert written.parent.parent == two_by_two
     text = written.read_text()
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*', text)
-    assert text.count("<svg") == 3  # curves, heat map, confusion
+    assert text.count("<svg") == 4  # loss, accuracy, heat map, confusion
     assert "python train.py -m data=shapes norm=none aug=none optim=adam seed=0,1,2" in text
     assert "| none | adam | 0.7020 |" in (written.parent / "report.md").read_text()
     rows = (written.parent / "runs.csv").read_text().splitlines()
@@ -310,7 +310,7 @@ def test_the_page_in_a_browser(two_by_two, tmp_path):
         check=True,
     )
     assert "CONSOLE" not in result.stderr
-    assert result.stdout.count("<svg") == 3
+    assert result.stdout.count("<svg") == 4
     assert result.stdout.count("<table") == 5
     events = json.dumps(json.loads(log.read_text())["events"])
     asked = set(re.findall(r'"url": "(https?://[^"]*)', events))

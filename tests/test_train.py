@@ -328,6 +328,25 @@ def test_a_sweep_ends_with_a_table_and_typed_again_trains_what_is_missing(comman
     assert third.stdout.count("epoch 1/1") == 1
 
 
+def test_a_file_that_is_edited_meanwhile_does_not_change_a_sweep(tmp_path):
+    """In a copy of the project; the second job would otherwise be composed when the first one has ended."""
+    for name in ("cnnlab", "conf", "train.py"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    words = ("-m", "seed=0,1", *SMALL, "trainer.max_epochs=1")
+    sweep = subprocess.Popen([sys.executable, "train.py", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while not list(tmp_path.glob("outputs/runs/*/summary.json")):
+        assert sweep.poll() is None, sweep.communicate()
+        time.sleep(0.05)
+    option = tmp_path / "conf" / "optim" / "sgd.yaml"
+    option.write_text(option.read_text().replace("lr: 0.01", "lr: 0.7"))
+    _, errors = sweep.communicate()
+    assert sweep.returncode == 0, errors
+    configs = [path.read_text() for path in tmp_path.glob("outputs/runs/*/.hydra/config.yaml")]
+    assert len(configs) == 2
+    assert all("lr: 0.01" in config for config in configs)
+
+
 def test_a_failed_job_is_recorded_the_others_run_and_the_sweep_fails(command):
     result = command("train.py", "-m", *SMALL, "trainer.max_epochs=1", "model.hidden=32,100000000000,16")
     assert result.returncode == 1

@@ -200,27 +200,32 @@ STYLE: dict[Any, Any] = {
 
 
 def curves(sweep: Sweep) -> str:
-    """Loss and accuracy over epochs, a colour for a setting: the mean over seeds, and a band over all of them."""
-    places = sweep.ranking[:CURVES]
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(10, 4.2)
-        axes = figure.subplots(1, 2)
-        for place, color in zip(places, COLORS, strict=False):
-            held_out = "val" if "val/acc" in place.setting.runs[0].rows[0] else "test"
-            for axis, metric in zip(axes, ("loss", "acc"), strict=True):
+    """Loss and accuracy over epochs, a colour for a setting: the mean over seeds, and a band over all of them.
+
+    Two figures that stand below each other on a phone, and the names of the colours.
+    """
+    places = list(zip(sweep.ranking[:CURVES], COLORS, strict=False))
+    figures = []
+    for metric, name in (("loss", "loss"), ("acc", "accuracy")):
+        with matplotlib.rc_context(STYLE):
+            figure = _figure(5.4, 3.9)
+            axis = figure.subplots()
+            for place, color in places:
+                held_out = "val" if "val/acc" in place.setting.runs[0].rows[0] else "test"
                 for part, dashes in (("train", "--"), (held_out, "-")):
                     epochs, table = over_epochs(place.setting, f"{part}/{metric}")
-                    label = sweep.label(place.setting) if part != "train" else None
-                    axis.plot(epochs, np.nanmean(table, axis=0), dashes, color=color, label=label, linewidth=1.4)
+                    axis.plot(epochs, np.nanmean(table, axis=0), dashes, color=color, linewidth=1.4)
                     if len(table) > 1:
-                        axis.fill_between(
-                            epochs, np.nanmin(table, axis=0), np.nanmax(table, axis=0), color=color, alpha=0.15, lw=0
-                        )
-        for axis, label in zip(axes, ("loss", "accuracy"), strict=True):
-            axis.set(xlabel="epoch", ylabel=label)
+                        low, high = np.nanmin(table, axis=0), np.nanmax(table, axis=0)
+                        axis.fill_between(epochs, low, high, color=color, alpha=0.15, lw=0)
+            axis.set(xlabel="epoch", ylabel=name)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-        return svg(figure, "Loss and accuracy over epochs for every setting")
+            figures.append(svg(figure, f"{name} over epochs for every setting"))
+    names = (
+        f'<li><span style="background: {color}"></span> {html.escape(sweep.label(place.setting))}</li>'
+        for place, color in places
+    )
+    return f'<div class="pair">{"".join(figures)}</div>\n<ul class="key">{"".join(names)}</ul>'
 
 
 def over_epochs(group: Setting, metric: str) -> tuple[list[int], np.ndarray]:
@@ -286,7 +291,10 @@ h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin-top
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--faint); white-space: nowrap; }
 td.long { white-space: normal; overflow-wrap: anywhere; }
-svg { width: 100%; height: auto; } .small svg { max-width: 34rem; }
+.pair { display: flex; flex-wrap: wrap; gap: 1rem; } .pair svg { flex: 1 1 22rem; min-width: 0; }
+.key { list-style: none; padding: 0; font-size: .9rem; columns: 20rem; }
+.key span { display: inline-block; width: 1.4em; height: .25em; vertical-align: middle; margin-right: .4em; }
+figure { margin: 0; } svg { width: 100%; height: auto; } .small svg { max-width: 34rem; }
 pre { overflow-x: auto; background: var(--faint); padding: .6rem; font-size: .8rem; }
 footer { color: gray; font-size: .85rem; margin-top: 2rem; }
 @media print { body { max-width: none; font-size: 10pt; } h2 { break-after: avoid; }
