@@ -50,6 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.smoke:
         options.images, options.rounds, options.epochs = 384, 1, 1
+    augs = AUGS[:1] if options.smoke else AUGS
 
     data = Shapes(options.images // options.batch_size * options.batch_size, num_test=10).load()
     rounds = []
@@ -69,7 +70,7 @@ def main() -> None:
 
     machine = describe(options)
     table = Table("aug", *(f"{norm} / standard" for norm in NORMS[1:]), title=f"{machine['device']}, {machine['cpu']}")
-    for aug in AUGS:
+    for aug in augs:
         ratios = [sorted(seconds[aug][norm] / seconds[aug]["standard"] for seconds in rounds) for norm in NORMS[1:]]
         table.add_row(aug, *(f"{median(values):.3f} ({values[0]:.3f} to {values[-1]:.3f})" for values in ratios))
     Console().print(table)

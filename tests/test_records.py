@@ -101,7 +101,7 @@ def test_a_second_process_waits_and_says_so(tmp_path, capsys):
     release_later.start()
     with RunDirectory(tmp_path).owned():
         assert release.is_set()
-    assert "in use by another process" in capsys.readouterr().out
+    assert "in use by process" in capsys.readouterr().out
     holder.join()
 
 
