@@ -240,8 +240,8 @@ def restore_random_states(states: dict[str, Any]) -> None:
 
 
 def batch_size(trainer: Trainer) -> int:
-    """Images per step, of all processes together. Lightning sets `datamodule` in fit, without declaring it."""
-    return trainer.datamodule.batch_size  # type: ignore[attr-defined]
+    """Images per step, of all processes together."""
+    return trainer.datamodule.batch_size  # type: ignore[attr-defined]  # Lightning sets it in fit, undeclared
 
 
 def line(row: Row, max_epochs: int) -> str:

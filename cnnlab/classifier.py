@@ -102,7 +102,8 @@ class Classifier(LightningModule):
 
         `trainer.estimated_stepping_batches` would set up the loaders too early to be given their place in an epoch.
         """
-        batches, limit = self.trainer.datamodule.num_batches, self.trainer.limit_train_batches  # type: ignore[attr-defined]
+        batches = self.trainer.datamodule.num_batches  # type: ignore[attr-defined]  # Lightning sets it in fit, undeclared
+        limit = self.trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         return batches * (self.trainer.max_epochs or 0)
 

@@ -376,8 +376,7 @@ def check(config: DictConfig) -> None:
         raise UserError(
             f"model.patch_size={job['model']['patch_size']} is larger than the images. Type {size} or less."
         )
-    num_train = round(source.num_train * (1 - job["val_fraction"]))
-    num_train = min(num_train, job["num_train_images"] or num_train)
+    num_train = num_trained_on(config)
     if (num_words := job["model"].get("num_words", 0)) > num_train:
         raise UserError(
             f"model.num_words={num_words} is more than the {num_train} images that words are learned from. "
@@ -416,6 +415,12 @@ def check(config: DictConfig) -> None:
             f"batch_size={job['batch_size']} counts the images of all devices together and cannot be shared equally "
             f"by {devices}. Type a multiple of {devices}."
         )
+
+
+def num_trained_on(config: DictConfig) -> int:
+    """Images in an epoch, of all that the data set has for training."""
+    num_train = round(data_source(config.data).num_train * (1 - config.val_fraction))
+    return min(num_train, config.num_train_images or num_train)
 
 
 def check_value(path: str, value: Any, default: Any) -> None:
@@ -497,6 +502,7 @@ class Checks(Callback):
         def frozen(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
             return copy.deepcopy(composed[tuple(sweep_overrides)])
 
+        # Hydra has no hook between composing a job and launching it; its launchers ask this loader.
         loader.load_sweep_config = frozen  # type: ignore[method-assign]
         return [composed[job] for job in jobs]
 
@@ -507,12 +513,11 @@ def print_plan(configs: Sequence[DictConfig], directories: Sequence[Path]) -> No
 
     jobs = []
     for config, path in zip(configs, directories, strict=True):
-        num_train = round(data_source(config.data).num_train * (1 - config.val_fraction))
         options = described(chosen(config))
         different = {group: option for group, option in options.items() if option != default_option(group)}
         different |= {name: _typed(value) for name, value in changes(config).items()}
-        num_train = min(num_train, config.num_train_images or num_train)
-        jobs.append(plan.Job(path, different, chosen(config)["model"][0], config.trainer.max_epochs, num_train))
+        model, epochs = chosen(config)["model"][0], config.trainer.max_epochs
+        jobs.append(plan.Job(path, different, model, epochs, num_trained_on(config)))
     plan.print_plan(jobs, Path(configs[0].output_dir))
     sys.exit(0)
 
@@ -523,7 +528,7 @@ def exit_on_user_error(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(refuse(error))
-    except Exception:  # a mistake of ours; Hydra would turn it into a warning and start the run unchecked
+    except Exception:  # Hydra turns whatever a callback raises into a warning, and would start the run unchecked
         traceback.print_exc()
         sys.exit(1)
 

@@ -72,9 +72,6 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text)
 
 
-OF_NO_RUN = ("train.log", ".lock", ".holder")  # files that a directory may have before a run is recorded in it
-
-
 class BusyError(Exception):
     """Another process holds the run directory."""
 
@@ -94,7 +91,7 @@ class RunDirectory:
     def owned(self, on_busy: str = "wait") -> Iterator[None]:
         """Hold the directory: a second process with the same configuration waits here, or fails.
 
-        The operating system drops the lock of a process that has died, on this host or another.
+        The operating system drops the lock of a process that has died.
 
         Raises: BusyError if another process holds it and on_busy is "fail".
         """

@@ -14,7 +14,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _received = 0
 
 
-class Interrupted(Exception):  # noqa: N818  it is no error
+class Interrupted(Exception):  # noqa: N818  like KeyboardInterrupt it is no error: the run is saved
     """The run has been saved and stops, because of a signal.
 
     Args:
@@ -42,18 +42,13 @@ def noted() -> Iterator[None]:
     global _received
     _received = 0
     before = {number: signal.getsignal(number) for number in STOPPING}
-    install()
+    for number in STOPPING:
+        signal.signal(number, _note)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def install() -> None:
-    """Note signals from now on; also once more where a library has put its own handlers in."""
-    for number in STOPPING:
-        signal.signal(number, _note)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PICTURES = os.environ.get(
-    "CNNLAB_PICTURES", ""
-)  # a folder, or a .tar.gz, with train/<class>/*.jpg and test/<class>/*.jpg
-
+PICTURES = os.environ.get("CNNLAB_PICTURES", "")  # folder or .tar.gz with train/<class>/*.jpg and test/<class>/*.jpg
 BROWSER = os.environ.get("CNNLAB_BROWSER", "")
+NO_PICTURES = (
+    "needs the CIFAR-10 pictures, which the project does not ship: set CNNLAB_PICTURES to a folder or .tar.gz of them "
+    "(.ci/run does)"
+)
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -23,9 +24,9 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("pictures") and not PICTURES:
-            item.add_marker(pytest.mark.skip(reason="CNNLAB_PICTURES is not set; .ci/run sets it"))
+            item.add_marker(pytest.mark.skip(reason=NO_PICTURES))
         if item.get_closest_marker("browser") and not (BROWSER or shutil.which("chromium")):
-            item.add_marker(pytest.mark.skip(reason="Chromium is not installed; .ci/run installs it"))
+            item.add_marker(pytest.mark.skip(reason="needs Chromium: apt-get install chromium (.ci/run does)"))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

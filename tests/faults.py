@@ -120,10 +120,10 @@ def run(request: dict) -> dict:
 
 
 def main() -> None:
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(ROOT))  # this file runs as a script, and train.py lies beside the package
     import cnnlab.data.shapes
-    import cnnlab.run  # noqa: F401
-    import train  # noqa: F401
+    import cnnlab.run  # noqa: F401  imported here once, so that every forked run has it
+    import train  # noqa: F401  likewise
 
     print("ready", flush=True)
     for line in sys.stdin:

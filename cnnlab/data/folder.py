@@ -75,7 +75,7 @@ class ImageFolder:
     def num_classes(self) -> int:
         return len(self._files("train"))
 
-    @functools.cache  # noqa: B019  there is one object for a data set and process
+    @functools.cache  # noqa: B019  config.data_source keeps one object per data set for the whole process anyway
     def _files(self, part: str) -> dict[str, list[os.DirEntry[str]]]:
         """The pictures of every class, sorted by name."""
         folders = [folder for folder in os.scandir(self.root / part) if folder.is_dir() and folder.name[0] != "."]
@@ -87,7 +87,7 @@ class ImageFolder:
             for folder in sorted(folders, key=lambda folder: folder.name)
         }
 
-    @functools.cache  # noqa: B019  the same
+    @functools.cache  # noqa: B019  config.data_source keeps one object per data set for the whole process anyway
     def digest(self) -> str:
         """SHA-256 over names and contents of all pictures, and over how they are converted."""
         files = [file for part in ("train", "test") for names in self._files(part).values() for file in names]

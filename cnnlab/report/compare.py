@@ -10,7 +10,7 @@ import numpy as np
 
 from cnnlab.config import UserError
 from cnnlab.records import RunDirectory
-from cnnlab.report.runs import Run, Setting, find, grouped, read
+from cnnlab.report.runs import Run, Setting, find, grouped, read, varied
 from cnnlab.report.statistics import difference, estimate, mcnemar
 from cnnlab.report.sweep import with_interval
 
@@ -34,8 +34,7 @@ def chosen(what: str, among: Path) -> Setting:
             f"a run directory, or settings as in aug=cutmix,optim=sgd, and --runs FOLDER to say where to look."
         )
     if len(groups) > 1:
-        names = [name for name in groups[0].settings if len({group.settings.get(name) for group in groups}) > 1]
-        differing = ", ".join(names or ["code, data, device or versions"])
+        differing = ", ".join(varied([group.settings for group in groups]) or ["code, data, device or versions"])
         raise UserError(
             f"{what} names {len(runs)} runs that differ in more than their seed: {differing}. Such runs are not "
             f"averaged; name more settings."
@@ -45,8 +44,7 @@ def chosen(what: str, among: Path) -> Setting:
 
 def compare(first: Setting, second: Setting) -> list[str]:
     """Three lines: the difference, how sure it is, and what the images say."""
-    names = [name for name in first.settings if first.settings[name] != second.settings.get(name)]
-    names += [name for name in second.settings if name not in first.settings]
+    names = varied([first.settings, second.settings])
     labels = [", ".join(f"{name}={group.settings.get(name, '-')}" for name in names) for group in (first, second)]
     accuracy = [estimate(list(group.by_seed.values())) for group in (first, second)]
     a, b = (f"{label}: {with_interval(value)}" for label, value in zip(labels, accuracy, strict=True))

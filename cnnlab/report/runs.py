@@ -37,7 +37,7 @@ class Run:
     @property
     def settings(self) -> dict[str, str]:
         """Chosen options and changed knobs as text, but for the seed."""
-        return settings(self.summary)
+        return {name: value for name, value in settings(self.summary).items() if name != "seed"}
 
     @property
     def accuracy(self) -> float:
@@ -58,9 +58,15 @@ class Run:
 
 
 def settings(summary: dict[str, Any]) -> dict[str, str]:
-    """Chosen options and changed knobs of a run, as text, but for the seed."""
-    knobs = {path: _text(value) for path, value in summary["changes"].items() if path != "seed"}
+    """Chosen options and changed knobs of a run, as text."""
+    knobs = {path: _text(value) for path, value in summary["changes"].items()}
     return {group: str(option) for group, option in summary["choices"].items()} | knobs
+
+
+def varied(settings: Sequence[dict[str, str]]) -> list[str]:
+    """The names under which settings differ, in their order."""
+    names = dict.fromkeys(name for one in settings for name in one)
+    return [name for name in names if len({one.get(name) for one in settings}) > 1]
 
 
 def _text(value: Any) -> str:
@@ -121,9 +127,3 @@ def grouped(runs: Sequence[Run]) -> list[Setting]:
             key = (tuple(sorted(run.settings.items())), run.cannot_be_averaged_over)
             groups.setdefault(key, Setting(run.settings, run.cannot_be_averaged_over, [])).runs.append(run)
     return list(groups.values())
-
-
-def varied(groups: Sequence[Setting]) -> list[str]:
-    """The settings in which groups differ, in their order."""
-    names = dict.fromkeys(name for group in groups for name in group.settings)
-    return [name for name in names if len({group.settings.get(name) for group in groups}) > 1]

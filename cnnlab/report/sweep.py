@@ -61,7 +61,7 @@ class Sweep:
     def __init__(self, runs: Sequence[Run], left_out: Sequence[tuple[Path, str]] = ()):
         self.runs, self.left_out = list(runs), list(left_out)
         self.groups = grouped(runs)
-        self.axes = varied(self.groups)
+        self.axes = varied([group.settings for group in self.groups])
 
     @property
     def unfinished(self) -> list[Run]:

@@ -3,12 +3,12 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from cnnlab.records import RunDirectory
+from cnnlab.report.runs import settings, varied
 
 
 def print_table(directories: Sequence[Path]) -> bool:
@@ -18,16 +18,16 @@ def print_table(directories: Sequence[Path]) -> bool:
         (summary for summary in summaries if summary.get("status") == "done"),
         key=lambda summary: -summary["metrics"]["test/acc"],
     )
-    varied = varied_settings(done)
+    columns = varied([settings(summary) for summary in done])
     table = Table(title=f"{len(done)} of {len(summaries)} runs done, best test accuracy first", title_justify="left")
-    for name in varied:
+    for name in columns:
         table.add_column(name)
     for name in ("test acc", "held-out acc", "best epoch", "seconds", "images/s"):
         table.add_column(name, justify="right")
     table.add_column("run", overflow="fold")
     for summary in done:
         table.add_row(
-            *(settings(summary).get(name, "") for name in varied),
+            *(settings(summary).get(name, "") for name in columns),
             f"{summary['metrics']['test/acc']:.4f}",
             f"{summary['metrics'][summary['selected_on']]:.4f}",
             str(summary["best_epoch"]),
@@ -47,15 +47,3 @@ def print_table(directories: Sequence[Path]) -> bool:
             f"Pictures of each run: {os.path.relpath(directories[0].parent)}/*/curves.png, confusion.png, samples.png"
         )
     return len(done) == len(summaries)
-
-
-def settings(summary: dict[str, Any]) -> dict[str, str]:
-    """Chosen options and changed knobs of a run, as text."""
-    return summary["choices"] | {path: str(value) for path, value in summary["changes"].items()}
-
-
-def varied_settings(summaries: Sequence[dict[str, Any]]) -> list[str]:
-    """The settings in which the runs differ."""
-    all_settings = [settings(summary) for summary in summaries]
-    names = dict.fromkeys(name for one in all_settings for name in one)
-    return [name for name in names if len({one.get(name) for one in all_settings}) > 1]
