@@ -20,6 +20,7 @@ from cnnlab.data.plan import Plan, batch_of, draw_epoch, split_drawn
 from cnnlab.normalize import Normalization, fit_once
 
 EVALUATION_BATCH = 500  # images
+LOOKAHEAD = 8  # batches that are whitened together: large matrices are multiplied faster
 
 
 class ImageData(LightningDataModule):
@@ -121,33 +122,36 @@ class ImageData(LightningDataModule):
 
     def training_batch(self, batch: Plan) -> tuple[Tensor, Tensor]:
         """The augmented images of a slice of the plan."""
-
-        def drawn(name: str) -> Plan:
-            return {key: rows.to(self.device) for key, rows in split_drawn(batch, name).items()}
-
-        index, train = batch["index"], self.images["train"]
-        if "train" in self.normalized:
-            images = self.normalized["train"][index].to(self.device, non_blocking=True)
-        else:
-            if self.crop is None:
-                pixels = train.pixels[index]
-            else:
-                pixels = self.crop.apply(train.pixels, index, **split_drawn(batch, next(iter(self.augmentations))))
-            images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-            if self.before_norm:
-                images = images.float()
-            for name, augmentation in self.before_norm.items():
-                images = augmentation.apply(images, **drawn(name))
-            images = self.norm(images)
+        images = batch["images"] if "images" in batch else self.normalized_images(batch)
         for name, eraser in self.erasers.items():
-            images = eraser.apply(images, **drawn(name))
-        labels = train.labels[index].to(self.device, non_blocking=True)
+            images = eraser.apply(images, **self.drawn(batch, name))
+        labels = self.images["train"].labels[batch["index"]].to(self.device, non_blocking=True)
         if self.mixers:
             labels = one_hot(labels, len(self.classes))
         for name, mixer in self.mixers.items():  # row 0 is the partner of row 1
-            rows = {key: rows[1 - len(images) :] for key, rows in drawn(name).items()}
+            rows = {key: rows[1 - len(images) :] for key, rows in self.drawn(batch, name).items()}
             images, labels = mixer.apply(images[1:], labels[1:], images[:-1], labels[:-1], **rows)
         return images, labels
+
+    def normalized_images(self, batch: Plan) -> Tensor:
+        """The images of a slice of the plan up to their normalisation."""
+        index, pixels = batch["index"], self.images["train"].pixels
+        if "train" in self.normalized:
+            return self.normalized["train"][index].to(self.device, non_blocking=True)
+        if self.crop is None:
+            pixels = pixels[index]
+        else:
+            pixels = self.crop.apply(pixels, index, **split_drawn(batch, next(iter(self.augmentations))))
+        images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        if self.before_norm:
+            images = images.float()
+        for name, augmentation in self.before_norm.items():
+            images = augmentation.apply(images, **self.drawn(batch, name))
+        return self.norm(images)
+
+    def drawn(self, batch: Plan, name: str) -> Plan:
+        """What a slice of the plan has for an augmentation, on the device."""
+        return {key: rows.to(self.device) for key, rows in split_drawn(batch, name).items()}
 
     def evaluation_batch(self, part: str, index: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         """The images `index` of a part, which are those at `place` of its evaluation."""
@@ -222,9 +226,20 @@ class EpochBatches:
         first, self.first_batch = self.first_batch, 0
         if first >= trainer.num_training_batches:  # the epoch was done
             first = 0
-        for batch in range(first, len(self)):
-            self.batches_done = batch + 1
-            yield batch_of(plan, batch, data.batch_size, trainer.global_rank, trainer.world_size, halo=len(data.mixers))
+        together = LOOKAHEAD if data.norm.once and "train" not in data.normalized else 1
+        for start in range(first - first % together, len(self), together):
+            batches = [
+                batch_of(plan, batch, data.batch_size, trainer.global_rank, trainer.world_size, len(data.mixers))
+                for batch in range(start, min(start + together, len(self)))
+            ]
+            if together > 1:
+                joined = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+                images = data.normalized_images(joined).split(len(batches[0]["index"]))
+                batches = [batch | {"images": some} for batch, some in zip(batches, images, strict=True)]
+            for number, batch in enumerate(batches, start):
+                if number >= first:
+                    self.batches_done = number + 1
+                    yield batch
 
     def state_dict(self) -> dict[str, int]:
         return {"batches_done": self.batches_done}
