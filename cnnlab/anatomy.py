@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from cnnlab.networks import VisualWords
+
 
 @dataclass
 class Layer:
@@ -44,10 +46,12 @@ def layers(network: nn.Module, in_channels: int, image_size: int) -> list[Layer]
             multiply_adds = layer.weight.numel()
         elif isinstance(layer, nn.Conv2d):
             multiply_adds = layer.weight[0].numel() * output[0].numel()
+        elif isinstance(layer, VisualWords):
+            multiply_adds = layer.multiply_adds(*source.shape[2:])
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
             field += (_first(layer.kernel_size) - 1) * stride  # r_k = r_{k-1} + (f_k - 1) s_1 ... s_{k-1}
             stride *= _first(layer.stride)
-        elif isinstance(layer, nn.Flatten):  # from here on everything depends on all of what arrives
+        elif isinstance(layer, nn.Flatten | VisualWords):  # from here on everything depends on all of what arrives
             field += (source.shape[-1] - 1) * stride
             stride *= source.shape[-1]
         dense = source[0].numel() * output[0].numel() if multiply_adds else 0

@@ -91,18 +91,15 @@ class Linear(nn.Sequential):
         self.add_module("fc", nn.Linear(in_channels * image_size**2, num_classes))
 
 
-class BagOfWords(nn.Module):
-    """A bag of visual words with a linear support vector machine (lab report, question 12).
+class VisualWords(nn.Module):
+    """What share of an image's patches lies nearest to each word: (B, C, H, W) float -> (B, num_words).
 
-    Every patch of an image counts for the nearest of `num_words` words; the counts, over their mean and standard
-    deviation, are classified by num_classes * (num_words + 1) learned weights. Words are the centres that k-means finds
-    among whitened patches of training images (A. Coates, H. Lee and A. Ng, 2011).
-
-    (B, in_channels, height, width) float -> logits (B, num_classes).
+    Words are the centres that k-means finds among whitened patches of training images (A. Coates, H. Lee and A. Ng,
+    2011).
 
     Args:
-        num_classes, in_channels, image_size: given by the data.
         num_words: size of the dictionary.
+        in_channels: of the images.
         patch_size: height and width of a patch, in pixels.
         stride: pixels from one patch to the next.
     """
@@ -110,23 +107,13 @@ class BagOfWords(nn.Module):
     whitening: Tensor  # (patch_size**2 * in_channels, the same)
     words: Tensor  # (num_words, patch_size**2 * in_channels), of whitened patches
 
-    def __init__(
-        self,
-        num_classes: int = 10,
-        in_channels: int = 3,
-        image_size: int = 32,
-        num_words: int = 1000,
-        patch_size: int = 6,
-        stride: int = 2,
-    ):
+    def __init__(self, num_words: int, in_channels: int, patch_size: int, stride: int):
         super().__init__()
         self.num_words, self.patch_size, self.stride = num_words, patch_size, stride
         num_values = in_channels * patch_size**2
         self.register_buffer("whitening", torch.zeros(num_values, num_values))
         self.register_buffer("mean", torch.zeros(num_values))
         self.register_buffer("words", torch.zeros(num_words, num_values))
-        self.standard = nn.BatchNorm1d(num_words, affine=False)
-        self.svm = nn.Linear(num_words, num_classes)
 
     def fit(self, images: Tensor, num_patches: int = 100_000, eps: float = 0.1) -> None:
         """Learn the words: normalised training images (N, C, H, W) float32."""
@@ -148,9 +135,13 @@ class BagOfWords(nn.Module):
         centered = patches - patches.mean(2, keepdim=True)
         return centered / (centered.square().mean(2, keepdim=True) + 1e-2).sqrt()
 
+    def multiply_adds(self, height: int, width: int) -> int:
+        """Of one image: every patch with every word."""
+        num_patches = ((height - self.patch_size) // self.stride + 1) * ((width - self.patch_size) // self.stride + 1)
+        return num_patches * self.words.numel()
+
     @torch.no_grad()
-    def counts(self, images: Tensor) -> Tensor:
-        """The share of an image's patches that each word stands for: (B, C, H, W) -> (B, num_words)."""
+    def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):  # bfloat16 would mistake words that lie close together
             patches = self.patches(images.float())
             # |x - w|^2 = |x|^2 - 2 x w + |w|^2, where x = (patch - mean) whitening
@@ -160,8 +151,40 @@ class BagOfWords(nn.Module):
         counts = torch.zeros(len(images), self.num_words, device=images.device)
         return counts.scatter_add_(1, nearest, torch.ones_like(nearest, dtype=torch.float32)) / nearest.shape[1]
 
+
+class BagOfWords(nn.Module):
+    """A bag of visual words with a linear support vector machine (lab report, question 12).
+
+    Every patch of an image counts for the nearest of `num_words` words; the counts, over their mean and standard
+    deviation, are classified by num_classes * (num_words + 1) learned weights.
+
+    (B, in_channels, height, width) float -> logits (B, num_classes).
+
+    Args:
+        num_classes, in_channels, image_size: given by the data.
+        num_words, patch_size, stride: see VisualWords.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        image_size: int = 32,
+        num_words: int = 1000,
+        patch_size: int = 6,
+        stride: int = 2,
+    ):
+        super().__init__()
+        self.words = VisualWords(num_words, in_channels, patch_size, stride)
+        self.standard = nn.BatchNorm1d(num_words, affine=False)
+        self.svm = nn.Linear(num_words, num_classes)
+
+    def fit(self, images: Tensor) -> None:
+        """Learn the words: normalised training images (N, C, H, W) float32."""
+        self.words.fit(images)
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.svm(self.standard(self.counts(images)))
+        return self.svm(self.standard(self.words(images)))
 
     @staticmethod
     def loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -68,6 +68,8 @@ def test_fully_connected_layers_see_what_their_convolutions_see(fully_convolutio
 def test_question_12():
     found = layers(BagOfWords(), in_channels=3, image_size=32)
     assert sum(layer.weights for layer in found) == 10 * (1000 + 1)
+    assert [layer.multiply_adds for layer in found] == [14**2 * 1000 * 6 * 6 * 3, 0, 10 * 1000]  # 14 x 14 patches
+    assert found[0].receptive_field == 32
 
 
 def test_the_network_is_left_as_it_was():

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from torch import nn
 
-from cnnlab.networks import BagOfWords, ConvNet, Linear, k_means
+from cnnlab.networks import BagOfWords, ConvNet, Linear, VisualWords, k_means
 
 
 def test_weights_of_question_10():
@@ -113,16 +113,15 @@ def test_k_means_is_about_as_good_as_scikit_learn():
 
 
 def test_bag_of_words_of_question_12():
-    network = BagOfWords(patch_size=4, stride=3)
-    assert sum(weights.numel() for weights in network.parameters()) == 10 * (1000 + 1)
-    network.num_words = 50
+    assert sum(weights.numel() for weights in BagOfWords().parameters()) == 10 * (1000 + 1)
+    vocabulary = VisualWords(num_words=50, in_channels=3, patch_size=4, stride=3)
     images = torch.randn(300, 3, 16, 16)
-    network.fit(images, num_patches=4000)
-    whitened = (network.patches(images).flatten(0, 1) - network.mean) @ network.whitening
-    nearest = torch.cdist(whitened, network.words).argmin(1).view(300, -1)
+    vocabulary.fit(images, num_patches=4000)
+    whitened = (vocabulary.patches(images).flatten(0, 1) - vocabulary.mean) @ vocabulary.whitening
+    nearest = torch.cdist(whitened, vocabulary.words).argmin(1).view(300, -1)
     assert nearest.shape[1] == 25  # places of a patch
     expected = torch.stack([torch.bincount(words, minlength=50) for words in nearest]) / 25
-    torch.testing.assert_close(network.counts(images), expected)
+    torch.testing.assert_close(vocabulary(images), expected)
 
 
 @pytest.mark.parametrize("soft", [False, True])
