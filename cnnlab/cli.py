@@ -109,22 +109,36 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Say in three lines whether one setting is better than another."""
-    from cnnlab.report import compare
+    """Say in three lines whether one setting is better than another, and draw their curves."""
+    from cnnlab.report import compare, pictures
 
     first, second = (compare.chosen(what, arguments.runs) for what in (arguments.first, arguments.second))
     print("\n".join(compare.compare(first, second)))
+    labels = compare.names(first, second)
+    print(f"Curves: {arguments.out}")
+    pictures.comparison(arguments.out, dict(zip(labels, (first, second), strict=True)))
+
+
+def ls(arguments: argparse.Namespace) -> None:
+    """List runs, newest first or by a metric."""
+    from cnnlab.report.table import print_list
+
+    print_list(arguments.folder, arguments.by, arguments.num)
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m cnnlab", description="What there is to do besides training.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for function in (fetch, anatomy, show, report, compare):
+    for function in (ls, fetch, anatomy, show, report, compare):
         verb = verbs.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
         verb.set_defaults(function=function)
         if function in (fetch, anatomy, show):
             verb.add_argument("overrides", nargs="*", metavar="group=option or key=value", help="as for train.py")
-        if function is show:
+        if function is ls:
+            verb.add_argument("folder", nargs="?", type=Path, default=Path("outputs"), help="default: %(default)s")
+            verb.add_argument("--by", metavar="METRIC", help="best first by this one: test/acc, val/loss, ...")
+            verb.add_argument("--num", type=int, default=50, help="how many (default %(default)s)")
+        elif function is show:
             verb.add_argument("--num", type=int, default=40, help="number of images (default %(default)s)")
             verb.add_argument("--out", metavar="FILE", help="where to write the picture, a PNG file")
         elif function is report:
@@ -137,6 +151,9 @@ def parser() -> argparse.ArgumentParser:
             for name in ("first", "second"):
                 verb.add_argument(name, help="a run directory, a folder of runs, or settings: aug=cutmix,optim=sgd")
             verb.add_argument("--runs", type=Path, default=Path("outputs"), help="where settings are looked for")
+            verb.add_argument(
+                "--out", type=Path, default=Path("compare.png"), metavar="FILE", help="curves (default %(default)s)"
+            )
     return parser
 
 

@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 from cnnlab.config import UserError
@@ -240,14 +243,17 @@ def test_wrong_folders_are_one_paragraph(command, tmp_path):
 # ---------------------------------------------------------------------------------------------------------- comparison
 
 
-def test_comparison_in_three_lines(two_by_two, command):
+def test_comparison_in_three_lines(two_by_two, command, tmp_path):
     for path in find([two_by_two]):
         right = 90 if "adam" in path.name else 80
         predicted = np.array([0] * right + [1] * (100 - right))
         RunDirectory(path).write_predictions(predicted, np.zeros(100, dtype=np.int64))
     result = command("-m", "cnnlab", "compare", "optim=adam,aug=none", "optim=sgd,aug=none", "--runs", str(two_by_two))
     assert result.returncode == 0, result.stderr
-    first, second, third = result.stdout.splitlines()
+    first, second, third, curves = result.stdout.splitlines()
+    assert curves == "Curves: compare.png"
+    with Image.open(tmp_path / "compare.png") as picture:
+        assert picture.size == (1200, 480)
     assert first.startswith("optim=adam: 0.7020 ± ")
     assert second.startswith("Difference: +10.00 points ± 0.00 (95%, paired over 3 seeds")
     expected = stats.binomtest(30, 30, 0.5).pvalue
@@ -312,3 +318,30 @@ def test_the_page_in_a_browser(two_by_two, tmp_path):
     events = json.dumps(json.loads(log.read_text())["events"])
     asked = set(re.findall(r'"url": "(https?://[^"]*)', events))
     assert not {url for url in asked if "google" not in url and "gvt1" not in url}  # the browser's own
+
+
+# ---------------------------------------------------------------------------------------------------------------- list
+
+
+def test_runs_are_listed_newest_first_or_by_a_metric(command, tmp_path):
+    for number, accuracy in enumerate((0.5, 0.7, 0.6)):
+        run = make_run(tmp_path / "outputs" / "runs", number, accuracy)
+        os.utime(run / "summary.json", (1e9 + 3600 * number,) * 2)
+    killed = make_run(tmp_path / "outputs" / "runs", 3, 0.9, status="running", metrics={})
+    (killed / ".holder").write_text("process 999999999 on " + socket.gethostname() + " since 2026")
+    alive = make_run(tmp_path / "outputs" / "runs", 4, 0.9, status="running", metrics={})
+    (alive / ".holder").write_text(f"process {os.getpid()} on {socket.gethostname()} since 2026")
+
+    def listed(*words: str) -> list[str]:
+        result = command("-X", "importtime", "-m", "cnnlab", "ls", *words)
+        assert result.returncode == 0, result.stderr
+        assert " torch\n" not in result.stderr
+        return re.findall(r"sgd-(\d) .* (done|killed|running) ", result.stdout)
+
+    assert listed()[2:] == [("2", "done"), ("1", "done"), ("0", "done")]
+    assert set(listed()[:2]) == {("3", "killed"), ("4", "running")}
+    assert listed("--by", "test/acc") == [("1", "done"), ("2", "done"), ("0", "done")]
+    assert listed("outputs/runs", "--by", "test/loss", "--num", "1") == [("1", "done")]
+    wrong = command("-m", "cnnlab", "ls", "--by", "acc")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "Type one of test/acc, test/loss, val/acc." in wrong.stderr

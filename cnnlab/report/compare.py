@@ -26,7 +26,7 @@ def chosen(what: str, among: Path) -> Setting:
     else:
         wanted = dict(part.partition("=")[::2] for part in what.split(","))
         runs, _ = read(find([among]))
-        runs = [run for run in runs if wanted.items() <= run.settings.items()]
+        runs = [run for run in runs if all(run.value(name) == value for name, value in wanted.items())]
     groups = grouped(runs)
     if not groups:
         raise UserError(
@@ -34,7 +34,7 @@ def chosen(what: str, among: Path) -> Setting:
             f"a run directory, or settings as in aug=cutmix,optim=sgd, and --runs FOLDER to say where to look."
         )
     if len(groups) > 1:
-        differing = ", ".join(varied([group.settings for group in groups]) or ["code, data, device or versions"])
+        differing = ", ".join(varied([group.runs[0] for group in groups]) or ["code, data, device or versions"])
         raise UserError(
             f"{what} names {len(runs)} runs that differ in more than their seed: {differing}. Such runs are not "
             f"averaged; name more settings."
@@ -42,10 +42,15 @@ def chosen(what: str, among: Path) -> Setting:
     return groups[0]
 
 
+def names(first: Setting, second: Setting) -> list[str]:
+    """What sets each apart from the other: "aug=cutmix", "aug=crop_flip"."""
+    differing = varied([first.runs[0], second.runs[0]])
+    return [", ".join(f"{name}={group.value(name)}" for name in differing) for group in (first, second)]
+
+
 def compare(first: Setting, second: Setting) -> list[str]:
     """Three lines: the difference, how sure it is, and what the images say."""
-    names = varied([first.settings, second.settings])
-    labels = [", ".join(f"{name}={group.settings.get(name, '-')}" for name in names) for group in (first, second)]
+    labels = names(first, second)
     accuracy = [estimate(list(group.by_seed.values())) for group in (first, second)]
     a, b = (f"{label}: {with_interval(value)}" for label, value in zip(labels, accuracy, strict=True))
     gap = difference(first.by_seed, second.by_seed)

@@ -22,7 +22,6 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from cnnlab.records import atomic_path, write_text
-from cnnlab.report.runs import Setting
 from cnnlab.report.statistics import estimate
 from cnnlab.report.sweep import Sweep, with_interval
 
@@ -64,7 +63,7 @@ def ranking_table(sweep: Sweep) -> list[list[str]]:
             gap = place.to_best.estimate
             behind = f"{gap.mean:.4f}" + (f" ± {gap.half_width:.4f}" if math.isfinite(gap.half_width) else "")
             behind += "" if place.to_best.distinguishable or accuracy.num < 2 else " (not told apart)"
-        values = [place.setting.settings.get(axis, "-") for axis in sweep.axes]
+        values = [place.setting.value(axis) for axis in sweep.axes]
         last = (str(accuracy.num), behind, place.best_epochs(), f"{place.seconds():.0f}")
         rows.append([*values, f"{accuracy.mean:.4f}", interval, *last])
     return rows
@@ -211,9 +210,8 @@ def curves(sweep: Sweep) -> str:
             figure = _figure(5.4, 3.9)
             axis = figure.subplots()
             for place, color in places:
-                held_out = "val" if "val/acc" in place.setting.runs[0].rows[0] else "test"
-                for part, dashes in (("train", "--"), (held_out, "-")):
-                    epochs, table = over_epochs(place.setting, f"{part}/{metric}")
+                for part, dashes in (("train", "--"), (place.setting.held_out, "-")):
+                    epochs, table = place.setting.over_epochs(f"{part}/{metric}")
                     axis.plot(epochs, np.nanmean(table, axis=0), dashes, color=color, linewidth=1.4)
                     if len(table) > 1:
                         low, high = np.nanmin(table, axis=0), np.nanmax(table, axis=0)
@@ -228,13 +226,41 @@ def curves(sweep: Sweep) -> str:
     return f'<div class="pair">{"".join(figures)}</div>\n<ul class="key">{"".join(names)}</ul>'
 
 
-def over_epochs(group: Setting, metric: str) -> tuple[list[int], np.ndarray]:
-    """Epochs, and a row for every run: (runs, epochs); not a number where a run ended earlier."""
-    longest = max(len(run.rows) for run in group.runs)
-    table = np.full((len(group.runs), longest), np.nan)
-    for place, run in enumerate(group.runs):
-        table[place, : len(run.rows)] = [row.get(metric, math.nan) for row in run.rows]
-    return list(range(1, longest + 1)), table
+def by_value(sweep: Sweep, axis: str) -> str:
+    """What a swept number does, the rest as in the best setting: loss over epochs; accuracy against its values.
+
+    The first two figures have the form of the lab report's figures 1 and 2.
+    """
+    figures = []
+    groups = sweep.alike(axis)
+    if len(groups) > 1:
+        for part in ("train", groups[0].held_out):
+            name = {"train": "training", "val": "held-out"}.get(part, part)
+            with matplotlib.rc_context(STYLE):
+                figure = _figure(5.4, 3.9)
+                panel = figure.subplots()
+                for place, group in enumerate(groups):
+                    epochs, table = group.over_epochs(f"{part}/loss")
+                    color = matplotlib.colormaps["viridis"](place / max(len(groups) - 1, 1) * 0.92)
+                    panel.plot(epochs, np.nanmean(table, axis=0), color=color, label=group.value(axis))
+                panel.set(xlabel="epoch", ylabel=f"{name} loss")
+                panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+                panel.legend(title=axis)
+                figures.append(svg(figure, f"{name} loss over epochs for every value of {axis}"))
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(5.4, 3.9)
+        panel = figure.subplots()
+        lines = groups if len(groups) > 1 else sweep.groups
+        found = [(float(group.value(axis)), estimate(list(group.by_seed.values()))) for group in lines]
+        values, means = [value for value, _ in found], [accuracy.mean for _, accuracy in found]
+        spread = [accuracy.half_width if math.isfinite(accuracy.half_width) else 0 for _, accuracy in found]
+        joined = "o-" if len(groups) > 1 else "o"
+        panel.errorbar(values, means, spread, fmt=joined, color=COLORS[0], capsize=3)
+        if min(values) > 0 and max(values) >= 10 * min(values):
+            panel.set_xscale("log")
+        panel.set(xlabel=axis, ylabel="test accuracy")
+        figures.append(svg(figure, f"Test accuracy against {axis}"))
+    return f'<div class="pair">{"".join(figures)}</div>'
 
 
 def heat_map(sweep: Sweep) -> str:
@@ -243,7 +269,7 @@ def heat_map(sweep: Sweep) -> str:
     rows, columns = sweep.values(first), sweep.values(second)
     cells = np.full((len(rows), len(columns)), np.nan)
     for group in sweep.groups:
-        row, column = rows.index(group.settings.get(first, "-")), columns.index(group.settings.get(second, "-"))
+        row, column = rows.index(group.value(first)), columns.index(group.value(second))
         cells[row, column] = estimate(list(group.by_seed.values())).mean
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = _figure(1.6 + 1.1 * len(columns), 1.2 + 0.55 * len(rows))
@@ -325,8 +351,13 @@ def page(sweep: Sweep) -> str:
             "<p>Solid: held-out images; dashed: training. Bands span all seeds.</p>",
         ]
         for axis in sweep.axes:
-            if len(table := effects_table(sweep, axis)) > 1:
-                body += [f"<h2>Effect of {html.escape(axis)}</h2>", _table(table)]
+            table, numeric = effects_table(sweep, axis), sweep.is_numeric(axis)
+            if len(table) > 1 or numeric:
+                body.append(f"<h2>Effect of {html.escape(axis)}</h2>")
+            if len(table) > 1:
+                body.append(_table(table))
+            if numeric:
+                body.append(f"<figure>{by_value(sweep, axis)}</figure>")
         if len(sweep.axes) == 2:
             body += ["<h2>Both together</h2>", f'<figure class="small">{heat_map(sweep)}</figure>']
         body += ["<h2>Classes, with the best setting</h2>", _table(per_class_table(sweep))]

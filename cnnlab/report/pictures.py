@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from cnnlab.records import atomic_path
+from cnnlab.report.runs import Setting
 
 PARTS = {"train": ("training", "C0"), "val": ("validation", "C1"), "test": ("test", "C3")}
 
@@ -39,6 +40,25 @@ def curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> None:
         axis.legend()
     axes[1].set_ylim(top=1)
     figure.suptitle(title, fontsize=9)
+    save(figure, path)
+
+
+def comparison(path: Path, settings: Mapping[str, Setting]) -> None:
+    """Loss and accuracy of settings over epochs, by name: the mean over seeds and a band over all of them."""
+    figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, metric, label in zip(axes, ("loss", "acc"), ("cross-entropy", "accuracy"), strict=True):
+        for place, (name, setting) in enumerate(settings.items()):
+            for part, dashes in (("train", "--"), (setting.held_out, "-")):
+                epochs, table = setting.over_epochs(f"{part}/{metric}")
+                said = f"{name}, {PARTS[part][0]}"
+                axis.plot(epochs, np.nanmean(table, axis=0), dashes, color=f"C{place}", label=said)
+                if len(table) > 1:
+                    axis.fill_between(epochs, np.nanmin(table, 0), np.nanmax(table, 0), color=f"C{place}", alpha=0.15)
+        axis.set(xlabel="epoch", ylabel=label)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+        axis.legend()
     save(figure, path)
 
 

@@ -4,9 +4,14 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import yaml
+
+from cnnlab.config import leaves
 from cnnlab.records import Row, RunDirectory
 
 NEEDED = ("run", "choices", "changes", "seed", "status")  # in the summary of a run of ours
@@ -32,12 +37,26 @@ class Run:
 
     @property
     def done(self) -> bool:
-        return self.summary["status"] == "done"
+        return self.summary.get("status") == "done"
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, str]:
         """Chosen options and changed knobs as text, but for the seed."""
-        return {name: value for name, value in settings(self.summary).items() if name != "seed"}
+        knobs = {path: _text(value) for path, value in self.summary["changes"].items() if path != "seed"}
+        return {group: str(option) for group, option in self.summary["choices"].items()} | knobs
+
+    def value(self, name: str) -> str:
+        """A setting as text, also one that is a default; "-" where the run has no such knob."""
+        return self.settings.get(name) or self.configuration.get(name, "-")
+
+    @cached_property
+    def configuration(self) -> dict[str, str]:
+        """Every knob as text, by its path, from the configuration that is kept with the run."""
+        try:
+            content = yaml.load((self.path / ".hydra" / "config.yaml").read_text(), yaml.CSafeLoader)
+        except FileNotFoundError:
+            return {}
+        return {path: _text(value) for path, value in leaves(content)}
 
     @property
     def accuracy(self) -> float:
@@ -57,16 +76,11 @@ class Run:
         )
 
 
-def settings(summary: dict[str, Any]) -> dict[str, str]:
-    """Chosen options and changed knobs of a run, as text."""
-    knobs = {path: _text(value) for path, value in summary["changes"].items()}
-    return {group: str(option) for group, option in summary["choices"].items()} | knobs
-
-
-def varied(settings: Sequence[dict[str, str]]) -> list[str]:
-    """The names under which settings differ, in their order."""
-    names = dict.fromkeys(name for one in settings for name in one)
-    return [name for name in names if len({one.get(name) for one in settings}) > 1]
+def varied(runs: Sequence[Run]) -> list[str]:
+    """The settings in which runs differ, without the seed, in their order."""
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    differing = [name for name in names if len({run.settings.get(name) for run in runs}) > 1]
+    return [name for name in differing if len({run.value(name) for run in runs}) > 1]
 
 
 def _text(value: Any) -> str:
@@ -113,10 +127,27 @@ class Setting:
     apart: tuple[tuple[str, str], ...]
     runs: list[Run]
 
+    def value(self, name: str) -> str:
+        """A setting as text, "-" if the runs have no such knob."""
+        return self.runs[0].value(name)
+
     @property
     def by_seed(self) -> dict[int, float]:
         """Test accuracy by seed."""
         return {run.seed: run.accuracy for run in self.runs}
+
+    @property
+    def held_out(self) -> str:
+        """What was evaluated after every epoch: "val", or "test" in the report's protocol."""
+        return "val" if "val/acc" in self.runs[0].rows[0] else "test"
+
+    def over_epochs(self, metric: str) -> tuple[list[int], np.ndarray]:
+        """Epochs, and a row for every run: (runs, epochs); not a number where a run ended earlier."""
+        longest = max(len(run.rows) for run in self.runs)
+        table = np.full((len(self.runs), longest), np.nan)
+        for place, run in enumerate(self.runs):
+            table[place, : len(run.rows)] = [row.get(metric, math.nan) for row in run.rows]
+        return list(range(1, longest + 1)), table
 
 
 def grouped(runs: Sequence[Run]) -> list[Setting]:

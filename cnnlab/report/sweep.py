@@ -10,6 +10,8 @@ from pathlib import Path
 from cnnlab.report.runs import Run, Setting, grouped, varied
 from cnnlab.report.statistics import Difference, Estimate, difference, estimate
 
+MANY = 8  # more values than these are not listed
+
 
 @dataclass
 class Place:
@@ -61,7 +63,7 @@ class Sweep:
     def __init__(self, runs: Sequence[Run], left_out: Sequence[tuple[Path, str]] = ()):
         self.runs, self.left_out = list(runs), list(left_out)
         self.groups = grouped(runs)
-        self.axes = varied([group.settings for group in self.groups])
+        self.axes = varied([group.runs[0] for group in self.groups])
 
     @property
     def unfinished(self) -> list[Run]:
@@ -91,7 +93,7 @@ class Sweep:
 
     def label(self, group: Setting) -> str:
         """What sets a group apart from the others: "optim=adam, aug=cutmix"."""
-        return ", ".join(f"{_short(name)}={group.settings.get(name, '-')}" for name in self.axes) or "all runs"
+        return ", ".join(f"{_short(name)}={group.value(name)}" for name in self.axes) or "all runs"
 
     @property
     def held(self) -> dict[str, str]:
@@ -101,14 +103,25 @@ class Sweep:
 
     def values(self, axis: str) -> list[str]:
         """The values of an axis, numbers by size."""
-        found = {group.settings.get(axis, "-") for group in self.groups}
+        found = {group.value(axis) for group in self.groups}
         return sorted(found, key=lambda value: (not _is_number(value), float(value) if _is_number(value) else 0, value))
+
+    def is_numeric(self, axis: str) -> bool:
+        return all(map(_is_number, self.values(axis)))
+
+    def alike(self, axis: str) -> list[Setting]:
+        """The settings that differ from the best one in this axis alone, and the best one, by the axis's value."""
+        best = self.ranking[0].setting
+        others = [name for name in self.axes if name != axis]
+        found = [group for group in self.groups if all(group.value(n) == best.value(n) for n in others)]
+        values = self.values(axis)
+        return sorted(found, key=lambda group: values.index(group.value(axis)))
 
     def question(self) -> str:
         """What was varied, in one sentence."""
         if not self.axes:
             return "How well does this setting do, over seeds?"
-        parts = [f"{_short(axis)} ({', '.join(self.values(axis))})" for axis in self.axes]
+        parts = [f"{_short(axis)} ({_listed(self.values(axis))})" for axis in self.axes]
         return f"Which {' and which '.join(parts)} gives the highest test accuracy?"
 
     def answer(self) -> str:
@@ -142,10 +155,10 @@ class Sweep:
     def effects(self, axis: str) -> list[Effect]:
         """The marginal effect of every value of an axis; empty if no combination of the others has them all."""
         others = [name for name in self.axes if name != axis]
-        cells: dict[tuple[str | None, ...], dict[str, Setting]] = {}
+        cells: dict[tuple[str, ...], dict[str, Setting]] = {}
         for group in self.groups:
-            context = tuple(group.settings.get(name) for name in others)
-            cells.setdefault(context, {})[group.settings.get(axis, "-")] = group
+            context = tuple(group.value(name) for name in others)
+            cells.setdefault(context, {})[group.value(axis)] = group
         values = self.values(axis)
         complete = [cell for cell in cells.values() if len(cell) == len(values)]
         if not complete:
@@ -178,6 +191,13 @@ def with_interval(value: Estimate) -> str:
     return (
         f"{value.mean:.4f} ± {value.half_width:.4f} (n = {value.num})" if value.num > 1 else f"{value.mean:.4f} (n = 1)"
     )
+
+
+def _listed(values: Sequence[str]) -> str:
+    """sgd, adam; of many: 20 values from 0.001 to 0.3."""
+    if len(values) <= MANY:
+        return ", ".join(values)
+    return f"{len(values)} values from {values[0]} to {values[-1]}"
 
 
 def _short(path: str) -> str:

@@ -1,34 +1,34 @@
-"""The table at the end of a sweep: its runs, best first, out of their summaries. Takes no torch."""
+"""Tables of runs for the terminal: of a sweep when it ends, and of what a folder holds. Takes no torch."""
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from cnnlab.config import UserError
 from cnnlab.records import RunDirectory
-from cnnlab.report.runs import settings, varied
+from cnnlab.report.runs import Run, find, read, varied
 
 
 def print_table(directories: Sequence[Path]) -> bool:
     """Print the runs, best first, and what failed; return whether all are done."""
-    summaries = [RunDirectory(path).summary() | {"path": path} for path in directories]
-    done = sorted(
-        (summary for summary in summaries if summary.get("status") == "done"),
-        key=lambda summary: -summary["metrics"]["test/acc"],
-    )
-    columns = varied([settings(summary) for summary in done])
-    table = Table(title=f"{len(done)} of {len(summaries)} runs done, best test accuracy first", title_justify="left")
+    runs = [Run(path, RunDirectory(path).summary(), []) for path in directories]
+    done = sorted((run for run in runs if run.done), key=lambda run: -run.accuracy)
+    columns = varied(done) + ["seed"] * (len({run.seed for run in done}) > 1)
+    table = Table(title=f"{len(done)} of {len(runs)} runs done, best test accuracy first", title_justify="left")
     for name in columns:
         table.add_column(name)
     for name in ("test acc", "held-out acc", "best epoch", "seconds", "images/s"):
         table.add_column(name, justify="right")
     table.add_column("run", overflow="fold")
-    for summary in done:
+    for run in done:
+        summary = run.summary
         table.add_row(
-            *(settings(summary).get(name, "") for name in columns),
-            f"{summary['metrics']['test/acc']:.4f}",
+            *(run.value(name) for name in columns),
+            f"{run.accuracy:.4f}",
             f"{summary['metrics'][summary['selected_on']]:.4f}",
             str(summary["best_epoch"]),
             f"{summary['train_seconds']:.0f}",
@@ -38,12 +38,65 @@ def print_table(directories: Sequence[Path]) -> bool:
     console = Console(width=None if os.isatty(1) else 160)
     if done:
         console.print(table)
-    for summary in summaries:
-        if summary.get("status") != "done":
-            error = summary.get("error", {})
-            print(f"{summary.get('status', 'not started')}: {summary['path']}: {error.get('message', '')}")
+    for run in runs:
+        if not run.done:
+            error = run.summary.get("error", {})
+            print(f"{run.summary.get('status', 'not started')}: {run.path}: {error.get('message', '')}")
     if done:
         print(
             f"Pictures of each run: {os.path.relpath(directories[0].parent)}/*/curves.png, confusion.png, samples.png"
         )
-    return len(done) == len(summaries)
+    return len(done) == len(runs)
+
+
+def print_list(folder: Path, by: str | None, num: int) -> None:
+    """Print the runs below a folder, newest first, or best first by a metric.
+
+    Raises: UserError if there are none, or none with that metric.
+    """
+    runs, left_out = read(find([folder]))
+    if not runs:
+        raise UserError(f"There is no run in {folder}. Type a folder that holds some, as outputs/runs.")
+    changed = {run.path: (run.path / "summary.json").stat().st_mtime for run in runs}
+    if by:
+        names = sorted({name for run in runs for name in run.summary.get("metrics", {})})
+        if by not in names:
+            raise UserError(f"--by {by}: no run has measured that. Type one of {', '.join(names) or 'none so far'}.")
+        runs = [run for run in runs if by in run.summary.get("metrics", {})]
+        runs.sort(key=lambda run: run.summary["metrics"][by], reverse=not by.endswith("loss"))
+    else:
+        runs.sort(key=lambda run: -changed[run.path])
+    shown = runs[:num]
+    table = Table(title=f"{len(shown)} of {len(runs)} runs in {folder}", title_justify="left")
+    table.add_column("run", overflow="fold")
+    table.add_column("status")
+    for name in ("epochs", "held-out acc", "test acc", *([by] if by and by != "test/acc" else []), "age"):
+        table.add_column(name, justify="right")
+    for run in shown:
+        metrics = run.summary.get("metrics", {})
+        held_out = max((row.get("val/acc", row.get("test/acc", 0.0)) for row in run.rows), default=None)
+        cells = [held_out, metrics.get("test/acc"), *([metrics[by]] if by and by != "test/acc" else [])]
+        table.add_row(
+            str(run.path.relative_to(folder)) if run.path != folder else run.path.name,
+            state(run),
+            str(len(run.rows)),
+            *("" if cell is None else f"{cell:.4f}" for cell in cells),
+            ago(time.time() - changed[run.path]),
+        )
+    Console(width=None if os.isatty(1) else 160).print(table)
+    for path, reason in left_out:
+        print(f"{path}: left out: {reason}")
+
+
+def state(run: Run) -> str:
+    """The status of a run; one that is said to be running, and that nobody holds, was killed."""
+    status = str(run.summary["status"])
+    return "killed" if status == "running" and not RunDirectory(run.path).held else status
+
+
+def ago(seconds: float) -> str:
+    """How long ago something was: 90 -> "1 min"."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
