@@ -77,9 +77,11 @@ def open_job(config: DictConfig, run: RunDirectory, settings: HydraConf) -> None
         except UserError:
             raise
         except Interrupted as stop:
-            run.write_summary(about | run.summary() | {"status": "interrupted"})
+            reason = {"type": type(stop).__name__, "message": str(stop)}
+            run.write_summary(about | run.summary() | {"status": "interrupted", "error": reason})
             log.info(f"{stop}; saved. The same command goes on from here.")
-            sys.exit(stop.exit_status)  # a sweep ends here too
+            if stop.exit_status:
+                sys.exit(stop.exit_status)  # a sweep ends here too
         except (Exception, SystemExit) as error:  # whatever it is, it is recorded, and the other jobs of the sweep run
             log.error(f"failed: {type(error).__name__}: {error}; see {run.path}/train.log", exc_info=True)
             failed = {"status": "failed", "error": {"type": type(error).__name__, "message": str(error)}}

@@ -12,11 +12,11 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cnnlab import checkpoint, signals
+from cnnlab import checkpoint, search, signals
 from cnnlab.classifier import Classifier, of_all_processes
 from cnnlab.config import UserError
 from cnnlab.records import Row, RunDirectory, code_digest, log
-from cnnlab.signals import Interrupted
+from cnnlab.signals import Interrupted, Pruned
 
 COLUMNS = (
     "epoch",
@@ -116,6 +116,8 @@ class Records(Checkpoint):
                 mine = {"sums": total if trainer.is_global_zero else torch.zeros_like(total)}
             cast(Classifier, pl_module).sums.values = mine["sums"].to(pl_module.device)
             self.lr, self.started = state["lr"], time.perf_counter() - state["elapsed"]
+            if self.rows:
+                self.stop_if_told(trainer)
 
     # ---------------------------------------------------------------------------------------------- while training
 
@@ -169,11 +171,19 @@ class Records(Checkpoint):
             self.run.write_metrics(self.rows, COLUMNS)
             log.info(line(row, trainer.max_epochs or 0))
         log_row(trainer, row)
+        self.stop_if_told(trainer)
+
+    def stop_if_told(self, trainer: Trainer) -> None:
+        """Between two epochs. Raises: Interrupted for a signal, Pruned if the run's search gives it up."""
         signal = signals.received()
+        unfinished = trainer.is_global_zero and len(self.rows) < (trainer.max_epochs or 0) and not trainer.should_stop
+        hopeless = unfinished and search.hopeless(self.rows)
         if trainer.world_size > 1:
-            _, signal = agreed(False, signal, device=trainer.strategy.root_device)
+            hopeless, signal = agreed(hopeless, signal, device=trainer.strategy.root_device)
         if signal:
             raise Interrupted(signal)
+        if hopeless:
+            raise Pruned
 
     def refuse_nonsense(self, row: Row) -> None:
         """Raises: DivergedError if a loss is infinite or not a number; the checkpoints stay those of earlier epochs."""

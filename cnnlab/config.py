@@ -26,6 +26,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -261,7 +262,7 @@ def allowed_targets() -> frozenset[str]:
     """The classes that the files in conf/ name. Nothing else is ever instantiated, wherever a configuration is from."""
     return frozenset(
         target.strip("\"'")
-        for file in CONF.rglob("*.yaml")
+        for file in CONF.glob("*/*.yaml")  # those below conf/hydra are no part of a run
         for target in re.findall(r"^\s*_target_:\s*(\S+)", file.read_text(), re.MULTILINE)
     )
 
@@ -462,11 +463,21 @@ class Checks(Callback):
             exit_on_user_error(print_plan, [config], [Path(config.hydra.run.dir)])
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        self.searches = config.hydra.sweeper._target_.endswith(".OptunaSweeper")
+        if self.searches:
+            exit_on_user_error(self.check_search, config)
+            self.directories = []  # of the jobs as they start
+            return
         jobs = exit_on_user_error(self.check_jobs, config)
         directories = [Path(job.hydra.sweep.dir, job.hydra.sweep.subdir) for job in jobs]
         if config.plan:
             exit_on_user_error(print_plan, jobs, directories)
         self.directories = list(dict.fromkeys(directories))
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        if config.hydra.mode == RunMode.MULTIRUN and self.searches:
+            path = Path(os.path.relpath(config.hydra.runtime.output_dir))
+            self.directories = list(dict.fromkeys([*self.directories, path]))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         from cnnlab.report import page, table
@@ -478,8 +489,19 @@ class Checks(Callback):
         if sweep.ranking:
             print(sweep.answer())
             print(f"Report: {os.path.relpath(page.write(sweep, page.default_folder(self.directories)))}")
-        if not all_done:
+        if not all_done and not (self.searches and sweep.ranking):  # a search gives runs up, and bears bad ones
             sys.exit(1)
+
+    def check_search(self, config: DictConfig) -> None:
+        """Compose and check runs at the ends of the search space."""
+        from cnnlab import search
+
+        if config.plan:
+            raise UserError(
+                "A search decides its runs as it goes: there is no plan to show. Type it without plan=true."
+            )
+        for corner in search.of_config(config).corners():
+            check(GlobalHydra.instance().config_loader().load_sweep_config(config, corner))
 
     def check_jobs(self, config: DictConfig) -> list[DictConfig]:
         """Every job of a sweep, in order, composed and checked.

@@ -115,6 +115,26 @@ class RunDirectory:
                 holder.unlink(missing_ok=True)
             lock.release()
 
+    @property
+    def held(self) -> bool:
+        """Whether a process holds the directory, as far as its note says: the lock itself is not touched.
+
+        A process on another host is taken to be alive.
+        """
+        try:
+            _, number, _, host, *_ = (self.path / ".holder").read_text().split()
+        except (FileNotFoundError, ValueError):
+            return False
+        if host != socket.gethostname():
+            return True
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # it is somebody else's
+            return True
+        return True
+
     def forget(self) -> None:
         """Remove the directory if no run was recorded in it."""
         if not (self.path / "summary.json").exists():

@@ -31,6 +31,15 @@ class Interrupted(Exception):  # noqa: N818  like KeyboardInterrupt it is no err
         return 130 if self.number == signal.SIGINT else 143
 
 
+class Pruned(Interrupted):
+    """The run has been saved and stops, because the search that started it gives it up."""
+
+    def __init__(self) -> None:
+        Exception.__init__(self, "given up: half of the search's earlier trials were better by this epoch")
+
+    exit_status = 0
+
+
 def received() -> int:
     """The number of the signal that asked to stop, 0 if none did."""
     return _received

@@ -208,7 +208,7 @@ def test_changes_are_the_knobs_that_differ_from_the_files(typed, expected):
 
 # ---------------------------------------------------------------------------------------------------------- conf/
 
-FILES = sorted(file for file in CONF.rglob("*.yaml") if file.parent != CONF)
+FILES = sorted(CONF.glob("*/*.yaml"))  # not those below conf/hydra, which are no part of a run
 OVERLAYS = ("experiment", "debug")
 LISTS = ("aug", "logger", "callbacks")
 RESERVED = {"_target_", "_partial_"}
@@ -339,7 +339,7 @@ def raw(file: Path) -> Any:
 
 
 def test_allowed_are_the_classes_that_conf_names():
-    named = {node["_target_"] for file in CONF.rglob("*.yaml") for node in nodes_with_target(raw(file))}
+    named = {node["_target_"] for file in FILES for node in nodes_with_target(raw(file))}
     assert allowed_targets() == named
     assert {"torch.optim.SGD", "cnnlab.augment.CutMix", "lightning.pytorch.Trainer"} <= named
 
@@ -421,7 +421,7 @@ def leaves_of(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]
 def shipped() -> list[tuple[str, Any]]:
     """Every knob that a file in conf/ sets, by the path under which it is typed, with its value."""
     knobs = []
-    for file in CONF.rglob("*.yaml"):
+    for file in (CONF / "train.yaml", *FILES):
         group, content = file.parent.name, {key: value for key, value in raw(file).items() if key != "hydra"}
         prefix = () if file.parent == CONF or group in OVERLAYS else (group,)
         knobs += leaves_of(content, (*prefix, file.stem) if group in LISTS else prefix)

@@ -212,6 +212,32 @@ def test_killed_at_a_random_point(zygote, undisturbed, tmp_path, seed):
     survives(zygote, undisturbed, tmp_path / "outputs", f"drawn with seed {seed}", faults)
 
 
+def test_a_search_goes_on_where_it_was(zygote, tmp_path):
+    """The same trials, with the same results, as of a search that was left alone."""
+    command = (
+        *("-m", "hydra/sweeper=optuna", "hydra.sweeper.params=null", "hydra.sweeper.num_trials=7"),
+        *("optim.lr=tag(log,interval(0.000001,0.01))", "model.dropout=interval(0,0.5)", "hydra.sweeper.prune_after=2"),
+        *("data=shapes", "data.num_train=800", "data.num_test=60", "data.noise=0", "data.clutter=0", "norm=standard"),
+        *("val_fraction=0.25", "batch_size=20", "model.channels=[16,16,16]", "model.batch_norm=true", "optim=adam"),
+        *("trainer.max_epochs=4", "trainer.accelerator=cpu", "checkpoint.every_n_steps=20"),
+    )
+
+    def trials(output: Path) -> dict[str, tuple]:
+        summaries = [json.loads(file.read_text()) for file in output.glob("runs/*/summary.json")]
+        return {one["run"]: (one["status"], one.get("metrics"), one.get("error")) for one in summaries}
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    passed = zygote.run(whole, command=command)
+    assert passed["status"] == 0, said(whole)
+    assert {status for status, *_ in trials(whole).values()} == {"done", "interrupted"}  # that is, given up
+    steps = passed["counts"]["step"]
+    for point in (steps // 3, steps // 3):
+        assert zygote.run(killed, command=command, faults=[("step", point, "SIGKILL")])["status"] == -9
+    assert zygote.run(killed, command=command)["status"] == 0, said(killed)
+    assert trials(killed) == trials(whole)
+    assert zygote.run(killed, command=command)["counts"].get("step", 0) == 0  # nothing is left to do
+
+
 def test_the_comparison_fails_when_random_states_are_not_restored(zygote, undisturbed, tmp_path):
     """The negative control."""
     output = tmp_path / "outputs"
