@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from cnnlab.config import UserError
 from cnnlab.data.images import DataSet, Images, cached, expand
@@ -135,17 +137,39 @@ class ImageFolder:
 
     def _read(self, file: os.DirEntry[str]) -> np.ndarray | None:
         """One picture as (image_size, image_size, 3) uint8."""
-        import numpy as np
-
         try:
-            with Image.open(file) as picture:
-                rgb = picture.convert("RGB")
-        except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            return read_picture(file.path, self.image_size)
+        except UNREADABLE as error:
             if self.unreadable == "skip":
                 return None
             raise UserError(
                 f"{file.path} cannot be read as a picture ({type(error).__name__}: {error}). Replace or delete it, "
                 f"or type data.unreadable=skip to leave such pictures out."
             ) from error
-        size = (self.image_size, self.image_size)
-        return np.asarray(rgb if rgb.size == size else rgb.resize(size, Image.Resampling.BICUBIC))
+
+
+# what Pillow raises for a file that is no picture, or half of one
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read_picture` refuses such pictures
+
+
+def read_picture(path: str | Path, image_size: int) -> np.ndarray:
+    """A picture of any size and mode: (image_size, image_size, 3) uint8.
+
+    Upright, as its EXIF data say; transparent parts over black; resized by Pillow's bicubic filter, antialiased, and
+    squeezed if it is not square.
+
+    Raises: one of UNREADABLE.
+    """
+    import numpy as np
+
+    with Image.open(path) as picture:
+        if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise ValueError(f"{picture.width} x {picture.height} pixels are more than {Image.MAX_IMAGE_PIXELS:,}")
+        upright = ImageOps.exif_transpose(picture)
+        if upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "black"), upright)
+        rgb = upright.convert("RGB")
+    size = (image_size, image_size)
+    return np.asarray(rgb if rgb.size == size else rgb.resize(size, Image.Resampling.BICUBIC))
