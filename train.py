@@ -123,6 +123,7 @@ def recall(run: RunDirectory, summary: dict[str, Any], data_digest: str) -> str:
 def main() -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # wherever it was typed
     os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes come to us whole and leave as one paragraph
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP advises against what conf/trainer/ddp.yaml says
     try:
         for word in sys.argv[1:]:
             group, _, option = word.partition("=")

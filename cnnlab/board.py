@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
+from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
+
+from cnnlab.report.pictures import tiled
 
 
 class TensorBoard(TensorBoardLogger):
@@ -33,6 +36,10 @@ class TensorBoard(TensorBoardLogger):
         self.experiment.add_custom_scalars({f"training and {held_out}": together})
         self.add_picture("samples", step=0)
 
+    def add_filters(self, filters: Tensor, epoch: int) -> None:
+        """The first layer's filters after an epoch: (N, k, k, 3) uint8."""
+        self.experiment.add_image("filters", tiled(filters.numpy()), epoch, dataformats="HWC")
+
     def close(self, knobs: dict[str, Any], metrics: dict[str, float], step: int) -> None:
         """Choices and knobs with the final metrics, and the pictures of the run."""
         final = {f"final/{name}": value for name, value in metrics.items()}
@@ -40,7 +47,7 @@ class TensorBoard(TensorBoardLogger):
             self.experiment._get_file_writer().add_summary(page)
         for name, value in final.items():
             self.experiment.add_scalar(name, value, step)
-        for name in ("curves", "confusion"):
+        for name in ("curves", "confusion", "mistakes"):
             self.add_picture(name, step)
         self.experiment.close()
 

@@ -11,10 +11,13 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from cnnlab import checkpoint, search, signals
+from cnnlab.board import TensorBoard
 from cnnlab.classifier import Classifier, of_all_processes
 from cnnlab.config import UserError
+from cnnlab.networks import first_filters
 from cnnlab.records import Row, RunDirectory, code_digest, log
 from cnnlab.signals import Interrupted, Pruned
 
@@ -55,6 +58,7 @@ class Records(Checkpoint):
         self.run, self.monitor = run, monitor
         self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
         self.rows: list[Row] = []
+        self.filters: list[Tensor | None] = []  # of the first layer, as pictures, after every epoch
         self.restored: dict[str, Any] | None = None
         self.saved = ""  # which state the newest checkpoint holds, in words
         self.seconds_before = 0.0  # of training, in earlier processes
@@ -67,6 +71,7 @@ class Records(Checkpoint):
         mine = {"sums": cast(Classifier, pl_module).sums.values.cpu(), "random": random_states()}
         checkpoint["records"] = {
             "rows": self.rows,
+            "filters": self.filters,
             "epoch_done": self.epoch_done,
             "should_stop": trainer.should_stop,
             "torch": str(torch.__version__),
@@ -86,7 +91,7 @@ class Records(Checkpoint):
             )
         if state["code"] != code_digest():
             log.warning("The source code has changed since this run was interrupted; rerun=true trains it anew.")
-        self.rows = state["rows"]
+        self.rows, self.filters = state["rows"], state["filters"]
         self.seconds_before = state["seconds"]
         self.saved = f"of epoch {checkpoint['epoch'] + 1}, step {checkpoint['global_step']}"
         trainer.should_stop = state["should_stop"]  # early stopping decides once
@@ -101,8 +106,8 @@ class Records(Checkpoint):
             elif self.rows and (reason := checkpoint.damage(best) if best.exists() else "is lost"):
                 raise UserError(f"{best} {reason}. Type rerun=true to train the run anew.")
             self.run.write_metrics(self.rows, COLUMNS)
-        for row in self.rows:
-            log_row(trainer, row)
+        for row, filters in zip(self.rows, self.filters, strict=True):
+            log_row(trainer, row, filters)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved_at = time.monotonic()
@@ -163,6 +168,7 @@ class Records(Checkpoint):
         row = {name: measured[name] for name in COLUMNS if name in measured}
         self.refuse_nonsense(row)
         self.rows.append(row)
+        self.filters.append(first_filters(cast(Classifier, pl_module).network))
 
         self.save(trainer, epoch_done=True)
         if trainer.is_global_zero:
@@ -170,7 +176,7 @@ class Records(Checkpoint):
                 checkpoint.copy(self.last, self.run.checkpoints / "best.ckpt")
             self.run.write_metrics(self.rows, COLUMNS)
             log.info(line(row, trainer.max_epochs or 0))
-        log_row(trainer, row)
+        log_row(trainer, row, self.filters[-1])
         self.stop_if_told(trainer)
 
     def stop_if_told(self, trainer: Trainer) -> None:
@@ -211,9 +217,11 @@ class Records(Checkpoint):
         return max(self.rows, key=lambda row: row[self.monitor])
 
 
-def log_row(trainer: Trainer, row: Row) -> None:
-    """Give a row to the loggers."""
+def log_row(trainer: Trainer, row: Row, filters: Tensor | None) -> None:
+    """Give a row to the loggers, and the filters of the first layer to TensorBoard."""
     for logger in trainer.loggers:
+        if isinstance(logger, TensorBoard) and filters is not None and trainer.is_global_zero:
+            logger.add_filters(filters, int(row["epoch"]))
         logger.log_metrics({name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"]))
 
 

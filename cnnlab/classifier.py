@@ -68,25 +68,32 @@ class Classifier(LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns the predicted labels (B,)."""
+        """Returns the logits (B, num_classes)."""
         images, labels = batch
         logits = self.network(images)
         if self.test_flips:
             logits = (logits + self.network(images.flip(3))) / 2
         self.evaluation_sums.add(self.loss(logits, labels), logits, labels)
         self.confusion.update(logits, labels)
-        return logits.argmax(1)
+        return logits
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.predicted.append(self.validation_step(batch, batch_idx))
+        confidence, predicted = self.validation_step(batch, batch_idx).float().softmax(1).max(1)
+        self.tested.append((predicted, confidence))
 
-    def predictions(self) -> Tensor:
-        """The labels predicted in the last test, in the order of the images: (N,) int64, on the CPU."""
-        of_rank = of_all_processes(torch.cat(self.predicted).cpu())
-        together = torch.empty(sum(map(len, of_rank)), dtype=torch.int64)
-        for rank, predicted in enumerate(of_rank):
-            together[rank :: len(of_rank)] = predicted
-        return together
+    def predictions(self) -> tuple[Tensor, Tensor]:
+        """The labels predicted in the last test and their probabilities, in the order of the images, on the CPU.
+
+        (N,) int64 and (N,) float32.
+        """
+        of_rank = of_all_processes([torch.cat(parts).cpu() for parts in zip(*self.tested, strict=True)])
+        together = []
+        for parts in zip(*of_rank, strict=True):
+            whole = torch.empty(sum(map(len, parts)), dtype=parts[0].dtype)
+            for rank, part in enumerate(parts):
+                whole[rank :: len(parts)] = part
+            together.append(whole)
+        return together[0], together[1]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(weight_groups(self.network, self.decay_all))
@@ -117,7 +124,7 @@ class Classifier(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         self.on_validation_epoch_start()
-        self.predicted: list[Tensor] = []
+        self.tested: list[tuple[Tensor, Tensor]] = []
 
     def on_validation_epoch_end(self) -> None:
         self.publish(self.evaluation_sums.means(self.held_out, self.trainer))

@@ -1,9 +1,13 @@
 """python -m cnnlab VERB: what there is to do besides training."""
 
 import argparse
+import json
 import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -25,11 +29,34 @@ from cnnlab.config import (
     refuse,
 )
 
+OVERRIDES: dict[str, Any] = {"nargs": "*", "metavar": "group=option or key=value", "help": "as for train.py"}
+RUN: dict[str, Any] = {"type": Path, "metavar": "RUN", "help": "a run directory, as python -m cnnlab ls shows them"}
+
 
 def configuration(overrides: list[str]) -> DictConfig:
     """The configuration that train.py would have for these overrides."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", overrides, return_hydra_config=True)
+
+
+def other_configuration(config: DictConfig, summary: dict[str, Any], typed: list[str]) -> DictConfig:
+    """The configuration of a run with other data, normalisation or test-time flips."""
+    allowed = ("data=", "data.", "norm=", "norm.", "test_flips=")
+    if wrong := [word for word in typed if not word.startswith(allowed)]:
+        raise UserError(f"{wrong[0]}: only data, norm and test_flips can differ from the run. Type one of those.")
+    replaced = {word[:4] for word in typed if word.startswith(("data=", "norm="))}
+    own = [word for word in summary["overrides"] if word.startswith(allowed) and word[:4] not in replaced]
+    made = configuration([*own, *typed])
+    if not any(word.startswith("data") for word in typed):
+        made.data = config.data
+    elif "image_size" in made.data and not any(word.startswith("data.image_size") for word in typed):
+        made.data.image_size = summary["data"]["image_size"]
+    if not any(word.startswith("test_flips") for word in typed):
+        made.test_flips = config.test_flips
+    defaults = defaults_of(made)
+    for path, value in leaves({"data": plain(made.data), "norm": plain(made.norm)}):
+        check_value(path, value, defaults.get(path))
+    return made
 
 
 def fetch(arguments: argparse.Namespace) -> None:
@@ -78,7 +105,10 @@ def anatomy(arguments: argparse.Namespace) -> None:
 
 
 def show(arguments: argparse.Namespace) -> None:
-    """Draw training images as stored and, below, as the network sees them."""
+    """Draw training images as stored and as the network sees them; or, of a run, what it has learned."""
+    if len(arguments.overrides) == 1 and Path(arguments.overrides[0]).is_dir():
+        show_run(Path(arguments.overrides[0]), arguments.picture)
+        return
     config = configuration(arguments.overrides)
     check(config)
     from cnnlab.data.images import load_once
@@ -90,6 +120,122 @@ def show(arguments: argparse.Namespace) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures.sheet(path, *make_data(config, load_once(data_source(config.data))).samples(arguments.num))
     print(path)
+
+
+def show_run(path: Path, picture: Path | None) -> None:
+    """Filters, feature maps and occlusion sensitivity for a picture, the most confused pairs, as PNG files."""
+    import torch
+
+    from cnnlab import explain
+    from cnnlab.data.folder import UNREADABLE, read_picture
+    from cnnlab.data.images import load_once
+    from cnnlab.networks import first_filters
+    from cnnlab.records import RunDirectory
+    from cnnlab.report.pictures import tiled, write_png
+    from cnnlab.trained import open_run
+
+    model, config, _ = open_run(path)
+    test = load_once(data_source(config.data)).test
+    if picture is None:
+        pixels, name, label = test.pixels[:1], "the first test image", model.classes[test.labels[0]]
+    else:
+        try:
+            pixels = read_picture(picture, model.image_size).transpose(2, 0, 1)[None].copy()
+        except UNREADABLE as error:
+            raise UserError(f"{picture} cannot be read as a picture ({type(error).__name__}: {error}).") from error
+        name, label = picture.name, "not known"
+    given = torch.from_numpy(pixels.copy())
+    share, place = model.logits(given).softmax(1)[0].max(0)
+    folder = path / "pictures"
+    folder.mkdir(exist_ok=True)
+    if (filters := first_filters(model.network)) is not None:
+        write_png(folder / "filters.png", tiled(filters.numpy()))
+    seen = pixels[0].transpose(1, 2, 0)
+    if layers := explain.feature_maps(model, given):
+        explain.draw_feature_maps(folder / "feature_maps.png", seen, layers)
+    said = f"{name} ({label}): {model.classes[place]}, {share:.3f}"
+    explain.draw_occlusion(folder / "occlusion.png", seen, explain.occlusion(model, given, int(place)), said)
+    predicted, labels, _ = RunDirectory(path).predictions()
+    explain.draw_confused(folder / "confused.png", test.pixels.transpose(0, 2, 3, 1), labels, predicted, model.classes)
+    print(said)
+    for file in ("filters", "feature_maps", "occlusion", "confused"):
+        if (folder / f"{file}.png").exists():
+            print(folder / f"{file}.png")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Measure a trained run on its test images, or on others of the same classes, and draw where it is wrong."""
+    import torch
+
+    from cnnlab import evaluation
+    from cnnlab.data.images import load_once
+    from cnnlab.records import write_text
+    from cnnlab.report import pictures
+    from cnnlab.trained import open_run
+
+    model, config, summary = open_run(arguments.run)
+    typed = arguments.overrides
+    chosen = other_configuration(config, summary, typed)
+    source = data_source(chosen.data)
+    source.check()
+    data = load_once(source)
+    evaluation.check_fits(model, data.test)
+    if any(word.startswith("norm") for word in typed):
+        model.norm = instantiate(chosen.norm)
+        model.norm.fit(model.cropped(torch.from_numpy(data.train.pixels)))
+        model.norm.to(next(model.parameters()).device)
+    model.test_flips = chosen.test_flips
+    found = evaluation.evaluate(model, data.test)
+    folder = arguments.out or arguments.run / re.sub(r"[^\w.=-]+", "_", "-".join(["evaluation", *typed]))
+    folder.mkdir(parents=True, exist_ok=True)
+    result = evaluation.as_dictionary(found, model.classes) | {"fingerprint": data.fingerprint, "overrides": typed}
+    pictures.confusion(folder / "confusion.png", found.confusion.tolist(), model.classes)
+    pictures.reliability(folder / "reliability.png", found.reliability(), found.calibration_error)
+    evaluation.print_evaluation(found, model.classes)
+    if arguments.corruptions:
+        strengths = evaluation.under_corruption(model, data.test)
+        result["corruptions"] = strengths
+        evaluation.print_corruptions(strengths, found.accuracy)
+        pictures.corruptions(folder / "corruptions.png", strengths, found.accuracy)
+    write_text(folder / "evaluation.json", json.dumps(result, indent=1) + "\n")
+    print(f"Files: {folder}")
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Label pictures, or all pictures in folders, with a trained run."""
+    from cnnlab import predict
+    from cnnlab.trained import open_run
+
+    if arguments.top < 1:
+        raise UserError(f"--top {arguments.top} is not allowed. Type a number from 1.")
+    paths = predict.pictures_in(arguments.paths)
+    model, _, _ = open_run(arguments.run)
+    answers = list(predict.predict(model, paths, arguments.top))
+    failed = [answer for answer in answers if isinstance(answer, tuple)]
+    predict.print_predictions([answer for answer in answers if isinstance(answer, dict)], arguments.format)
+    for path, reason in failed:
+        print(f"cnnlab: {path} cannot be read as a picture ({reason}); skipped.", file=sys.stderr)
+    if failed:
+        sys.exit(1)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Write a trained run as one file for other programs, and verify it."""
+    import torch
+
+    from cnnlab.data.images import load_once
+    from cnnlab.export import export
+    from cnnlab.trained import open_run
+
+    model, config, summary = open_run(arguments.run)
+    model = model.float32_on_cpu()
+    path = arguments.out or arguments.run / {"onnx": "model.onnx", "torch": "model.pt2"}[arguments.format]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    test = load_once(data_source(config.data)).test
+    about = {"run": summary["run"], "test/acc": summary.get("metrics", {}).get("test/acc"), **summary["environment"]}
+    pixels = torch.from_numpy(test.pixels[:1000])
+    difference = export(model, path, arguments.format, about, pixels)
+    print(f"{path}: on {len(pixels):,} test images its logits differ from the run's by at most {difference:.1e}.")
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -126,34 +272,81 @@ def ls(arguments: argparse.Namespace) -> None:
     print_list(arguments.folder, arguments.by, arguments.num)
 
 
+VERBS: tuple[tuple[Callable[[argparse.Namespace], None], dict[str, dict[str, Any]]], ...] = (
+    (
+        ls,
+        {
+            "folder": {"nargs": "?", "type": Path, "default": Path("outputs"), "help": "default: %(default)s"},
+            "--by": {"metavar": "METRIC", "help": "best first by this one: test/acc, val/loss, ..."},
+            "--num": {"type": int, "default": 50, "help": "how many (default %(default)s)"},
+        },
+    ),
+    (fetch, {"overrides": OVERRIDES}),
+    (anatomy, {"overrides": OVERRIDES}),
+    (
+        show,
+        {
+            "overrides": OVERRIDES | {"help": "as for train.py; or a run directory"},
+            "--num": {"type": int, "default": 40, "help": "number of training images (default %(default)s)"},
+            "--out": {"metavar": "FILE", "help": "where to write their picture, a PNG file"},
+            "--picture": {"type": Path, "metavar": "FILE", "help": "what a run is shown; default: a test image"},
+        },
+    ),
+    (
+        report,
+        {
+            "folders": {"nargs": "+", "type": Path, "metavar": "FOLDER", "help": "run directories, or what holds some"},
+            "--out": {"type": Path, "metavar": "FOLDER", "help": "where to write it; default: beside the runs"},
+            "--latex": {"action": "store_true", "help": "also write table.tex"},
+        },
+    ),
+    (
+        compare,
+        {
+            "first": {"help": "a run directory, a folder of runs, or settings: aug=cutmix,optim=sgd"},
+            "second": {"help": "the same"},
+            "--runs": {"type": Path, "default": Path("outputs"), "help": "where settings are looked for"},
+            "--out": {"type": Path, "default": Path("compare.png"), "help": "curves (default %(default)s)"},
+        },
+    ),
+    (
+        evaluate,
+        {
+            "run": RUN,
+            "overrides": OVERRIDES
+            | {"help": "other data or statistics: data=..., data.root=..., norm=..., test_flips="},
+            "--corruptions": {"action": "store_true", "help": "also under noise, blur, brightness, contrast, JPEG"},
+            "--out": {"type": Path, "metavar": "FOLDER", "help": "default: a folder in the run directory"},
+        },
+    ),
+    (
+        predict,
+        {
+            "run": RUN,
+            "paths": {"nargs": "+", "type": Path, "metavar": "PATH", "help": "pictures, or folders of them"},
+            "--top": {"type": int, "default": 3, "help": "labels for each (default %(default)s)"},
+            "--format": {"choices": ("table", "csv", "json"), "default": "table", "help": "default: %(default)s"},
+        },
+    ),
+    (
+        export,
+        {
+            "run": RUN,
+            "--format": {"choices": ("onnx", "torch"), "default": "onnx", "help": "default: %(default)s"},
+            "--out": {"type": Path, "metavar": "FILE", "help": "default: model.onnx or model.pt2 in the run directory"},
+        },
+    ),
+)
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m cnnlab", description="What there is to do besides training.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for function in (ls, fetch, anatomy, show, report, compare):
+    for function, arguments in VERBS:
         verb = verbs.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
         verb.set_defaults(function=function)
-        if function in (fetch, anatomy, show):
-            verb.add_argument("overrides", nargs="*", metavar="group=option or key=value", help="as for train.py")
-        if function is ls:
-            verb.add_argument("folder", nargs="?", type=Path, default=Path("outputs"), help="default: %(default)s")
-            verb.add_argument("--by", metavar="METRIC", help="best first by this one: test/acc, val/loss, ...")
-            verb.add_argument("--num", type=int, default=50, help="how many (default %(default)s)")
-        elif function is show:
-            verb.add_argument("--num", type=int, default=40, help="number of images (default %(default)s)")
-            verb.add_argument("--out", metavar="FILE", help="where to write the picture, a PNG file")
-        elif function is report:
-            verb.add_argument(
-                "folders", nargs="+", type=Path, metavar="FOLDER", help="run directories, or what holds some"
-            )
-            verb.add_argument("--out", type=Path, metavar="FOLDER", help="where to write it; default: beside the runs")
-            verb.add_argument("--latex", action="store_true", help="also write table.tex")
-        elif function is compare:
-            for name in ("first", "second"):
-                verb.add_argument(name, help="a run directory, a folder of runs, or settings: aug=cutmix,optim=sgd")
-            verb.add_argument("--runs", type=Path, default=Path("outputs"), help="where settings are looked for")
-            verb.add_argument(
-                "--out", type=Path, default=Path("compare.png"), metavar="FILE", help="curves (default %(default)s)"
-            )
+        for name, settings in arguments.items():
+            verb.add_argument(name, **settings)
     return parser
 
 

@@ -148,7 +148,7 @@ class VisualWords(nn.Module):
             projection = 2 * self.whitening @ self.words.T
             offset = self.words.square().sum(1) + self.mean @ projection
             nearest = (patches @ projection - offset).argmax(2)  # (B, P)
-        counts = torch.zeros(len(images), self.num_words, device=images.device)
+        counts = torch.zeros(images.shape[0], self.num_words, device=images.device)
         return counts.scatter_add_(1, nearest, torch.ones_like(nearest, dtype=torch.float32)) / nearest.shape[1]
 
 
@@ -209,3 +209,16 @@ def k_means(samples: Tensor, num_centers: int, num_iterations: int = 20) -> Tens
         sizes = torch.bincount(nearest, minlength=num_centers)[:, None]
         centers = torch.where(sizes > 0, sums / sizes.clamp(min=1), centers)
     return centers
+
+
+def first_filters(network: nn.Module) -> Tensor | None:
+    """The weights of the first convolution as pictures, each stretched to its full range: (N, k, k, 3) uint8.
+
+    None if no convolution looks at three channels.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and layer.in_channels == 3:
+            weights = layer.weight.detach().float().permute(0, 2, 3, 1)
+            low, high = weights.amin((1, 2, 3), keepdim=True), weights.amax((1, 2, 3), keepdim=True)
+            return ((weights - low) / (high - low).clamp(min=1e-12) * 255).round().byte().cpu()
+    return None

@@ -277,7 +277,7 @@ class PCA(Whitening):
 
 def _rows(images: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H * W * C), the order in which they lie in memory."""
-    return images.permute(0, 2, 3, 1).reshape(len(images), -1)
+    return images.permute(0, 2, 3, 1).flatten(1)
 
 
 def _known(per: str) -> str:

@@ -3,7 +3,7 @@
     .hydra/           the composed configuration, as Hydra writes it
     summary.json      what the run is and what came out; its `status` is running, done, failed or interrupted
     metrics.csv       one row per epoch
-    predictions.npz   the labels predicted for the test images, at the best epoch, and the true ones
+    predictions.npz   of the test images: predicted labels, at the best epoch, their probabilities, true labels
     train.log         what was printed
     source.diff       how the source files differed from the commit that the summary names, if they did
     checkpoints/      last.ckpt, best.ckpt
@@ -190,20 +190,28 @@ class RunDirectory:
             writer.writeheader()
             writer.writerows(rows)
 
-    def predictions(self) -> tuple[np.ndarray, np.ndarray]:
-        """The labels predicted for the test images, at the best epoch, and the true ones: (N,) each."""
+    def predictions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the test images, at the best epoch: the labels predicted, the true ones, and the predictions' probability.
+
+        (N,) each.
+        """
         import numpy as np
 
         with np.load(self.path / "predictions.npz", allow_pickle=False) as arrays:
-            return arrays["predicted"], arrays["labels"]
+            return arrays["predicted"], arrays["labels"], arrays["confidence"]
 
-    def write_predictions(self, predicted: np.ndarray, labels: np.ndarray) -> None:
-        """Compactly: a byte for an image, where there are at most 256 classes."""
+    def write_predictions(self, predicted: np.ndarray, labels: np.ndarray, confidence: np.ndarray) -> None:
+        """Compactly: where there are at most 256 classes, four bytes for an image before compression."""
         import numpy as np
 
         kind = np.min_scalar_type(int(labels.max()))
         with atomic_path(self.path / "predictions.npz") as partial, open(partial, "wb") as file:
-            np.savez_compressed(file, predicted=predicted.astype(kind), labels=labels.astype(kind))
+            np.savez_compressed(
+                file,
+                predicted=predicted.astype(kind),
+                labels=labels.astype(kind),
+                confidence=confidence.astype(np.float16),
+            )
 
     @contextmanager
     def logged(self) -> Iterator[None]:

@@ -97,9 +97,13 @@ def fit_and_test(trainer: Trainer, classifier: Classifier, datamodule: ImageData
     at_last = test(trainer, classifier, datamodule, records.last)
     best_path = records.run.checkpoints / "best.ckpt"
     at_best = at_last if best is rows[-1] else test(trainer, classifier, datamodule, best_path)
-    predicted = classifier.predictions().numpy()
+    predicted, confidence = (values.numpy() for values in classifier.predictions())
     if trainer.is_global_zero:
-        records.run.write_predictions(predicted, datamodule.data.test.labels)
+        shown = datamodule.data.test
+        records.run.write_predictions(predicted, shown.labels, confidence)
+        pixels = shown.pixels.transpose(0, 2, 3, 1)
+        file = records.run.path / "mistakes.png"
+        pictures.mistakes(file, pixels, shown.labels, predicted, confidence, shown.classes)
     return {
         "status": "done",
         "selected_on": records.monitor,

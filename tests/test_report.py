@@ -247,7 +247,7 @@ def test_comparison_in_three_lines(two_by_two, command, tmp_path):
     for path in find([two_by_two]):
         right = 90 if "adam" in path.name else 80
         predicted = np.array([0] * right + [1] * (100 - right))
-        RunDirectory(path).write_predictions(predicted, np.zeros(100, dtype=np.int64))
+        RunDirectory(path).write_predictions(predicted, np.zeros(100, dtype=np.int64), np.ones(100))
     result = command("-m", "cnnlab", "compare", "optim=adam,aug=none", "optim=sgd,aug=none", "--runs", str(two_by_two))
     assert result.returncode == 0, result.stderr
     first, second, third, curves = result.stdout.splitlines()

@@ -167,6 +167,8 @@ def read_picture(path: str | Path, image_size: int) -> np.ndarray:
         if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise ValueError(f"{picture.width} x {picture.height} pixels are more than {Image.MAX_IMAGE_PIXELS:,}")
         upright = ImageOps.exif_transpose(picture)
+        if upright.mode.startswith("I"):  # 16 bits of grey
+            upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).round().astype(np.uint8))
         if upright.has_transparency_data:
             upright = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "black"), upright)

@@ -72,9 +72,9 @@ def images(first: Sequence[Run], second: Sequence[Run]) -> str:
     predicted: list[tuple[np.ndarray, ...]] = []
     for one, other in pairs:
         try:
-            ours, labels = RunDirectory(one.path).predictions()
-            theirs, their_labels = RunDirectory(other.path).predictions()
-        except OSError:
+            ours, labels, _ = RunDirectory(one.path).predictions()
+            theirs, their_labels, _ = RunDirectory(other.path).predictions()
+        except (OSError, KeyError):
             return "Image by image: not known, as a run has no predictions.npz."
         if not np.array_equal(labels, their_labels):
             return "Image by image: not comparable, as the test images differ."

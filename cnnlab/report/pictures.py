@@ -79,6 +79,73 @@ def confusion(path: Path, counts: Sequence[Sequence[int]], classes: Sequence[str
     save(figure, path)
 
 
+def tiled(images: np.ndarray, columns: int = 8, scale: int = 6) -> np.ndarray:
+    """Small pictures (N, h, w, C) side by side, each enlarged without smoothing: (H, W, C) uint8."""
+    num, height, width, channels = images.shape
+    rows = -(-num // columns)
+    canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 255, dtype=np.uint8)
+    for place, image in enumerate(images):
+        top, left = (place // columns) * (height + 1) + 1, (place % columns) * (width + 1) + 1
+        canvas[top : top + height, left : left + width] = image
+    return canvas.repeat(scale, 0).repeat(scale, 1)
+
+
+def mistakes(
+    path: Path,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    confidence: np.ndarray,
+    classes: Sequence[str],
+    num: int = 24,
+) -> None:
+    """The wrong predictions that were made with the greatest confidence, each with its caption.
+
+    pixels: (N, H, W, C) uint8; labels, predicted, confidence: (N,).
+    """
+    wrong = np.flatnonzero(labels != predicted)
+    worst = wrong[np.argsort(-confidence[wrong].astype(float), kind="stable")][:num]
+    columns, rows = 8, max(-(-len(worst) // 8), 1)
+    figure = matplotlib.figure.Figure(figsize=(1.5 * columns, 1.95 * rows), layout="constrained")
+    for axis in figure.subplots(rows, columns, squeeze=False).flat:
+        axis.axis("off")
+    for axis, place in zip(figure.axes, worst, strict=False):
+        axis.imshow(pixels[place])
+        said = f"{classes[labels[place]]}\ntaken for {classes[predicted[place]]}, {confidence[place]:.2f}"
+        axis.set_title(said, fontsize=8)
+    figure.suptitle(f"{len(wrong):,} of {len(labels):,} test images are mistaken; the most confident ones", fontsize=10)
+    save(figure, path)
+
+
+def reliability(path: Path, bins: Sequence[tuple[float, float, int]], error: float) -> None:
+    """Accuracy against confidence; bins as in Evaluation.reliability."""
+    figure = matplotlib.figure.Figure(figsize=(5, 5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    confidence, accuracy, counts = (np.array(values) for values in zip(*bins, strict=True))
+    upper.plot((0, 1), (0, 1), "--", color="gray", label="as sure as right")
+    upper.plot(confidence, accuracy, "o-", label=f"expected calibration error {error:.3f}")
+    upper.set(ylabel="accuracy", ylim=(0, 1))
+    upper.legend()
+    lower.bar(confidence, counts, width=0.05)
+    lower.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
+    for axis in (upper, lower):
+        axis.grid(alpha=0.3)
+    save(figure, path)
+
+
+def corruptions(path: Path, found: Mapping[str, Sequence[float]], clean: float) -> None:
+    """Accuracy against the strength of each corruption, 0 (none) to 5."""
+    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for kind, accuracies in found.items():
+        axis.plot(range(len(accuracies) + 1), [clean, *accuracies], "o-", label=kind)
+    axis.set(xlabel="strength", ylabel="accuracy")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    save(figure, path)
+
+
 def sheet(path: Path, originals: np.ndarray, augmented: np.ndarray, columns: int = 10, scale: int = 3) -> None:
     """Originals, and below each what the network sees in its place.
 
@@ -99,8 +166,12 @@ def sheet(path: Path, originals: np.ndarray, augmented: np.ndarray, columns: int
     for first in range(0, len(originals), columns):
         rows += [row(originals[first : first + columns]), row(augmented[first : first + columns])]
         rows.append(np.full((6, cell * columns, 3), 255, dtype=np.uint8))
-    picture = Image.fromarray(np.concatenate(rows[:-1]))
+    write_png(path, np.concatenate(rows[:-1]).repeat(scale, 0).repeat(scale, 1))
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """pixels: (H, W, C) uint8."""
     buffer = io.BytesIO()
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(buffer, "png")
+    Image.fromarray(pixels).save(buffer, "png")
     with atomic_path(path) as partial:
         partial.write_bytes(buffer.getvalue())

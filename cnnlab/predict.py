@@ -1,0 +1,85 @@
+"""Labels for pictures of any kind, by a trained run."""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cnnlab.config import UserError
+from cnnlab.data.folder import UNREADABLE, read_picture
+from cnnlab.data.module import EVALUATION_BATCH
+from cnnlab.trained import Trained
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # that are looked for in folders
+
+Prediction = dict[str, Any]  # {"path": ..., "label": ..., "probability": ..., "top": [[label, probability], ...]}
+
+
+def pictures_in(paths: Sequence[Path]) -> list[Path]:
+    """The pictures that are named, and those below the folders that are named, in order.
+
+    Raises: UserError for a path that does not exist and a folder without a picture.
+    """
+    found = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist. Type pictures, or folders with pictures.")
+        below = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not below:
+            raise UserError(f"{path} holds no picture ({', '.join(SUFFIXES)}).")
+        found += below
+    return found
+
+
+def predict(model: Trained, paths: Iterable[Path], top: int = 3) -> Iterator[Prediction | tuple[Path, str]]:
+    """A prediction for every picture; for one that cannot be read its path and the reason."""
+    remaining = iter(paths)
+    while some := list(islice(remaining, EVALUATION_BATCH)):
+        pictures: dict[Path, np.ndarray] = {}
+        failed: dict[Path, str] = {}
+        for path in some:
+            try:
+                pictures[path] = read_picture(path, model.image_size)
+            except UNREADABLE as error:
+                failed[path] = f"{type(error).__name__}: {error}"
+        if pictures:
+            pixels = torch.from_numpy(np.stack(list(pictures.values()))).permute(0, 3, 1, 2)
+            shares, labels = model.logits(pixels).softmax(1).topk(min(top, len(model.classes)))
+            ranked = dict(zip(pictures, zip(shares.tolist(), labels.tolist(), strict=True), strict=True))
+        for path in some:
+            if path in failed:
+                yield path, failed[path]
+            else:
+                best = [[model.classes[label], round(share, 4)] for share, label in zip(*ranked[path], strict=True)]
+                yield {"path": str(path), "label": best[0][0], "probability": best[0][1], "top": best}
+
+
+def print_predictions(predictions: Sequence[Prediction], form: str) -> None:
+    """As a table, as CSV or as JSON, on the standard output."""
+    if form == "json":
+        print(json.dumps(list(predictions), indent=1))
+    elif form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(("path", "label", "probability", "top"))
+        for one in predictions:
+            others = " ".join(f"{label}={share}" for label, share in one["top"])
+            writer.writerow((one["path"], one["label"], one["probability"], others))
+    else:
+        table = Table()
+        table.add_column("picture", overflow="fold")
+        table.add_column("label")
+        table.add_column("probability", justify="right")
+        table.add_column("then")
+        for one in predictions:
+            others = ", ".join(f"{label} {share:.3f}" for label, share in one["top"][1:])
+            table.add_row(one["path"], one["label"], f"{one['probability']:.3f}", others)
+        Console(width=None if os.isatty(1) else 160).print(table)

@@ -1,0 +1,116 @@
+"""A trained run, ready for use: pixels in, logits out, with normalisation and all else that belongs to it."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from cnnlab.augment import CropFlip
+from cnnlab.checkpoint import CheckpointFiles
+from cnnlab.config import UserError, check_targets, instantiate, plain
+from cnnlab.data.module import EVALUATION_BATCH
+from cnnlab.normalize import Normalization
+from cnnlab.records import RunDirectory
+from cnnlab.run import computes_in_bf16
+
+
+class Trained(nn.Module):
+    """What a run has learned, at its best epoch, in evaluation mode.
+
+    (B, C, H, W) uint8, of the size `image_size` -> logits (B, num_classes) float32.
+
+    Args:
+        norm: with the statistics of the training images.
+        network: with its weights.
+        crop: gives the centre that evaluation looks at; None: the whole image.
+        test_flips: whether the logits are the mean over an image and its mirror image.
+        classes: names, by label.
+        image_size: height and width, in pixels.
+        bf16: whether the network computes in bfloat16, as in training; normalisation never does.
+    """
+
+    def __init__(
+        self,
+        norm: Normalization,
+        network: nn.Module,
+        crop: CropFlip | None,
+        test_flips: bool,
+        classes: Sequence[str],
+        image_size: int,
+        bf16: bool = False,
+    ):
+        super().__init__()
+        self.norm, self.network, self.crop, self.test_flips = norm, network, crop, test_flips
+        self.classes, self.image_size, self.bf16 = tuple(classes), image_size, bf16
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        images = self.norm(self.cropped(pixels))
+        with self.precision():
+            return self.classified(images).float()
+
+    def classified(self, images: Tensor) -> Tensor:
+        """Logits of normalised images, as the network gives them."""
+        logits = self.network(images)
+        return (logits + self.network(images.flip(3))) / 2 if self.test_flips else logits
+
+    def precision(self) -> AbstractContextManager:
+        """In this context the network computes as it was trained."""
+        return torch.autocast(next(self.parameters()).device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def cropped(self, pixels: Tensor) -> Tensor:
+        """The centre, where the training cropped."""
+        if self.crop is None:
+            return pixels
+        return self.crop.center(pixels.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def float32_on_cpu(self) -> "Trained":
+        """The same model, as other programs compute it."""
+        self.bf16 = False
+        model = self.cpu()
+        for values in (*model.parameters(), *model.buffers()):
+            values.data = values.data.contiguous()
+        return model
+
+    @torch.no_grad()
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Of many images, on the CPU: (N, C, H, W) uint8 -> (N, num_classes) float32."""
+        device = next(self.parameters()).device
+        return torch.cat([self(chunk.to(device)).cpu() for chunk in pixels.split(EVALUATION_BATCH)])
+
+
+def open_run(path: Path) -> tuple[Trained, DictConfig, dict[str, Any]]:
+    """The model of a run directory, its configuration and its summary.
+
+    Raises: UserError if it is no run, or a run without a checkpoint of its best epoch; CheckpointError if that is
+        damaged.
+    """
+    summary = RunDirectory(path).summary()
+    if not summary or "data" not in summary or not (path / ".hydra" / "config.yaml").exists():
+        raise UserError(f"{path} is no run directory of cnnlab. Type one, as python -m cnnlab ls shows them.")
+    best = path / "checkpoints" / "best.ckpt"
+    if not best.exists():
+        raise UserError(f"{path} has no checkpoints/best.ckpt: no epoch of it was finished. Train it first.")
+    config = OmegaConf.load(path / ".hydra" / "config.yaml")
+    assert isinstance(config, DictConfig)
+    check_targets(plain(config))
+    data = summary["data"]
+    network = instantiate(config.model, num_classes=len(data["classes"]), in_channels=3, image_size=data["input_size"])
+    norm = instantiate(config.norm)
+    saved = CheckpointFiles().load_checkpoint(best)
+    prefix = "network."
+    weights = {key.removeprefix(prefix): value for key, value in saved["state_dict"].items() if key.startswith(prefix)}
+    network.load_state_dict(weights)
+    norm.restore(saved.get("ImageData", {}))  # a normalisation may have no statistics
+    crops = [made for made in map(instantiate, config.aug.values()) if isinstance(made, CropFlip)]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    bf16 = summary["environment"]["precision"] == "bf16-mixed" and computes_in_bf16(device)
+    network.to(memory_format=torch.channels_last)
+    model = Trained(
+        norm, network, next(iter(crops), None), config.test_flips, data["classes"], data["image_size"], bf16
+    )
+    return model.to(device), config, summary
