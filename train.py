@@ -30,9 +30,10 @@ def job(config: DictConfig) -> None:
     """One job: show the finished run if there is one, otherwise train it."""
     settings = HydraConfig.get()
     run = RunDirectory(Path(settings.runtime.output_dir))
-    if int(os.environ.get("LOCAL_RANK", 0)):  # one of several processes of a run, which the first one has opened
-        with suppress(Interrupted):
-            train(config, run, {})
+    if not is_first_process():
+        if config.rerun or run.summary().get("status") != "done":
+            with suppress(Interrupted):
+                train(config, run, {})
         return
     try:
         with run.owned(config.on_busy):
@@ -46,6 +47,11 @@ def job(config: DictConfig) -> None:
         status = refuse(error)
         if settings.mode == RunMode.RUN:
             sys.exit(status)
+
+
+def is_first_process() -> bool:
+    """Whether this process opens the run: the first of those that Lightning, torchrun or Slurm start for it."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def open_job(config: DictConfig, run: RunDirectory, settings: HydraConf) -> None:

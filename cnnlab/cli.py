@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +28,8 @@ from cnnlab.config import (
     plain,
     refuse,
 )
+from cnnlab.data.folder import UNREADABLE, pictures_in, read_picture
+from cnnlab.report.runs import checked
 
 OVERRIDES: dict[str, Any] = {"nargs": "*", "metavar": "group=option or key=value", "help": "as for train.py"}
 RUN: dict[str, Any] = {"type": Path, "metavar": "RUN", "help": "a run directory, as python -m cnnlab ls shows them"}
@@ -124,10 +126,15 @@ def show(arguments: argparse.Namespace) -> None:
 
 def show_run(path: Path, picture: Path | None) -> None:
     """Filters, feature maps and occlusion sensitivity for a picture, the most confused pairs, as PNG files."""
+    _, summary = checked(path)
+    if picture is not None:
+        try:
+            read = read_picture(picture, summary["data"]["image_size"])
+        except UNREADABLE as error:
+            raise UserError(f"{picture} cannot be read as a picture ({type(error).__name__}: {error}).") from error
     import torch
 
     from cnnlab import explain
-    from cnnlab.data.folder import UNREADABLE, read_picture
     from cnnlab.data.images import load_once
     from cnnlab.networks import first_filters
     from cnnlab.records import RunDirectory
@@ -139,10 +146,7 @@ def show_run(path: Path, picture: Path | None) -> None:
     if picture is None:
         pixels, name, label = test.pixels[:1], "the first test image", model.classes[test.labels[0]]
     else:
-        try:
-            pixels = read_picture(picture, model.image_size).transpose(2, 0, 1)[None].copy()
-        except UNREADABLE as error:
-            raise UserError(f"{picture} cannot be read as a picture ({type(error).__name__}: {error}).") from error
+        pixels = read.transpose(2, 0, 1)[None]
         name, label = picture.name, "not known"
     given = torch.from_numpy(pixels.copy())
     share, place = model.logits(given).softmax(1)[0].max(0)
@@ -165,6 +169,17 @@ def show_run(path: Path, picture: Path | None) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Measure a trained run on its test images, or on others of the same classes, and draw where it is wrong."""
+    typed = arguments.overrides
+    _, summary = checked(arguments.run)
+    config = OmegaConf.load(arguments.run / ".hydra" / "config.yaml")
+    assert isinstance(config, DictConfig)
+    chosen = other_configuration(config, summary, typed)
+    source = data_source(chosen.data)
+    source.check()
+    if source.image_size != (size := summary["data"]["image_size"]):
+        raise UserError(
+            f"The run takes images of {size} pixels, and these have {source.image_size}. Type data of {size}."
+        )
     import torch
 
     from cnnlab import evaluation
@@ -173,11 +188,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from cnnlab.report import pictures
     from cnnlab.trained import open_run
 
-    model, config, summary = open_run(arguments.run)
-    typed = arguments.overrides
-    chosen = other_configuration(config, summary, typed)
-    source = data_source(chosen.data)
-    source.check()
+    model, _, _ = open_run(arguments.run)
     data = load_once(source)
     evaluation.check_fits(model, data.test)
     if any(word.startswith("norm") for word in typed):
@@ -203,12 +214,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def predict(arguments: argparse.Namespace) -> None:
     """Label pictures, or all pictures in folders, with a trained run."""
+    if arguments.top < 1:
+        raise UserError(f"--top {arguments.top} is not allowed. Type a number from 1.")
+    checked(arguments.run)
+    paths = pictures_in(arguments.paths)
     from cnnlab import predict
     from cnnlab.trained import open_run
 
-    if arguments.top < 1:
-        raise UserError(f"--top {arguments.top} is not allowed. Type a number from 1.")
-    paths = predict.pictures_in(arguments.paths)
     model, _, _ = open_run(arguments.run)
     answers = list(predict.predict(model, paths, arguments.top))
     failed = [answer for answer in answers if isinstance(answer, tuple)]
@@ -221,6 +233,7 @@ def predict(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Write a trained run as one file for other programs, and verify it."""
+    checked(arguments.run)
     import torch
 
     from cnnlab.data.images import load_once

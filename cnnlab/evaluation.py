@@ -91,10 +91,7 @@ def evaluate(model: Trained, images: Images) -> Evaluation:
 
 
 def check_fits(model: Trained, images: Images) -> None:
-    """Raises: UserError if the images have another size, or classes that the model does not know."""
-    size = images.pixels.shape[2]
-    if size != model.image_size:
-        raise UserError(f"The run takes images of {model.image_size} pixels, and these have {size}.")
+    """Raises: UserError if the images have classes that the model does not know."""
     if unknown := [name for name in images.classes if name not in model.classes]:
         raise UserError(f"The run does not know {', '.join(unknown)}. Its classes are {', '.join(model.classes)}.")
 

@@ -14,30 +14,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cnnlab.config import UserError
 from cnnlab.data.folder import UNREADABLE, read_picture
 from cnnlab.data.module import EVALUATION_BATCH
 from cnnlab.trained import Trained
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # that are looked for in folders
-
 Prediction = dict[str, Any]  # {"path": ..., "label": ..., "probability": ..., "top": [[label, probability], ...]}
-
-
-def pictures_in(paths: Sequence[Path]) -> list[Path]:
-    """The pictures that are named, and those below the folders that are named, in order.
-
-    Raises: UserError for a path that does not exist and a folder without a picture.
-    """
-    found = []
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"{path} does not exist. Type pictures, or folders with pictures.")
-        below = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if not below:
-            raise UserError(f"{path} holds no picture ({', '.join(SUFFIXES)}).")
-        found += below
-    return found
 
 
 def predict(model: Trained, paths: Iterable[Path], top: int = 3) -> Iterator[Prediction | tuple[Path, str]]:

@@ -1,17 +1,22 @@
 """Signals that ask a run to stop: a handler only notes the first one, and the training loop saves and stops.
 
-Ctrl-C (SIGINT), SIGTERM and SIGUSR1/2, which clusters send ahead of a time limit. A second one ends at once.
+Ctrl-C (SIGINT), SIGTERM and SIGUSR1/2, which clusters send ahead of a time limit. A second one, later than a second
+after the first, ends at once.
 """
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
+SAME_REQUEST = 1.0  # seconds; torchrun and Slurm pass on what the terminal has sent to all processes already
+
 _received = 0
+_received_at = 0.0
 
 
 class Interrupted(Exception):  # noqa: N818  like KeyboardInterrupt it is no error: the run is saved
@@ -61,9 +66,11 @@ def noted() -> Iterator[None]:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    global _received
+    global _received, _received_at
     if _received:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-    _received = number
+        if time.monotonic() - _received_at > SAME_REQUEST:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        return
+    _received, _received_at = number, time.monotonic()
     os.write(2, f"\n{signal.Signals(number).name}: saving and stopping; once more ends at once.\n".encode())

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from cnnlab.augment import CropFlip
 from cnnlab.checkpoint import CheckpointFiles
-from cnnlab.config import UserError, check_targets, instantiate, plain
+from cnnlab.config import check_targets, instantiate, plain
 from cnnlab.data.module import EVALUATION_BATCH
 from cnnlab.normalize import Normalization
-from cnnlab.records import RunDirectory
+from cnnlab.report.runs import checked
 from cnnlab.run import computes_in_bf16
 
 
@@ -89,12 +89,7 @@ def open_run(path: Path) -> tuple[Trained, DictConfig, dict[str, Any]]:
     Raises: UserError if it is no run, or a run without a checkpoint of its best epoch; CheckpointError if that is
         damaged.
     """
-    summary = RunDirectory(path).summary()
-    if not summary or "data" not in summary or not (path / ".hydra" / "config.yaml").exists():
-        raise UserError(f"{path} is no run directory of cnnlab. Type one, as python -m cnnlab ls shows them.")
-    best = path / "checkpoints" / "best.ckpt"
-    if not best.exists():
-        raise UserError(f"{path} has no checkpoints/best.ckpt: no epoch of it was finished. Train it first.")
+    best, summary = checked(path)
     config = OmegaConf.load(path / ".hydra" / "config.yaml")
     assert isinstance(config, DictConfig)
     check_targets(plain(config))

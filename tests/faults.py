@@ -7,7 +7,8 @@ runs take seconds each: {"arguments": [...], "faults": [["step", 7, "SIGKILL"]],
 
 Points: "step" (a training step), "validation" (a step of an evaluation), "write" (a checkpoint, when half of it is
 written), "rename" (before a file gets its name, any file), "renamed" (after it), "NAME" (before that file gets its
-name). A fault is a point, the number of times that it is passed before something happens, and what happens: a signal,
+name). A fault is a point, the number of times that it is passed before something happens, and what happens: a signal
+("late SIGTERM": a second later),
 "exit" (sys.exit), "memory" (torch is out of it), "nan" (the weights are no numbers any more), "forget" (from the start,
 random states are not restored).
 """
@@ -17,6 +18,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -39,6 +41,9 @@ def install(faults: list[list], counts: Counter) -> None:
         return next((what for where, number, what in faults if (where, number) == (point, counts[point])), "")
 
     def let_happen(what: str) -> None:
+        if what.startswith("late "):
+            time.sleep(1.1)
+            what = what.removeprefix("late ")
         if what.startswith("SIG"):
             os.kill(os.getpid(), getattr(signal, what))
         elif what == "exit":

@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+OTHERS = (*SUFFIXES, ".webp", ".bmp", ".gif", ".tif", ".tiff")  # that are looked for to be labelled
 
 
 class ImageFolder:
@@ -175,3 +177,19 @@ def read_picture(path: str | Path, image_size: int) -> np.ndarray:
         rgb = upright.convert("RGB")
     size = (image_size, image_size)
     return np.asarray(rgb if rgb.size == size else rgb.resize(size, Image.Resampling.BICUBIC))
+
+
+def pictures_in(paths: Sequence[Path]) -> list[Path]:
+    """The pictures that are named, and those below the folders that are named, in order.
+
+    Raises: UserError for a path that does not exist and a folder without a picture.
+    """
+    found = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist. Type pictures, or folders with pictures.")
+        below = sorted(file for file in path.rglob("*") if file.suffix.lower() in OTHERS) if path.is_dir() else [path]
+        if not below:
+            raise UserError(f"{path} holds no picture ({', '.join(OTHERS)}).")
+        found += below
+    return found

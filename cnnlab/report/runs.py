@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from cnnlab.config import leaves
+from cnnlab.config import UserError, leaves
 from cnnlab.records import Row, RunDirectory
 
 NEEDED = ("run", "choices", "changes", "seed", "status")  # in the summary of a run of ours
@@ -85,6 +85,20 @@ def varied(runs: Sequence[Run]) -> list[str]:
 
 def _text(value: Any) -> str:
     return json.dumps(value, separators=(",", ":")).replace('"', "") if not isinstance(value, str) else value
+
+
+def checked(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint of a run's best epoch, and its summary.
+
+    Raises: UserError if it is no run, or one without such a checkpoint.
+    """
+    summary = RunDirectory(path).summary()
+    if "data" not in summary or not (path / ".hydra" / "config.yaml").exists():
+        raise UserError(f"{path} is no run directory of cnnlab. Type one, as python -m cnnlab ls shows them.")
+    best = path / "checkpoints" / "best.ckpt"
+    if not best.exists():
+        raise UserError(f"{path} has no checkpoints/best.ckpt: no epoch of it was finished. Train it first.")
+    return best, summary
 
 
 def find(folders: Iterable[Path]) -> Iterator[Path]:

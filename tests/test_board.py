@@ -1,0 +1,119 @@
+"""TensorBoard itself, started over a sweep: what its pages ask for is there, and they open in a browser."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_resume import Zygote, said
+
+COMMAND = (
+    *("-m", "data=shapes", "data.num_train=400", "data.num_test=60", "batch_size=40", "model.channels=[8,8,8]"),
+    *("optim=sgd,adam", "aug=crop_flip", "norm=standard", "trainer.max_epochs=3", "trainer.accelerator=cpu"),
+)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("board")
+    zygote = Zygote(folder)
+    assert zygote.run(folder / "outputs", command=COMMAND)["status"] == 0, said(folder / "outputs")
+    zygote.process.communicate()
+    return folder / "outputs"
+
+
+@pytest.fixture(scope="module")
+def board(sweep) -> Iterator[str]:
+    """The address of a TensorBoard over the sweep."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["-m", "tensorboard.main", "--logdir", str(sweep), "--port", str(port), "--reload_interval", "1"]
+    process = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            try:
+                if len(json.loads(urllib.request.urlopen(f"{address}/data/runs").read())) == 2:
+                    break
+            except OSError:
+                pass
+            time.sleep(0.2)
+        yield address
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def asked(address: str, path: str, body: dict | None = None):
+    request = urllib.request.Request(f"{address}/{path}", data=json.dumps(body).encode() if body is not None else None)
+    with urllib.request.urlopen(request) as answer:
+        return json.loads(answer.read())
+
+
+def test_scalars_of_training_and_held_out_images_share_a_chart(board, sweep):
+    runs = asked(board, "data/runs")
+    assert sorted(runs) == sorted(f"runs/{file.parent.name}" for file in sweep.glob("runs/*/summary.json"))
+    assert any("crop_flip-cnn-adam" in run for run in runs)  # named by their choices
+    tags = asked(board, "data/plugin/scalars/tags")
+    for run in runs:
+        assert {"train/loss", "train/acc", "val/loss", "val/acc", "lr", "final/test/acc"} <= set(tags[run])
+        points = asked(board, f"data/plugin/scalars/scalars?run={run}&tag=val/acc")
+        assert [step for _, step, _ in points] == [1, 2, 3]
+    layout = asked(board, "data/plugin/custom_scalars/layout")
+    charts = {chart["title"]: chart["multiline"]["tag"] for chart in layout["category"][0]["chart"]}
+    assert charts == {"loss": ["train/loss", "val/loss"], "accuracy": ["train/acc", "val/acc"]}
+
+
+def test_choices_and_final_metrics_of_every_run(board):
+    found = asked(board, "experiment/defaultExperimentId/data/plugin/hparams/experiment", {})
+    assert {"optim", "aug", "optim.lr", "seed"} <= {info["name"] for info in found["hparamInfos"]}
+    assert "final/test/acc" in {info["name"]["tag"] for info in found["metricInfos"]}
+    groups = asked(
+        board,
+        "experiment/defaultExperimentId/data/plugin/hparams/session_groups",
+        {"colParams": [], "startIndex": 0, "sliceSize": 10, "allowedStatuses": ["STATUS_SUCCESS", "STATUS_UNKNOWN"]},
+    )
+    assert {group["hparams"]["optim"] for group in groups["sessionGroups"]} == {"sgd", "adam"}
+
+
+def test_pictures(board):
+    tags = asked(board, "data/plugin/images/tags")
+    for run, pictures in tags.items():
+        assert {"samples", "filters", "confusion", "mistakes", "curves"} <= set(pictures)
+        shown = asked(board, f"data/plugin/images/images?run={run}&tag=filters&sample=0")
+        assert [picture["step"] for picture in shown] == [1, 2, 3]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", ["timeseries", "scalars", "images", "custom_scalars", "hparams"])
+def test_pages_open_in_a_browser(board, page, tmp_path):
+    """Without an error on the console; the page's own part is there."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--v=0",
+        "--window-size=1400,1000",
+    ]
+    result = subprocess.run(
+        [chromium, *flags, "--virtual-time-budget=15000", f"--screenshot={tmp_path}/page.png", f"{board}/#{page}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    errors = [line for line in result.stderr.splitlines() if "CONSOLE" in line and "Uncaught" in line]
+    assert errors == []
+    assert (tmp_path / "page.png").stat().st_size > 20_000
