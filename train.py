@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cnnlab import signals
 from cnnlab.config import GROUPS, UserError, changes, chosen, data_source, described, options, refuse
-from cnnlab.records import BusyError, RunDirectory, code_digest, log, now
+from cnnlab.job import is_first_process, run_job, train
+from cnnlab.records import BusyError, RunDirectory, code_digest, now
 from cnnlab.signals import Interrupted
 
 
@@ -44,14 +45,9 @@ def job(config: DictConfig) -> None:
             sys.exit(1)
     except UserError as error:
         run.forget()
-        status = refuse(error)
+        status = refuse(error) if str(error) else 2
         if settings.mode == RunMode.RUN:
             sys.exit(status)
-
-
-def is_first_process() -> bool:
-    """Whether this process opens the run: the first of those that Lightning, torchrun or Slurm start for it."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def open_job(config: DictConfig, run: RunDirectory, settings: HydraConf) -> None:
@@ -76,37 +72,13 @@ def open_job(config: DictConfig, run: RunDirectory, settings: HydraConf) -> None
         "code_digest": code_digest(),
         "data_digest": digest,
     }
-    with run.logged():
-        try:
-            run.write_config(config, settings)
-            train(config, run, about)
-        except UserError:
-            raise
-        except Interrupted as stop:
-            reason = {"type": type(stop).__name__, "message": str(stop)}
-            run.write_summary(about | run.summary() | {"status": "interrupted", "error": reason})
-            log.info(f"{stop}; saved. The same command goes on from here.")
-            if stop.exit_status:
-                sys.exit(stop.exit_status)  # a sweep ends here too
-        except (Exception, SystemExit) as error:  # whatever it is, it is recorded, and the other jobs of the sweep run
-            log.error(f"failed: {type(error).__name__}: {error}; see {run.path}/train.log", exc_info=True)
-            failed = {"status": "failed", "error": {"type": type(error).__name__, "message": str(error)}}
-            with suppress(OSError):  # a full disk
-                run.write_summary(about | run.summary() | failed)
-            if settings.mode == RunMode.RUN:
-                sys.exit(1)
+    status = run_job(config, run, about, settings)
+    if status == 1 and settings.mode == RunMode.MULTIRUN:  # the other jobs of the sweep run
+        status = 0
+    if status:
+        sys.exit(status)
     if signals.received() and settings.mode == RunMode.MULTIRUN:  # too late to interrupt this job
         sys.exit(Interrupted(signals.received()).exit_status)
-
-
-def train(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> None:
-    """Read the data, which is where most goes wrong, then import torch and train."""
-    from cnnlab.data.images import load_once
-
-    data = load_once(data_source(config.data))
-    from cnnlab.run import train
-
-    train(config, run, data, about)
 
 
 def recall(run: RunDirectory, summary: dict[str, Any], data_digest: str) -> str:

@@ -1,0 +1,114 @@
+"""Runs on several devices: in a sweep, under torchrun, and with nobody left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from test_resume import only_run, processes_of
+
+SMALL = (
+    *("data=shapes", "data.num_train=800", "data.num_test=60", "batch_size=40", "model.channels=[8,8,8]"),
+    *("model.hidden=32", "aug=[crop_flip,cutmix]", "norm=standard", "trainer.max_epochs=3", "trainer.accelerator=cpu"),
+)
+DDP = (*SMALL, "trainer=ddp")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def summaries(output: Path) -> dict[str, dict]:
+    found = [json.loads(file.read_text()) for file in output.glob("runs/*/summary.json")]
+    return {one["choices"]["optim"]: one for one in found}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs by two processes each."""
+    folder = tmp_path_factory.mktemp("swept")
+    result = typed(folder, "train.py", "-m", *DDP, "optim=sgd,adam")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder / "outputs"
+
+
+def typed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    given = [str(ROOT / word) if word == "train.py" else word for word in words]
+    environment = os.environ | ONE_THREAD | {"CNNLAB_CACHE": str(folder / "cache")}
+    return subprocess.run(
+        [sys.executable, *given], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_a_sweep_of_runs_by_two_processes(swept, tmp_path):
+    """Each run has two, one directory and one .hydra; with the batches of one process it comes to the same."""
+    found = summaries(swept)
+    assert {name: (one["status"], one["environment"]["num_devices"]) for name, one in found.items()} == {
+        "sgd": ("done", 2),
+        "adam": ("done", 2),
+    }
+    assert len(list(swept.glob("**/.hydra"))) == 2
+    assert typed(tmp_path, "train.py", *SMALL, "optim=adam").returncode == 0
+    alone = summaries(tmp_path / "outputs")["adam"]
+    assert alone["run"] == found["adam"]["run"]
+    assert found["adam"]["metrics"]["train/loss"] == pytest.approx(alone["metrics"]["train/loss"], rel=1e-3)
+
+
+def test_torchrun_makes_the_same(swept, tmp_path):
+    words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "train.py"), *DDP)
+    result = typed(tmp_path, *words, "optim=adam")
+    assert result.returncode == 0, result.stderr
+    there, here = summaries(swept)["adam"], summaries(tmp_path / "outputs")["adam"]
+    assert (here["metrics"], here["environment"]["num_devices"]) == (there["metrics"], 2)
+    again = typed(tmp_path, *words, "optim=adam")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("done before") == 1
+
+
+def test_a_job_that_fails_leaves_nobody_and_the_next_one_runs(tmp_path):
+    result = typed(tmp_path, "train.py", "-m", *DDP, "optim=adam", "optim.lr=1e30,0.001")
+    assert result.returncode == 1
+    states = [json.loads(file.read_text())["status"] for file in tmp_path.glob("outputs/runs/*/summary.json")]
+    assert sorted(states) == ["done", "failed"]
+    assert "DivergedError" in result.stdout
+    assert not processes_of(tmp_path / "outputs")
+
+
+def test_when_the_driver_is_killed_nobody_is_left_and_the_sweep_goes_on(swept, tmp_path):
+    output = tmp_path / "outputs"
+    words = [str(ROOT / "train.py"), "-m", *DDP, "optim=sgd,adam", f"output_dir={output}"]
+    environment = os.environ | ONE_THREAD
+    driver = subprocess.Popen([sys.executable, *words], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(output.glob("runs/*/metrics.csv")):
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    driver.kill()
+    driver.wait()
+    while processes_of(output):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert json.loads((only_run(output) / "summary.json").read_text())["status"] == "interrupted"  # told by SIGTERM
+    result = typed(tmp_path, *words)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for name, one in summaries(swept).items():
+        assert summaries(output)[name]["metrics"] == one["metrics"]
+
+
+def test_a_signal_to_the_driver_saves_and_stops(tmp_path):
+    output = tmp_path / "outputs"
+    words = [str(ROOT / "train.py"), "-m", *DDP, "optim=sgd,adam", f"output_dir={output}", "trainer.max_epochs=50"]
+    environment = os.environ | ONE_THREAD
+    driver = subprocess.Popen([sys.executable, *words], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(output.glob("runs/*/metrics.csv")):
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=60) == 143
+    assert json.loads((only_run(output) / "summary.json").read_text())["status"] == "interrupted"
+    assert not processes_of(output)
