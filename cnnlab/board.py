@@ -60,5 +60,7 @@ class TensorBoard(TensorBoardLogger):
         """The configuration is in .hydra/; hparams.yaml would repeat it."""
 
     def finalize(self, status: str) -> None:
-        """Lightning calls this after fit and after every test."""
+        """Lightning calls this after fit, after every test, and when one of them has failed."""
         self.experiment.flush()
+        if status == "failed":
+            self.experiment.close()

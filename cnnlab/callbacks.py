@@ -121,8 +121,6 @@ class Records(Checkpoint):
                 mine = {"sums": total if trainer.is_global_zero else torch.zeros_like(total)}
             cast(Classifier, pl_module).sums.values = mine["sums"].to(pl_module.device)
             self.lr, self.started = state["lr"], time.perf_counter() - state["elapsed"]
-            if self.rows:
-                self.stop_if_told(trainer)
 
     # ---------------------------------------------------------------------------------------------- while training
 

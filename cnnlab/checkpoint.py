@@ -16,11 +16,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
-from cnnlab.records import atomic_path, log, write_text
-
-
-class CheckpointError(Exception):
-    """A checkpoint that is not what was written, or does not fit."""
+from cnnlab.records import CheckpointError, atomic_path, log, write_text
 
 
 class CheckpointFiles(CheckpointIO):

@@ -29,6 +29,7 @@ from cnnlab.config import (
     refuse,
 )
 from cnnlab.data.folder import UNREADABLE, pictures_in, read_picture
+from cnnlab.records import CheckpointError
 from cnnlab.report.runs import checked
 
 OVERRIDES: dict[str, Any] = {"nargs": "*", "metavar": "group=option or key=value", "help": "as for train.py"}
@@ -47,7 +48,12 @@ def other_configuration(config: DictConfig, summary: dict[str, Any], typed: list
     if wrong := [word for word in typed if not word.startswith(allowed)]:
         raise UserError(f"{wrong[0]}: only data, norm and test_flips can differ from the run. Type one of those.")
     replaced = {word[:4] for word in typed if word.startswith(("data=", "norm="))}
-    own = [word for word in summary["overrides"] if word.startswith(allowed) and word[:4] not in replaced]
+    own = [f"{group}={summary['choices'][group]}" for group in ("data", "norm") if group not in replaced]
+    own += [
+        f"{path}={value}"
+        for path, value in summary["changes"].items()
+        if path.startswith(("data.", "norm.")) and path[:4] not in replaced
+    ]
     made = configuration([*own, *typed])
     if not any(word.startswith("data") for word in typed):
         made.data = config.data
@@ -59,6 +65,13 @@ def other_configuration(config: DictConfig, summary: dict[str, Any], typed: list
     for path, value in leaves({"data": plain(made.data), "norm": plain(made.norm)}):
         check_value(path, value, defaults.get(path))
     return made
+
+
+def checked_source(config: DictConfig) -> Any:
+    """The data of a run, which must still be there."""
+    source = data_source(config.data)
+    source.check()
+    return source
 
 
 def fetch(arguments: argparse.Namespace) -> None:
@@ -111,6 +124,8 @@ def show(arguments: argparse.Namespace) -> None:
     if len(arguments.overrides) == 1 and Path(arguments.overrides[0]).is_dir():
         show_run(Path(arguments.overrides[0]), arguments.picture)
         return
+    if arguments.num < 1:
+        raise UserError(f"--num {arguments.num} is not allowed. Type a number from 1.")
     config = configuration(arguments.overrides)
     check(config)
     from cnnlab.data.images import load_once
@@ -142,7 +157,8 @@ def show_run(path: Path, picture: Path | None) -> None:
     from cnnlab.trained import open_run
 
     model, config, _ = open_run(path)
-    test = load_once(data_source(config.data)).test
+    data = load_once(checked_source(config))
+    test = data.test
     if picture is None:
         pixels, name, label = test.pixels[:1], "the first test image", model.classes[test.labels[0]]
     else:
@@ -159,8 +175,10 @@ def show_run(path: Path, picture: Path | None) -> None:
         explain.draw_feature_maps(folder / "feature_maps.png", seen, layers)
     said = f"{name} ({label}): {model.classes[place]}, {share:.3f}"
     explain.draw_occlusion(folder / "occlusion.png", seen, explain.occlusion(model, given, int(place)), said)
-    predicted, labels, _ = RunDirectory(path).predictions()
-    explain.draw_confused(folder / "confused.png", test.pixels.transpose(0, 2, 3, 1), labels, predicted, model.classes)
+    if summary["status"] == "done" and summary["data"]["fingerprint"] == data.fingerprint:
+        predicted, labels, _ = RunDirectory(path).predictions()
+        seen_in_test = test.pixels.transpose(0, 2, 3, 1)
+        explain.draw_confused(folder / "confused.png", seen_in_test, labels, predicted, model.classes)
     print(said)
     for file in ("filters", "feature_maps", "occlusion", "confused"):
         if (folder / f"{file}.png").exists():
@@ -174,8 +192,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     config = OmegaConf.load(arguments.run / ".hydra" / "config.yaml")
     assert isinstance(config, DictConfig)
     chosen = other_configuration(config, summary, typed)
-    source = data_source(chosen.data)
-    source.check()
+    source = checked_source(chosen)
     if source.image_size != (size := summary["data"]["image_size"]):
         raise UserError(
             f"The run takes images of {size} pixels, and these have {source.image_size}. Type data of {size}."
@@ -244,7 +261,7 @@ def export(arguments: argparse.Namespace) -> None:
     model = model.float32_on_cpu()
     path = arguments.out or arguments.run / {"onnx": "model.onnx", "torch": "model.pt2"}[arguments.format]
     path.parent.mkdir(parents=True, exist_ok=True)
-    test = load_once(data_source(config.data)).test
+    test = load_once(checked_source(config)).test
     about = {"run": summary["run"], "test/acc": summary.get("metrics", {}).get("test/acc"), **summary["environment"]}
     pixels = torch.from_numpy(test.pixels[:1000])
     difference = export(model, path, arguments.format, about, pixels)
@@ -275,7 +292,8 @@ def compare(arguments: argparse.Namespace) -> None:
     print("\n".join(compare.compare(first, second)))
     labels = compare.names(first, second)
     print(f"Curves: {arguments.out}")
-    pictures.comparison(arguments.out, dict(zip(labels, (first, second), strict=True)))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    pictures.comparison(arguments.out, list(zip(labels, (first, second), strict=True)))
 
 
 def ls(arguments: argparse.Namespace) -> None:
@@ -369,5 +387,9 @@ def main() -> None:
         arguments.function(arguments)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(refuse(error))
-    except PermissionError as error:
-        sys.exit(refuse(UserError(f"{error.filename} cannot be written ({error.strerror}). Type another folder.")))
+    except CheckpointError as error:
+        sys.exit(refuse(UserError(f"{error}. Train the run anew: rerun=true.")))
+    except OSError as error:
+        if error.errno is None:
+            raise
+        sys.exit(refuse(UserError(f"{error.filename} cannot be read or written ({error.strerror}).")))

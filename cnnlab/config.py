@@ -26,7 +26,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -331,6 +330,11 @@ def check(config: DictConfig) -> None:
     if missing := sorted(OmegaConf.missing_keys(_ours(config))):
         raise UserError(f"{missing[0]} must be given, and was not. Type {missing[0]}=VALUE.")
     job = job_config(config)
+    for group in GROUPS:
+        for name, node in job[group].items() if group in LISTED else [(group, job[group])]:
+            if not isinstance(node, dict) or "_target_" not in node:
+                what = f"{group}.{name}" if group in LISTED else group
+                raise UserError(f"{what} is no option. {group} offers {', '.join(options(group))}; type {group}=...")
     check_targets(job)
     if not isinstance(job["checkpoint"], dict):
         raise UserError("checkpoint has the knobs checkpoint.every_n_steps and checkpoint.every_n_minutes. Type those.")
@@ -454,19 +458,26 @@ def _typed(value: Any) -> str:
     return json.dumps(value, separators=(",", ":")).replace('"', "")
 
 
+SEARCH = ".OptunaSweeper"
+
+
 class Checks(Callback):
     """Composes and checks every job before the first one starts; prints the table of a sweep after the last one."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         exit_on_user_error(check, config)
+        if config.hydra.sweeper._target_.endswith(SEARCH):
+            sys.exit(refuse(UserError("A search has many runs. Type python train.py -m hydra/sweeper=optuna.")))
         if config.plan:
             exit_on_user_error(print_plan, [config], [Path(config.hydra.run.dir)])
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        self.searches = config.hydra.sweeper._target_.endswith(".OptunaSweeper")
+        self.searches = config.hydra.sweeper._target_.endswith(SEARCH)
         if self.searches:
             exit_on_user_error(self.check_search, config)
-            self.directories = []  # of the jobs as they start
+            from cnnlab import search
+
+            self.directories = search.directories  # which the search fills
             return
         jobs = exit_on_user_error(self.check_jobs, config)
         directories = [Path(job.hydra.sweep.dir, job.hydra.sweep.subdir) for job in jobs]
@@ -474,22 +485,21 @@ class Checks(Callback):
             exit_on_user_error(print_plan, jobs, directories)
         self.directories = list(dict.fromkeys(directories))
 
-    def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        if config.hydra.mode == RunMode.MULTIRUN and self.searches:
-            path = Path(os.path.relpath(config.hydra.runtime.output_dir))
-            self.directories = list(dict.fromkeys([*self.directories, path]))
-
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        from cnnlab import search
         from cnnlab.report import page, table
         from cnnlab.report.runs import read
         from cnnlab.report.sweep import Sweep
 
-        all_done = table.print_table(self.directories)
-        sweep = Sweep(*read(path for path in self.directories if (path / "summary.json").exists()))
-        if sweep.ranking:
-            print(sweep.answer())
-            print(f"Report: {os.path.relpath(page.write(sweep, page.default_folder(self.directories)))}")
-        if not all_done and not (self.searches and sweep.ranking):  # a search gives runs up, and bears bad ones
+        def report() -> bool:
+            all_done = table.print_table(self.directories)
+            sweep = Sweep(*read(path for path in self.directories if (path / "summary.json").exists()))
+            if sweep.ranking:
+                print(search.answer() if self.searches else sweep.answer())
+                print(f"Report: {os.path.relpath(page.write(sweep, page.default_folder(self.directories)))}")
+            return all_done or bool(self.searches and sweep.ranking)  # a search gives runs up, and bears bad ones
+
+        if not exit_on_user_error(report):
             sys.exit(1)
 
     def check_search(self, config: DictConfig) -> None:
@@ -501,7 +511,7 @@ class Checks(Callback):
                 "A search decides its runs as it goes: there is no plan to show. Type it without plan=true."
             )
         for corner in search.of_config(config).corners():
-            check(GlobalHydra.instance().config_loader().load_sweep_config(config, corner))
+            search.check_trial(GlobalHydra.instance().config_loader().load_sweep_config(config, corner))
 
     def check_jobs(self, config: DictConfig) -> list[DictConfig]:
         """Every job of a sweep, in order, composed and checked.
@@ -512,8 +522,9 @@ class Checks(Callback):
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
         loader = GlobalHydra.instance().config_loader()
+        parser = OverridesParser.create(loader)
         swept = [f"{key}={values}" for key, values in (config.hydra.sweeper.get("params") or {}).items()]
-        overrides = OverridesParser.create().parse_overrides([*swept, *config.hydra.overrides.task])
+        overrides = parser.parse_overrides([*swept, *config.hydra.overrides.task])
         composed: dict[tuple[str, ...], DictConfig] = {}
         jobs = [tuple(job) for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]]
         for job in jobs:
@@ -550,7 +561,7 @@ def exit_on_user_error(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(refuse(error))
-    except Exception:  # Hydra turns whatever a callback raises into a warning, and would start the run unchecked
+    except Exception:  # Hydra turns whatever a callback raises into a warning, and goes on as if nothing had happened
         traceback.print_exc()
         sys.exit(1)
 

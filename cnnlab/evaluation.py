@@ -126,7 +126,7 @@ def print_evaluation(found: Evaluation, classes: Sequence[str]) -> None:
         table.add_column(name, justify="left" if name == "class" else "right")
     for name, num, recall, precision in per_class(found, classes):
         table.add_row(name, f"{num:,}", f"{recall:.4f}", f"{precision:.4f}")
-    Console(width=None if os.isatty(1) else 100).print(table)
+    Console(markup=False, width=None if os.isatty(1) else 100).print(table)
     print(
         f"{len(found.correct):,} images: loss {found.loss:.4f}, accuracy {found.accuracy:.4f}, expected calibration "
         f"error {found.calibration_error:.4f}"
@@ -185,4 +185,4 @@ def print_corruptions(found: Mapping[str, Sequence[float]], clean: float) -> Non
     table = Table("corruption", "without", *("1", "2", "3", "4", "5"), title="accuracy, by strength")
     for kind, accuracies in found.items():
         table.add_row(kind, *(f"{value:.4f}" for value in (clean, *accuracies)))
-    Console(width=None if os.isatty(1) else 100).print(table)
+    Console(markup=False, width=None if os.isatty(1) else 100).print(table)

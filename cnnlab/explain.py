@@ -27,7 +27,8 @@ def feature_maps(model: Trained, pixels: Tensor) -> list[tuple[str, np.ndarray]]
         if isinstance(layer, nn.Conv2d)
     ]
     try:
-        model(pixels.to(next(model.parameters()).device))
+        with model.precision():
+            model.network(model.norm(model.cropped(pixels.to(next(model.parameters()).device))))
     finally:
         for hook in hooks:
             hook.remove()

@@ -56,9 +56,12 @@ def run_job(config: DictConfig, run: RunDirectory, about: dict[str, Any], settin
 def train_and_record(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> int:
     """Train in this process."""
     with run.logged():
+        before = run.summary()
         try:
             train(config, run, about)
         except UserError:
+            if before:
+                run.write_summary(before)
             raise
         except Interrupted as stop:
             reason = {"type": type(stop).__name__, "message": str(stop)}

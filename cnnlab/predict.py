@@ -63,4 +63,4 @@ def print_predictions(predictions: Sequence[Prediction], form: str) -> None:
         for one in predictions:
             others = ", ".join(f"{label} {share:.3f}" for label, share in one["top"][1:])
             table.add_row(one["path"], one["label"], f"{one['probability']:.3f}", others)
-        Console(width=None if os.isatty(1) else 160).print(table)
+        Console(markup=False, width=None if os.isatty(1) else 160).print(table)

@@ -72,6 +72,10 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text)
 
 
+class CheckpointError(Exception):
+    """A checkpoint that is not what was written, or does not fit."""
+
+
 class BusyError(Exception):
     """Another process holds the run directory."""
 

@@ -100,10 +100,10 @@ def fit_and_test(trainer: Trainer, classifier: Classifier, datamodule: ImageData
     predicted, confidence = (values.numpy() for values in classifier.predictions())
     if trainer.is_global_zero:
         shown = datamodule.data.test
-        records.run.write_predictions(predicted, shown.labels, confidence)
+        labels = shown.labels[: len(predicted)]  # with trainer.limit_test_batches they are not all
+        records.run.write_predictions(predicted, labels, confidence)
         pixels = shown.pixels.transpose(0, 2, 3, 1)
-        file = records.run.path / "mistakes.png"
-        pictures.mistakes(file, pixels, shown.labels, predicted, confidence, shown.classes)
+        pictures.mistakes(records.run.path / "mistakes.png", pixels, labels, predicted, confidence, shown.classes)
     return {
         "status": "done",
         "selected_on": records.monitor,

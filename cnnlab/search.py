@@ -1,21 +1,24 @@
 """hydra/sweeper=optuna: a search, in which Optuna proposes the next run by what the earlier ones have reached.
 
 The study is stored nowhere. A run is its configuration and Optuna's sampler is seeded, so the same command proposes the
-same trials in the same order; those that are done answer at once, and an interrupted search goes on where it was.
-Takes no torch, and Optuna only when a search starts.
+same trials in the same order and learns the same from the rows of those that are there already. Takes no torch, and
+Optuna only when a search starts.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.config import UserError
+from cnnlab.config import UserError, check
 from cnnlab.records import Row, RunDirectory
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 NO_OPTUNA = "hydra/sweeper=optuna needs the package optuna, which is not installed. Type pip install optuna."
 
+directories: list[Path] = []  # of the trials' runs
 _hopeless: Callable[[Sequence[Row]], bool] | None = None
 
 
@@ -33,15 +37,46 @@ def hopeless(rows: Sequence[Row]) -> bool:
 
 
 def of_config(config: DictConfig) -> Search:
-    """The search of a composed configuration: what is typed comes before the search space in its file."""
+    """The search of a composed configuration.
+
+    What is typed comes before the search space in the sweeper's file: of that, a key which is typed, and a knob which
+    the typed option of its group does not have, is left out.
+    """
     sweeper = config.hydra.sweeper
-    if not isinstance(sweeper.num_trials, int) or sweeper.num_trials < 1:
-        raise UserError(f"hydra.sweeper.num_trials={sweeper.num_trials} is not allowed. Type a number from 1.")
+    for name, lowest in (("num_trials", 1), ("seed", 0), ("prune_after", 1)):
+        value = sweeper[name]
+        if not ((isinstance(value, int) and value >= lowest) or (value is None and name == "prune_after")):
+            raise UserError(f"hydra.sweeper.{name}={value} is not allowed. Type a number from {lowest}.")
+    if sweeper.params is not None and not isinstance(sweeper.params, DictConfig):
+        raise UserError(f"hydra.sweeper.params={sweeper.params} is no search space. Type hydra.sweeper.params=null.")
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    typed = parser.parse_overrides(list(config.hydra.overrides.task))
+    keys = {override.key_or_group for override in typed}
+    ready = {str(key): value for key, value in (sweeper.params or {}).items() if key not in keys}
+    kept = [f"{key}={value}" for key, value in ready.items() if key.partition(".")[0] not in keys or _has(config, key)]
+    return Search([*parser.parse_overrides(kept), *typed], sweeper.seed, sweeper.prune_after)
+
+
+def _has(config: DictConfig, path: str) -> bool:
+    parent, _, name = path.rpartition(".")
+    node = OmegaConf.select(config, parent)
+    return isinstance(node, DictConfig) and name in node
+
+
+def check_trial(config: DictConfig) -> None:
+    """Raises: UserError for a configuration that cannot work, in a search or at all."""
+    check(config)
     if not config.val_fraction:
         raise UserError("A search chooses by held-out images, and with val_fraction=0 there are none.")
-    space = [f"{key}={values}" for key, values in (sweeper.params or {}).items()]
-    overrides = OverridesParser.create().parse_overrides([*space, *config.hydra.overrides.task])
-    return Search(overrides, sweeper.seed, sweeper.prune_after)
+
+
+def answer() -> str:
+    """The best trial so far, in one sentence. It is chosen by held-out images: on test images it is no winner."""
+    done = [run for run in map(RunDirectory, directories) if run.summary().get("status") == "done"]
+    best = max(done, key=lambda run: run.summary()["metrics"]["val/acc"]).summary()
+    knobs = ", ".join(f"{path}={value}" for path, value in best["changes"].items())
+    accuracy = f"{best['metrics']['val/acc']:.4f} on held-out images, {best['metrics']['test/acc']:.4f} on test images"
+    return f"The best of {len(directories)} trials by held-out images: {knobs}: {accuracy}."
 
 
 class Search:
@@ -53,9 +88,10 @@ class Search:
             holds for all trials.
         seed: of the sampler, Optuna's tree-structured Parzen estimator (J. Bergstra et al., 2011).
         prune_after: from this epoch on a run is given up when its best accuracy on held-out images so far is below the
-            median of the earlier trials' (Optuna's MedianPruner, after five trials); None: never.
+            median of the trials that were finished before, at this epoch, if there are five (Optuna's MedianPruner);
+            None: never.
 
-    Raises: UserError if nothing is varied or Optuna is not there.
+    Raises: UserError if nothing is varied, or something in an impossible way, or if Optuna is not there.
     """
 
     def __init__(self, overrides: Sequence[Override], seed: int, prune_after: int | None):
@@ -63,46 +99,52 @@ class Search:
             import optuna
         except ImportError as error:
             raise UserError(NO_OPTUNA) from error
-        latest = {override.get_key_element(): override for override in overrides}
-        self.space = {key: override for key, override in latest.items() if override.is_sweep_override()}
+        self.varied = {o.get_key_element(): o for o in overrides if o.is_sweep_override()}
         self.fixed = [
-            f"{key}={override.get_value_element_as_str()}" for key, override in latest.items() if key not in self.space
+            f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in overrides if not o.is_sweep_override()
         ]
-        if not self.space:
+        if not self.varied:
             raise UserError("A search needs something to vary. Type for example 'optim.lr=interval(0.001,0.1)'.")
+        if "seed" in self.varied:
+            raise UserError("A search does not vary the seed: it would choose the luckiest. Type hydra.sweeper.seed=1.")
+        self.space = {key: _distribution(override) for key, override in self.varied.items()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        pruner = optuna.pruners.MedianPruner(n_warmup_steps=prune_after) if prune_after else None
+        pruners = optuna.pruners
         self.study = optuna.create_study(
             direction="maximize",
             sampler=optuna.samplers.TPESampler(seed=seed),
-            pruner=pruner or optuna.pruners.NopPruner(),
+            pruner=pruners.MedianPruner(n_warmup_steps=prune_after) if prune_after else pruners.NopPruner(),
         )
 
     def corners(self) -> list[list[str]]:
-        """The ends of the search space, as overrides: the first value of everything, then one other at a time."""
-        values = {key: _ends(override) for key, override in self.space.items()}
+        """Trials to be checked: the first value of everything, then one other at a time."""
+        values = {key: _examples(override) for key, override in self.varied.items()}
         first = {key: of_key[0] for key, of_key in values.items()}
         changed = [first | {key: value} for key, of_key in values.items() for value in of_key[1:]]
         return [self.typed(corner) for corner in (first, *changed)]
 
     def typed(self, values: Mapping[str, Any]) -> list[str]:
-        return [*self.fixed, *(f"{key}={_text(value)}" for key, value in values.items())]
+        return [*self.fixed, *(f"{key}={_text(value, self.varied[key])}" for key, value in values.items())]
 
     def propose(self) -> tuple[Trial, list[str]]:
         """The next trial, and the overrides of its run."""
-        trial = self.study.ask({key: _distribution(override) for key, override in self.space.items()})
+        trial = self.study.ask(self.space)
         return trial, self.typed(trial.params)
+
+    def was_hopeless(self, trial: Trial, run: RunDirectory) -> bool:
+        """Whether what there is already of a run would have been given up, after whichever epoch.
+
+        So a trial counts as it did at first, though its run may have been trained to the end since.
+        """
+        if not (run.path / "metrics.csv").exists():
+            return False
+        return self._judged(trial, run.metrics(), finished=run.summary().get("status") == "done")
 
     @contextmanager
     def watching(self, trial: Trial) -> Iterator[None]:
         """Within the block, the run of the trial asks after every epoch whether it is hopeless."""
         global _hopeless
-
-        def report_and_ask(rows: Sequence[Row]) -> bool:
-            self._report(trial, rows)
-            return bool(trial.should_prune())
-
-        _hopeless = report_and_ask
+        _hopeless = lambda rows: self._judged(trial, rows)  # noqa: E731  it is this trial's
         try:
             yield
         finally:
@@ -113,37 +155,67 @@ class Search:
         from optuna.trial import TrialState
 
         summary = run.summary()
-        if summary["status"] == "done":
-            self._report(trial, run.metrics())
+        if summary.get("status") == "done":
+            self._judged(trial, run.metrics(), finished=True)
             self.study.tell(trial, summary["metrics"]["val/acc"])
-        elif summary.get("error", {}).get("type") in ("Pruned", "DivergedError"):
+        elif summary.get("error", {}).get("type") == "DivergedError":
             self.study.tell(trial, state=TrialState.PRUNED)
+        elif summary.get("error", {}).get("type") == "Pruned":
+            self.give_up(trial)
         else:
             self.study.tell(trial, state=TrialState.FAIL)
 
-    def _report(self, trial: Trial, rows: Sequence[Row]) -> None:
+    def give_up(self, trial: Trial) -> None:
+        from optuna.trial import TrialState
+
+        self.study.tell(trial, state=TrialState.PRUNED)
+
+    def _judged(self, trial: Trial, rows: Sequence[Row], finished: bool = False) -> bool:
+        """Report the rows that are new, one by one, until one is hopeless; the last epoch of a run never is."""
         known = self.study.trials[trial.number].intermediate_values
         for row in rows:
-            if (epoch := int(row["epoch"])) not in known:
-                trial.report(row["val/acc"], epoch)
+            if int(row["epoch"]) not in known:
+                trial.report(row["val/acc"], int(row["epoch"]))
+                if not (finished and row is rows[-1]) and trial.should_prune():
+                    return True
+        return False
 
 
-def _ends(override: Override) -> list[Any]:
+def _examples(override: Override) -> list[Any]:
+    """The ends of an interval and something between them; everything else as it is listed."""
     sweep = override.value()
-    return [sweep.start, sweep.end] if isinstance(sweep, IntervalSweep) else list(override.sweep_string_iterator())
+    if not isinstance(sweep, IntervalSweep):
+        return list(override.sweep_string_iterator())
+    start, end = cast(Any, sweep.start), cast(Any, sweep.end)
+    if isinstance(start, int):
+        return [start, end]
+    middle = (start + end) / 2
+    uneven = math.floor(middle) + 0.5 if end - start >= 2 else middle  # refused where whole numbers are wanted
+    return [start, end, uneven]
 
 
 def _distribution(override: Override) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     sweep = override.value()
-    if not isinstance(sweep, IntervalSweep):
-        return CategoricalDistribution(list(override.sweep_string_iterator()))
-    start: Any = sweep.start
-    kind = IntDistribution if isinstance(start, int) else FloatDistribution
-    return kind(start, cast(Any, sweep.end), log="log" in sweep.tags)
+    try:
+        if not isinstance(sweep, IntervalSweep):
+            return CategoricalDistribution(list(override.sweep_string_iterator()))
+        start, end = cast(Any, sweep.start), cast(Any, sweep.end)
+        kind = IntDistribution if isinstance(start, int) else FloatDistribution
+        return kind(start, end, log="log" in sweep.tags)
+    except ValueError as error:
+        raise UserError(f"{override.input_line} cannot be searched: {error}") from error
 
 
-def _text(value: Any) -> str:
-    """As it is typed; three digits are enough, and make a name that one can read."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _text(value: Any, override: Override) -> str:
+    """As it is typed; a thousandth of an interval, or three digits on a logarithmic scale, make a name one can read."""
+    sweep = override.value()
+    if not isinstance(value, float) or not isinstance(sweep, IntervalSweep) or value in (sweep.start, sweep.end):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    start, end = cast(float, sweep.start), cast(float, sweep.end)
+    if "log" in sweep.tags:
+        rounded = float(f"{value:.3g}")
+    else:
+        rounded = round(value, 2 - math.floor(math.log10(end - start)))
+    return f"{min(max(rounded, start), end):.6g}"

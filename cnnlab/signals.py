@@ -40,7 +40,7 @@ class Pruned(Interrupted):
     """The run has been saved and stops, because the search that started it gives it up."""
 
     def __init__(self) -> None:
-        Exception.__init__(self, "given up: half of the search's earlier trials were better by this epoch")
+        Exception.__init__(self, "given up: half of the search's finished trials were better by this epoch")
 
     exit_status = 0
 

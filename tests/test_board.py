@@ -55,7 +55,10 @@ def board(sweep) -> Iterator[str]:
 
 
 def asked(address: str, path: str, body: dict | None = None):
-    request = urllib.request.Request(f"{address}/{path}", data=json.dumps(body).encode() if body is not None else None)
+    request = urllib.request.Request(f"{address}/{path}")
+    if body is not None:
+        request.data = json.dumps(body).encode()
+        request.add_header("Content-Type", "application/json")
     with urllib.request.urlopen(request) as answer:
         return json.loads(answer.read())
 

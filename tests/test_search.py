@@ -39,11 +39,55 @@ def test_the_space_is_what_hydra_reads():
     assert all(isinstance(params["model.hidden"], int) and 50 <= params["model.hidden"] <= 500 for params in proposed)
 
 
+def test_the_ready_space_gives_way_to_what_is_typed(composed_search):
+    keys = composed_search().varied.keys()
+    assert keys == {"optim.lr", "batch_size", "model.dropout", "sched.gamma"}
+    assert composed_search("sched=cosine").varied.keys() == keys - {"sched.gamma"}
+    assert composed_search("model=linear", "++batch_size=128").varied.keys() == keys - {"model.dropout", "batch_size"}
+    narrowed = composed_search("optim.lr=interval(0.01,0.02)")
+    assert narrowed.space["optim.lr"].low == 0.01
+    assert composed_search("hydra.sweeper.params=null", "optim=glob(*)").space["optim"].choices[0] == "adadelta"
+
+
+@pytest.fixture
+def composed_search():
+    """The search of `python train.py -m hydra/sweeper=optuna WORDS`."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    from cnnlab.config import CONF
+    from cnnlab.search import of_config
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield lambda *words: of_config(
+            GlobalHydra.instance()
+            .config_loader()
+            .load_configuration("train", ["hydra/sweeper=optuna", *words], run_mode=RunMode.MULTIRUN)
+        )
+
+
+@pytest.mark.parametrize(
+    ("typed", "values"),
+    [
+        ("decay=interval(0.99,0.9999)", {0.99: "0.99", 0.9999: "0.9999", 0.99876543: "0.99877", 0.99989999: "0.9999"}),
+        ("lr=tag(log,interval(0.0001,1))", {0.000123456: "0.000123", 0.99999: "1", 1.0: "1"}),
+        ("p=interval(0,0.5)", {0.0: "0", 0.123456: "0.123", 0.49999: "0.5"}),
+        ("h=int(interval(5,500))", {73: "73"}),
+    ],
+)
+def test_values_have_a_readable_length_and_stay_within(typed, values):
+    made = search(typed)
+    key = typed.partition("=")[0]
+    assert {value: made.typed({key: value})[0].partition("=")[2] for value in values} == values
+
+
 def test_corners_are_checked_before_the_first_run():
     made = search("optim.lr=interval(0.001,0.1)", "batch_size=choice(32,64,128)", "sched=exponential")
     assert made.corners() == [
         ["sched=exponential", "optim.lr=0.001", "batch_size=32"],
         ["sched=exponential", "optim.lr=0.1", "batch_size=32"],
+        ["sched=exponential", "optim.lr=0.0505", "batch_size=32"],
         ["sched=exponential", "optim.lr=0.001", "batch_size=64"],
         ["sched=exponential", "optim.lr=0.001", "batch_size=128"],
     ]
@@ -83,8 +127,21 @@ def test_what_is_worse_than_half_of_the_others_is_given_up(tmp_path, accuracy, g
     with made.watching(trial):
         assert not hopeless(rows[:1])
         assert hopeless(rows) == given_up
-        assert hopeless(rows) == given_up  # asked again after a kill
     assert not hopeless(rows)
+
+
+def test_a_run_that_was_given_up_counts_so_though_it_was_finished_later(tmp_path):
+    made = search("optim.lr=interval(0.001,0.1)", prune_after=2)
+    for _ in range(5):
+        trial, _ = made.propose()
+        made.conclude(trial, finished(tmp_path, [0.2, 0.5, 0.9]))
+    trial, _ = made.propose()
+    assert not made.was_hopeless(trial, RunDirectory(tmp_path / "new"))
+    assert made.was_hopeless(trial, finished(tmp_path, [0.2, 0.3, 0.95]))
+    made.give_up(trial)
+    last, _ = made.propose()
+    assert not made.was_hopeless(last, finished(tmp_path, [0.6, 0.6, 0.1]))  # the last epoch is no reason
+    assert made.study.trials[trial.number].intermediate_values == {1: 0.2, 2: 0.3}
 
 
 def test_diverged_and_failed_runs_are_told_apart(tmp_path):
@@ -92,8 +149,9 @@ def test_diverged_and_failed_runs_are_told_apart(tmp_path):
     for error in ("DivergedError", "Pruned", "MemoryError"):
         trial, _ = made.propose()
         made.conclude(trial, finished(tmp_path, [0.5], status="failed", error={"type": error, "message": ""}))
+    made.conclude(made.propose()[0], RunDirectory(tmp_path / "refused"))
     states = [trial.state for trial in made.study.trials]
-    assert states == [TrialState.PRUNED, TrialState.PRUNED, TrialState.FAIL]
+    assert states == [TrialState.PRUNED, TrialState.PRUNED, TrialState.FAIL, TrialState.FAIL]
 
 
 def test_mistakes_are_one_paragraph(command, monkeypatch):
@@ -103,6 +161,12 @@ def test_mistakes_are_one_paragraph(command, monkeypatch):
         (("val_fraction=0",), "there are none"),
         (("plan=true",), "there is no plan to show"),
         (("hydra.sweeper.num_trials=0",), "num_trials=0 is not allowed"),
+        (("hydra.sweeper.prune_after=-1",), "prune_after=-1 is not allowed"),
+        (("seed=range(3)",), "does not vary the seed"),
+        (("optim.weight_decay=tag(log,interval(0,0.1))",), "cannot be searched"),
+        (("optim.lr=interval(0.1,0.001)",), "cannot be searched"),
+        (("batch_size=interval(16,64)",), "is not a whole number"),
+        (("val_fraction=0.1,0",), "there are none"),
     ):
         result = command("-X", "importtime", "train.py", "-m", "hydra/sweeper=optuna", "data=shapes", *words)
         assert (result.returncode, result.stdout) == (2, ""), result.stderr[-500:]
@@ -126,7 +190,9 @@ def test_a_search_ends_in_a_report_and_bears_bad_runs(command, tmp_path):
     )
     result = command(*words)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert re.search(r" has the highest.*\nReport: outputs/runs/report-\w+/report.html", result.stdout)
+    assert re.search(
+        r"The best of 4 trials by held-out images: .*\nReport: outputs/runs/report-\w+/report.html", result.stdout
+    )
     runs, _ = read(find([tmp_path / "outputs"]))
     assert {run.summary.get("error", {}).get("type") for run in runs} == {None, "DivergedError"}
     assert result.stdout.count("failed: outputs") == sum(not run.done for run in runs)

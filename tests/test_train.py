@@ -288,8 +288,9 @@ def test_every_option_trains_one_batch(tmp_path, group, option):
 
 
 def test_debug_one_batch_and_profile(tmp_path):
-    summary = train_here(tmp_path / "one", "debug=one_batch", "trainer.max_epochs=1")
+    summary = train_here(tmp_path / "one", "debug=one_batch", "trainer.max_epochs=1", "data.num_test=600")
     assert summary["epochs_done"] == 1
+    assert [len(values) for values in RunDirectory(tmp_path / "one").predictions()] == [500, 500, 500]  # of 600
     train_here(tmp_path / "profile", "debug=profile")
     assert "run_training_batch" in (tmp_path / "profile" / "fit-profile.txt").read_text()
 

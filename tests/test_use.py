@@ -226,6 +226,9 @@ def test_what_a_run_has_learned_is_shown(trained, command):
     assert result.returncode == 0, result.stderr
     shown = [Path(line) for line in result.stdout.splitlines()[1:]]
     assert [file.name for file in shown] == ["filters.png", "feature_maps.png", "occlusion.png", "confused.png"]
+    model, _, _ = open_run(trained["crops"])  # with test_flips
+    maps = explain.feature_maps(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    assert [(name, values.shape[0]) for name, values in maps] == [("conv1", 16), ("conv2", 16), ("conv3", 16)]
     for file in shown:
         with Image.open(file) as picture:
             assert min(picture.size) > 50

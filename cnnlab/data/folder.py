@@ -10,6 +10,7 @@ import functools
 import hashlib
 import math
 import os
+import struct
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -85,7 +86,7 @@ class ImageFolder:
         folders = [folder for folder in os.scandir(self.root / part) if folder.is_dir() and folder.name[0] != "."]
         return {
             folder.name: sorted(
-                (file for file in os.scandir(folder) if file.name.lower().endswith(SUFFIXES)),
+                (file for file in os.scandir(folder) if is_picture(file)),
                 key=lambda file: file.name,
             )
             for folder in sorted(folders, key=lambda folder: folder.name)
@@ -103,10 +104,18 @@ class ImageFolder:
         if not known.exists():
             content = hashlib.sha256(f"{self.image_size} {self.unreadable}".encode())
             for file in files:
-                content.update(f"\0{Path(file.path).relative_to(self.root)}\0".encode() + Path(file.path).read_bytes())
+                content.update(f"\0{Path(file.path).relative_to(self.root)}\0".encode() + self._content(file))
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(known, content.hexdigest())
         return known.read_text()
+
+    def _content(self, file: os.DirEntry[str]) -> bytes:
+        try:
+            return Path(file.path).read_bytes()
+        except OSError as error:
+            if self.unreadable == "skip":
+                return b""
+            raise UserError(f"{file.path} cannot be read ({error.strerror}). Replace or delete it.") from error
 
     def load(self) -> DataSet:
         """Read the cached arrays; decode the pictures if there are none."""
@@ -150,8 +159,15 @@ class ImageFolder:
             ) from error
 
 
+def is_picture(file: os.DirEntry[str]) -> bool:
+    return file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".") and file.is_file()
+
+
 # what Pillow raises for a file that is no picture, or half of one
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read_picture` refuses such pictures
 
 
@@ -169,7 +185,7 @@ def read_picture(path: str | Path, image_size: int) -> np.ndarray:
         if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise ValueError(f"{picture.width} x {picture.height} pixels are more than {Image.MAX_IMAGE_PIXELS:,}")
         upright = ImageOps.exif_transpose(picture)
-        if upright.mode.startswith("I"):  # 16 bits of grey
+        if upright.mode.startswith("I;16"):  # bits of grey
             upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).round().astype(np.uint8))
         if upright.has_transparency_data:
             upright = upright.convert("RGBA")

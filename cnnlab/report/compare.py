@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def chosen(what: str, among: Path) -> Setting:
     if folder.is_dir():
         runs, _ = read(find([folder]))
     else:
-        wanted = dict(part.partition("=")[::2] for part in what.split(","))
+        wanted = dict(part.partition("=")[::2] for part in re.split(r",(?![^\[]*\])", what))
         runs, _ = read(find([among]))
         runs = [run for run in runs if all(run.value(name) == value for name, value in wanted.items())]
     groups = grouped(runs)
@@ -44,7 +45,8 @@ def chosen(what: str, among: Path) -> Setting:
 
 def names(first: Setting, second: Setting) -> list[str]:
     """What sets each apart from the other: "aug=cutmix", "aug=crop_flip"."""
-    differing = varied([first.runs[0], second.runs[0]])
+    apart = [name for (name, one), (_, other) in zip(first.apart, second.apart, strict=True) if one != other]
+    differing = varied([first.runs[0], second.runs[0]]) + apart or ["run"]
     return [", ".join(f"{name}={group.value(name)}" for name in differing) for group in (first, second)]
 
 
@@ -66,10 +68,15 @@ def compare(first: Setting, second: Setting) -> list[str]:
 
 
 def images(first: Sequence[Run], second: Sequence[Run]) -> str:
-    """McNemar's test on the predictions of the runs with the same seeds, together."""
+    """McNemar's test on the predictions of each two runs with the same seed.
+
+    Seeds are not put together: all have the same images, and their mistakes are not independent.
+    """
     by_seed = {run.seed: run for run in second}
-    pairs = [(run, by_seed[run.seed]) for run in first if run.seed in by_seed] or [(first[0], second[0])]
-    predicted: list[tuple[np.ndarray, ...]] = []
+    pairs = [(run, by_seed[run.seed]) for run in first if run.seed in by_seed]
+    if not pairs:
+        return "Image by image: not compared, as no run of one has the seed of a run of the other."
+    found = []
     for one, other in pairs:
         try:
             ours, labels, _ = RunDirectory(one.path).predictions()
@@ -78,9 +85,11 @@ def images(first: Sequence[Run], second: Sequence[Run]) -> str:
             return "Image by image: not known, as a run has no predictions.npz."
         if not np.array_equal(labels, their_labels):
             return "Image by image: not comparable, as the test images differ."
-        predicted.append((ours, theirs, labels))
-    found = mcnemar(*(np.concatenate(parts) for parts in zip(*predicted, strict=True)))
-    several = f" times {len(pairs)} seeds" if len(pairs) > 1 else ""
-    alone = f"only the first is right on {found.only_first:,}, only the second on {found.only_second:,}"
-    size = f"{len(predicted[0][2]):,} test images{several}"
-    return f"Image by image ({size}): {alone} (McNemar, exact, p = {found.p_value:.2g})."
+        found.append(mcnemar(ours, theirs, labels))
+    only = [sum(counts) / len(found) for counts in zip(*((f.only_first, f.only_second) for f in found), strict=True)]
+    p_values = sorted({f"{one.p_value:.2g}" for one in found}, key=float)
+    seeds = f", mean of {len(found)} seeds" if len(found) > 1 else ""
+    return (
+        f"Image by image ({len(labels):,} test images{seeds}): only the first is right on {only[0]:,.0f}, only the "
+        f"second on {only[1]:,.0f} (McNemar, exact, p = {' to '.join(p_values[:: len(p_values) - 1 or 1])})."
+    )

@@ -12,6 +12,7 @@ import io
 import math
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def write(sweep: Sweep, folder: Path, latex: bool = False) -> Path:
 
 def default_folder(paths: Sequence[Path]) -> Path:
     """Beside the runs: a folder named by which ones they are."""
+    paths = [path.resolve() for path in paths]
     digest = hashlib.sha256("\n".join(sorted(path.name for path in paths)).encode()).hexdigest()
     return Path(os.path.commonpath([path.parent for path in paths]), f"report-{digest[:8]}")
 
@@ -126,12 +128,8 @@ def commands(sweep: Sweep) -> list[str]:
         words = [word for word in runs[0].summary.get("overrides", []) if not word.startswith("seed=")]
         seeds = ",".join(str(seed) for seed in sorted(run.seed for run in runs))
         sweeping = ["-m"] if len(runs) > 1 else []
-        found.append(" ".join(["python train.py", *sweeping, *map(_quoted, words), f"seed={seeds}"]))
+        found.append(" ".join(["python train.py", *sweeping, *map(shlex.quote, words), f"seed={seeds}"]))
     return found
-
-
-def _quoted(word: str) -> str:
-    return word if re.fullmatch(r"[\w.=/+:,-]+", word) else f"'{word}'"
 
 
 def facts(sweep: Sweep) -> list[list[str]]:
@@ -234,13 +232,12 @@ def by_value(sweep: Sweep, axis: str) -> str:
     figures = []
     groups = sweep.alike(axis)
     if len(groups) > 1:
-        for part in ("train", groups[0].held_out):
-            name = {"train": "training", "val": "held-out"}.get(part, part)
+        for part, name in (("train", "training"), ("", "held-out")):
             with matplotlib.rc_context(STYLE):
                 figure = _figure(5.4, 3.9)
                 panel = figure.subplots()
                 for place, group in enumerate(groups):
-                    epochs, table = group.over_epochs(f"{part}/loss")
+                    epochs, table = group.over_epochs(f"{part or group.held_out}/loss")
                     color = matplotlib.colormaps["viridis"](place / max(len(groups) - 1, 1) * 0.92)
                     panel.plot(epochs, np.nanmean(table, axis=0), color=color, label=group.value(axis))
                 panel.set(xlabel="epoch", ylabel=f"{name} loss")
@@ -348,7 +345,8 @@ def page(sweep: Sweep) -> str:
         body += [
             "<h2>Curves</h2>",
             f"<figure>{curves(sweep)}</figure>",
-            "<p>Solid: held-out images; dashed: training. Bands span all seeds.</p>",
+            "<p>Solid: held-out images, or test images where none are held out; dashed: training. "
+            "Bands span all seeds.</p>",
         ]
         for axis in sweep.axes:
             table, numeric = effects_table(sweep, axis), sweep.is_numeric(axis)

@@ -43,16 +43,16 @@ def curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> None:
     save(figure, path)
 
 
-def comparison(path: Path, settings: Mapping[str, Setting]) -> None:
-    """Loss and accuracy of settings over epochs, by name: the mean over seeds and a band over all of them."""
+def comparison(path: Path, settings: Sequence[tuple[str, Setting]]) -> None:
+    """Loss and accuracy of named settings over epochs: the mean over seeds and a band over all of them."""
     figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, metric, label in zip(axes, ("loss", "acc"), ("cross-entropy", "accuracy"), strict=True):
-        for place, (name, setting) in enumerate(settings.items()):
+        for place, (name, setting) in enumerate(settings):
             for part, dashes in (("train", "--"), (setting.held_out, "-")):
                 epochs, table = setting.over_epochs(f"{part}/{metric}")
                 said = f"{name}, {PARTS[part][0]}"
-                axis.plot(epochs, np.nanmean(table, axis=0), dashes, color=f"C{place}", label=said)
+                axis.plot(epochs, np.nanmean(table, axis=0), dashes, color=f"C{place}", label=said, marker=".")
                 if len(table) > 1:
                     axis.fill_between(epochs, np.nanmin(table, 0), np.nanmax(table, 0), color=f"C{place}", alpha=0.15)
         axis.set(xlabel="epoch", ylabel=label)

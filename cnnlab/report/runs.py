@@ -15,6 +15,7 @@ from cnnlab.config import UserError, leaves
 from cnnlab.records import Row, RunDirectory
 
 NEEDED = ("run", "choices", "changes", "seed", "status")  # in the summary of a run of ours
+WHEN_DONE = ("metrics", "selected_on", "best_epoch", "train_seconds", "images_per_second", "confusion", "data")
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Run:
         data, environment = self.summary.get("data", {}), self.summary.get("environment", {})
         return (
             ("code", str(self.summary.get("code_digest", ""))[:12]),
-            ("data", str(data.get("fingerprint", ""))[:12]),
+            ("fingerprint", str(data.get("fingerprint", ""))[:12]),
             ("precision", str(environment.get("precision", ""))),
             ("device", str(environment.get("device", ""))),
             ("torch", str(environment.get("torch", ""))),
@@ -121,7 +122,8 @@ def read(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
     for path in paths:
         try:
             summary = RunDirectory(path).summary()
-            if missing := [key for key in NEEDED if key not in summary]:
+            needed = NEEDED + WHEN_DONE * (summary.get("status") == "done")
+            if missing := [key for key in needed if key not in summary]:
                 raise ValueError(f"summary.json has no {', '.join(missing)}: of another program or an older version")
             rows = RunDirectory(path).metrics() if (path / "metrics.csv").exists() else []
             run = Run(path, summary, rows)
@@ -142,8 +144,8 @@ class Setting:
     runs: list[Run]
 
     def value(self, name: str) -> str:
-        """A setting as text, "-" if the runs have no such knob."""
-        return self.runs[0].value(name)
+        """A setting, or what else sets the runs apart, as text; "-" if the runs have no such knob."""
+        return dict(self.apart).get(name) or self.runs[0].value(name)
 
     @property
     def by_seed(self) -> dict[int, float]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from cnnlab.report.runs import Run, Setting, grouped, varied
 from cnnlab.report.statistics import Difference, Estimate, difference, estimate
@@ -64,6 +65,15 @@ class Sweep:
         self.runs, self.left_out = list(runs), list(left_out)
         self.groups = grouped(runs)
         self.axes = varied([group.runs[0] for group in self.groups])
+        alike: dict[Any, list[Setting]] = {}
+        for group in self.groups:
+            alike.setdefault(tuple(sorted(group.settings.items())), []).append(group)
+        self.also = [  # where the settings are the same, what else sets runs apart is shown like an axis
+            name
+            for name in dict(self.groups[0].apart if self.groups else ())
+            if any(len({dict(group.apart)[name] for group in groups}) > 1 for groups in alike.values())
+        ]
+        self.axes += self.also
 
     @property
     def unfinished(self) -> list[Run]:
@@ -107,7 +117,7 @@ class Sweep:
         return sorted(found, key=lambda value: (not _is_number(value), float(value) if _is_number(value) else 0, value))
 
     def is_numeric(self, axis: str) -> bool:
-        return all(map(_is_number, self.values(axis)))
+        return axis not in self.also and all(map(_is_number, self.values(axis)))
 
     def alike(self, axis: str) -> list[Setting]:
         """The settings that differ from the best one in this axis alone, and the best one, by the axis's value."""
@@ -140,6 +150,12 @@ class Sweep:
             return (
                 f"{found}. Next is {name}, {100 * gap.estimate.mean:.2f} points behind; with one run of a setting it "
                 f"cannot be said whether another seed would turn this round: add 'seed=range(3)'."
+            )
+        if gap.paired and best.setting.by_seed.keys() != second.setting.by_seed.keys():
+            shared = f"{100 * gap.estimate.mean:+.2f} ± {100 * gap.estimate.half_width:.2f} points"
+            return (
+                f"{found}, but it has other seeds than {name}, the next; over those that they share the difference is "
+                f"{shared}. Give both the same seeds."
             )
         how = "seed by seed" if gap.paired else "over seeds"
         amount = f"{100 * gap.estimate.mean:.2f} ± {100 * gap.estimate.half_width:.2f} points {how}"

@@ -21,7 +21,7 @@ def print_table(directories: Sequence[Path]) -> bool:
     table = Table(title=f"{len(done)} of {len(runs)} runs done, best test accuracy first", title_justify="left")
     for name in columns:
         table.add_column(name)
-    for name in ("test acc", "held-out acc", "best epoch", "seconds", "images/s"):
+    for name in ("test acc", "selected by", "best epoch", "seconds", "images/s"):
         table.add_column(name, justify="right")
     table.add_column("run", overflow="fold")
     for run in done:
@@ -29,13 +29,13 @@ def print_table(directories: Sequence[Path]) -> bool:
         table.add_row(
             *(run.value(name) for name in columns),
             f"{run.accuracy:.4f}",
-            f"{summary['metrics'][summary['selected_on']]:.4f}",
+            f"{summary['selected_on']} {summary['metrics'][summary['selected_on']]:.4f}",
             str(summary["best_epoch"]),
             f"{summary['train_seconds']:.0f}",
             f"{summary['images_per_second']:,.0f}",
             summary["run"],
         )
-    console = Console(width=None if os.isatty(1) else 160)
+    console = Console(markup=False, width=None if os.isatty(1) else 160)
     if done:
         console.print(table)
     for run in runs:
@@ -83,7 +83,7 @@ def print_list(folder: Path, by: str | None, num: int) -> None:
             *("" if cell is None else f"{cell:.4f}" for cell in cells),
             ago(time.time() - changed[run.path]),
         )
-    Console(width=None if os.isatty(1) else 160).print(table)
+    Console(markup=False, width=None if os.isatty(1) else 160).print(table)
     for path, reason in left_out:
         print(f"{path}: left out: {reason}")
 
