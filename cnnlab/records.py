@@ -233,7 +233,8 @@ class RunDirectory:
         finally:
             for handler in (console, file):
                 log.removeHandler(handler)
-                handler.close()
+                with contextlib.suppress(OSError):  # a full disk
+                    handler.close()
 
 
 class _Console(logging.Handler):

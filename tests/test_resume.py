@@ -433,10 +433,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(zygote, undist
 
 @pytest.fixture
 def tmpfs(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB; needs root."""
+    """A file system of 4 MB; needs root."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], check=True)
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
@@ -456,7 +456,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(zygote, undisturbed, tmpfs):
     assert last.read_bytes() == kept
     assert summary_of(only_run(output))["status"] == "failed"
     (tmpfs / "filler").unlink()
-    assert zygote.run(output)["status"] == 0
+    assert zygote.run(output)["status"] == 0, said(output)
     assert differences(undisturbed[0], left_by(output)) == []
 
 

@@ -133,7 +133,7 @@ def test_tensorboard_has_curves_layout_choices_and_pictures(finished):
     assert [(point.step, point.value) for point in board.Scalars("val/acc")] == [
         (int(row["epoch"]), pytest.approx(float(row["val/acc"]))) for row in rows(run)
     ]
-    assert set(tags["images"]) == {"samples", "curves", "confusion"}
+    assert set(tags["images"]) == {"samples", "filters", "curves", "confusion", "mistakes"}
     assert "custom_scalars__config__" in tags["tensors"]
     plugins = board.summary_metadata
     assert plugins["_hparams_/session_start_info"].plugin_data.plugin_name == "hparams"

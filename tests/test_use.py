@@ -324,3 +324,32 @@ def test_classes_are_matched_by_name(trained):
     there = evaluate(model, Images(pixels, labels, classes))
     here = evaluate(model, Images(pixels, 9 - labels, model.classes))
     assert (there.loss, there.accuracy) == (here.loss, here.accuracy)
+
+
+# ------------------------------------------------------------------------------------------------------- real pictures
+
+
+@pytest.mark.pictures
+@pytest.mark.parametrize("words", [("norm=zca", "aug=crop_flip"), ("norm=pca", "test_flips=true")], ids=" ".join)
+def test_real_pictures_are_seen_alike_by_all(pictures, command, tmp_path, words):
+    """Evaluation, prediction from JPEG files and the exported file agree with the run."""
+    zygote, output, cache = Zygote(tmp_path), tmp_path / "outputs", str(tmp_path / "cache")
+    typed = ["data=image_folder", f"data.root={pictures}", "num_train_images=2000", "trainer.max_epochs=1", *words]
+    assert zygote.run(output, command=[*typed, "logger=none"])["status"] == 0, said(output)
+    zygote.process.communicate()
+    [run] = [file.parent for file in output.glob("runs/*/summary.json")]
+    assert command("-m", "cnnlab", "evaluate", str(run), CNNLAB_CACHE=cache).returncode == 0
+    metrics = RunDirectory(run).summary()["metrics"]
+    found = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    assert (found["acc"], found["loss"]) == (metrics["test/acc"], metrics["test/loss"])
+    labels, _, confidence = RunDirectory(run).predictions()
+    classes = RunDirectory(run).summary()["data"]["classes"]
+    first = pictures / "test" / classes[0]
+    answers = command("-m", "cnnlab", "predict", str(run), str(first), "--format", "json", CNNLAB_CACHE=cache)
+    predicted = json.loads(answers.stdout)
+    assert len(predicted) == 1000
+    assert [one["label"] for one in predicted] == [classes[label] for label in labels[:1000]]
+    assert [one["probability"] for one in predicted] == pytest.approx(confidence[:1000].tolist(), abs=1e-3)
+    exported = command("-m", "cnnlab", "export", str(run), CNNLAB_CACHE=cache)
+    assert exported.returncode == 0, exported.stderr
+    assert "on 1,000 test images its logits differ" in exported.stdout
