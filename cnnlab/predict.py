@@ -34,7 +34,9 @@ def predict(model: Trained, paths: Iterable[Path], top: int = 3) -> Iterator[Pre
                 failed[path] = f"{type(error).__name__}: {error}"
         if pictures:
             pixels = torch.from_numpy(np.stack(list(pictures.values()))).permute(0, 3, 1, 2)
-            shares, labels = model.logits(pixels).softmax(1).topk(min(top, len(model.classes)))
+            # of equal logits, which bfloat16 often gives, the first one counts, as in evaluation
+            shares, labels = torch.sort(model.logits(pixels).softmax(1), dim=1, descending=True, stable=True)
+            shares, labels = shares[:, :top], labels[:, :top]
             ranked = dict(zip(pictures, zip(shares.tolist(), labels.tolist(), strict=True), strict=True))
         for path in some:
             if path in failed:

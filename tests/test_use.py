@@ -330,7 +330,9 @@ def test_classes_are_matched_by_name(trained):
 
 
 @pytest.mark.pictures
-@pytest.mark.parametrize("words", [("norm=zca", "aug=crop_flip"), ("norm=pca", "test_flips=true")], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [("norm=zca", "aug=crop_flip"), ("norm=pca", "norm.per=channel", "test_flips=true")], ids=" ".join
+)
 def test_real_pictures_are_seen_alike_by_all(pictures, command, tmp_path, words):
     """Evaluation, prediction from JPEG files and the exported file agree with the run."""
     zygote, output, cache = Zygote(tmp_path), tmp_path / "outputs", str(tmp_path / "cache")
