@@ -314,7 +314,7 @@ h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin-top
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--faint); white-space: nowrap; }
 td.long { white-space: normal; overflow-wrap: anywhere; }
-.pair { display: flex; flex-wrap: wrap; gap: 1rem; } .pair svg { flex: 1 1 22rem; min-width: 0; }
+.pair { display: flex; flex-wrap: wrap; gap: 1rem; } .pair svg { flex: 1 1 22rem; min-width: 0; max-width: 31rem; }
 .key { list-style: none; padding: 0; font-size: .9rem; columns: 20rem; }
 .key span { display: inline-block; width: 1.4em; height: .25em; vertical-align: middle; margin-right: .4em; }
 figure { margin: 0; } svg { width: 100%; height: auto; } .small svg { max-width: 34rem; }
