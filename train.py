@@ -38,27 +38,30 @@ def job(config: DictConfig) -> None:
         return
     try:
         with run.owned(config.on_busy):
-            open_job(config, run, settings)
+            status = open_job(config, run, settings)
     except BusyError as error:
         print(f"cnnlab: {error}. Type on_busy=wait to wait for it.", file=sys.stderr)
-        if settings.mode == RunMode.RUN:
-            sys.exit(1)
+        status = 1
     except UserError as error:
+        status = refuse(error)
+    if status == 2:
         run.forget()
-        status = refuse(error) if str(error) else 2
-        if settings.mode == RunMode.RUN:
-            sys.exit(status)
+    if status not in (0, 1, 2) or settings.mode == RunMode.RUN:  # else the other jobs of the sweep run
+        sys.exit(status)
 
 
-def open_job(config: DictConfig, run: RunDirectory, settings: HydraConf) -> None:
-    """Return a finished run, go on with an interrupted one, begin a new one; record how it ended."""
+def open_job(config: DictConfig, run: RunDirectory, settings: HydraConf) -> int:
+    """Return a finished run, go on with an interrupted one, begin a new one; return the exit status.
+
+    Raises: UserError.
+    """
     digest = data_source(config.data).digest()
     summary = run.summary()
     if summary and config.rerun:
         print(f"The old run is kept as {run.put_aside()}.")
     elif summary.get("status") == "done":
         print(recall(run, summary, digest))
-        return
+        return 0
     elif summary and summary["data_digest"] != digest:
         raise UserError(f"The data have changed since {run.path} was interrupted. Type rerun=true to train it anew.")
     whole = OmegaConf.create({**config, "hydra": settings})
@@ -73,12 +76,9 @@ def open_job(config: DictConfig, run: RunDirectory, settings: HydraConf) -> None
         "data_digest": digest,
     }
     status = run_job(config, run, about, settings)
-    if status == 1 and settings.mode == RunMode.MULTIRUN:  # the other jobs of the sweep run
-        status = 0
-    if status:
-        sys.exit(status)
-    if signals.received() and settings.mode == RunMode.MULTIRUN:  # too late to interrupt this job
-        sys.exit(Interrupted(signals.received()).exit_status)
+    if status == 0 and signals.received() and settings.mode == RunMode.MULTIRUN:  # too late to interrupt this job
+        return Interrupted(signals.received()).exit_status
+    return status
 
 
 def recall(run: RunDirectory, summary: dict[str, Any], data_digest: str) -> str:

@@ -1,13 +1,13 @@
 """What whitening adds to an epoch: norm=pca and norm=zca against norm=standard, with different augmentations.
 
 The lab report found its PCA whitening to nearly double the training time. Here it is applied once to the whole data set
-where nothing random precedes it (aug none, cutmix), and as one matrix product per batch after random crops.
+where nothing random precedes it (aug none, cutmix), and as one matrix product for eight batches after random crops.
 
 The normalisations take turns in one process; an epoch is whole, checkpoint and log included, and the first one of every
 run is warm-up. Fitting comes before and is not in the numbers. The ratio is that of the median epochs of one round; its
 median over the rounds is shown with its range.
 
-    python benchmarks/whitening.py                 about eight minutes on two cores; leave the machine alone
+    python benchmarks/whitening.py                 about a quarter of an hour on two cores; leave the machine alone
     python benchmarks/whitening.py --save NAME     also write benchmarks/results/NAME.json, with every number
     python benchmarks/whitening.py --smoke         half a minute, to see that it runs; its numbers mean nothing
 """
@@ -63,7 +63,7 @@ def main() -> None:
                     )
                     for norm in NORMS
                 }
-                for aug in AUGS
+                for aug in augs
             }
             rounds.append(seconds)
             print(f"round {number + 1}/{options.rounds}: {json.dumps(seconds)}", flush=True)

@@ -17,6 +17,7 @@ from cnnlab import checkpoint, search, signals
 from cnnlab.board import TensorBoard
 from cnnlab.classifier import Classifier, of_all_processes
 from cnnlab.config import UserError
+from cnnlab.data.module import data_of
 from cnnlab.networks import first_filters
 from cnnlab.records import Row, RunDirectory, code_digest, log
 from cnnlab.signals import Interrupted, Pruned
@@ -161,7 +162,7 @@ class Records(Checkpoint):
         measured["epoch"] = trainer.current_epoch + 1
         measured["lr"] = self.lr
         measured["epoch_seconds"] = round(time.perf_counter() - self.started, 3)
-        num_images = trainer.num_training_batches * batch_size(trainer)
+        num_images = trainer.num_training_batches * data_of(trainer).batch_size
         measured["images_per_second"] = round(num_images / (self.trained - self.started), 1)
         row = {name: measured[name] for name in COLUMNS if name in measured}
         self.refuse_nonsense(row)
@@ -255,11 +256,6 @@ def restore_random_states(states: dict[str, Any]) -> None:
     random.setstate((version, tuple(numbers), gauss))
 
 
-def batch_size(trainer: Trainer) -> int:
-    """Images per step, of all processes together."""
-    return trainer.datamodule.batch_size  # type: ignore[attr-defined]  # Lightning sets it in fit, undeclared
-
-
 def line(row: Row, max_epochs: int) -> str:
     """One epoch in one line."""
     measured = [
@@ -305,7 +301,7 @@ class ProgressBar(Callback):
         elapsed = time.monotonic() - self.shown_at
         if elapsed >= 0.25:
             loss, _, count = cast(Classifier, pl_module).sums.values.tolist()
-            images = (trainer.global_step - self.shown_step) * batch_size(trainer)
+            images = (trainer.global_step - self.shown_step) * data_of(trainer).batch_size
             self.bar.update(
                 self.task,
                 completed=trainer.global_step,

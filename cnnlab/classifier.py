@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from cnnlab.data.module import data_of
+
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) float32; labels (B,) int64 or, mixed, (B, num_classes) float32
 
 
@@ -109,8 +111,7 @@ class Classifier(LightningModule):
 
         `trainer.estimated_stepping_batches` would set up the loaders too early to be given their place in an epoch.
         """
-        batches = self.trainer.datamodule.num_batches  # type: ignore[attr-defined]  # Lightning sets it in fit, undeclared
-        limit = self.trainer.limit_train_batches
+        batches, limit = data_of(self.trainer).num_batches, self.trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         return batches * (self.trainer.max_epochs or 0)
 

@@ -28,9 +28,7 @@ from cnnlab.config import (
     plain,
     refuse,
 )
-from cnnlab.data.folder import UNREADABLE, pictures_in, read_picture
 from cnnlab.records import CheckpointError
-from cnnlab.report.runs import checked
 
 OVERRIDES: dict[str, Any] = {"nargs": "*", "metavar": "group=option or key=value", "help": "as for train.py"}
 RUN: dict[str, Any] = {"type": Path, "metavar": "RUN", "help": "a run directory, as python -m cnnlab ls shows them"}
@@ -49,12 +47,11 @@ def other_configuration(config: DictConfig, summary: dict[str, Any], typed: list
         raise UserError(f"{wrong[0]}: only data, norm and test_flips can differ from the run. Type one of those.")
     replaced = {word[:4] for word in typed if word.startswith(("data=", "norm="))}
     own = [f"{group}={summary['choices'][group]}" for group in ("data", "norm") if group not in replaced]
-    own += [
-        f"{path}={value}"
-        for path, value in summary["changes"].items()
-        if path.startswith(("data.", "norm.")) and path[:4] not in replaced
-    ]
     made = configuration([*own, *typed])
+    given = {word.split("=")[0] for word in typed}
+    for path, value in summary["changes"].items():
+        if path.startswith(("data.", "norm.")) and path[:4] not in replaced and path not in given:
+            OmegaConf.update(made, path, value)
     if not any(word.startswith("data") for word in typed):
         made.data = config.data
     elif "image_size" in made.data and not any(word.startswith("data.image_size") for word in typed):
@@ -141,6 +138,9 @@ def show(arguments: argparse.Namespace) -> None:
 
 def show_run(path: Path, picture: Path | None) -> None:
     """Filters, feature maps and occlusion sensitivity for a picture, the most confused pairs, as PNG files."""
+    from cnnlab.data.folder import UNREADABLE, read_picture
+    from cnnlab.report.runs import checked
+
     _, summary = checked(path)
     if picture is not None:
         try:
@@ -187,6 +187,8 @@ def show_run(path: Path, picture: Path | None) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Measure a trained run on its test images, or on others of the same classes, and draw where it is wrong."""
+    from cnnlab.report.runs import checked
+
     typed = arguments.overrides
     _, summary = checked(arguments.run)
     config = OmegaConf.load(arguments.run / ".hydra" / "config.yaml")
@@ -233,6 +235,9 @@ def predict(arguments: argparse.Namespace) -> None:
     """Label pictures, or all pictures in folders, with a trained run."""
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top} is not allowed. Type a number from 1.")
+    from cnnlab.data.folder import pictures_in
+    from cnnlab.report.runs import checked
+
     checked(arguments.run)
     paths = pictures_in(arguments.paths)
     from cnnlab import predict
@@ -250,6 +255,8 @@ def predict(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Write a trained run as one file for other programs, and verify it."""
+    from cnnlab.report.runs import checked
+
     checked(arguments.run)
     import torch
 

@@ -535,8 +535,7 @@ class Checks(Callback):
         def frozen(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
             return copy.deepcopy(composed[tuple(sweep_overrides)])
 
-        # Hydra has no hook between composing a job and launching it; its launchers ask this loader.
-        loader.load_sweep_config = frozen  # type: ignore[method-assign]
+        loader.load_sweep_config = frozen  # type: ignore[method-assign]  # all launchers compose by it; there is no hook
         return [composed[job] for job in jobs]
 
 
@@ -556,12 +555,16 @@ def print_plan(configs: Sequence[DictConfig], directories: Sequence[Path]) -> No
 
 
 def exit_on_user_error(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call; a UserError ends the process with its text and status 2 (Hydra would turn it into a warning)."""
+    """Call; a UserError ends the process with its text and status 2, any other error with its traceback and 1.
+
+    Hydra catches every exception of a callback, warns, and goes on. But after a check that broke no run may start
+    unchecked, and after a report that broke a sweep with failed runs may not end with status 0.
+    """
     try:
         return function(*arguments)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(refuse(error))
-    except Exception:  # Hydra turns whatever a callback raises into a warning, and goes on as if nothing had happened
+    except Exception:  # any: what is not caught here, Hydra turns into a warning
         traceback.print_exc()
         sys.exit(1)
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from cnnlab.classifier import Sums
 from cnnlab.config import UserError
@@ -62,7 +63,8 @@ class Evaluation:
 def evaluate(model: Trained, images: Images) -> Evaluation:
     """Evaluate images, whose labels are places in their own list of classes.
 
-    In the batches of the training's own evaluation, and with the same operations: of the same images it makes the same.
+    In the batches of the training's own evaluation, and by the same operations: the run's own test comes out to the
+    last bit.
     """
     device = next(model.parameters()).device
     to_ours = torch.tensor([model.classes.index(name) for name in images.classes])
@@ -78,13 +80,11 @@ def evaluate(model: Trained, images: Images) -> Evaluation:
             sums.add(loss_of(logits, right), logits, right)
         answers.append(logits.float().softmax(1).max(1))
     confidence, predicted = (torch.cat(parts) for parts in zip(*answers, strict=True))
-    num_classes = len(model.classes)
-    pairs = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     loss, correct, count = sums.values.tolist()
     return Evaluation(
         loss=loss / count,
         accuracy=correct / count,
-        confusion=pairs.view(num_classes, num_classes).cpu().numpy(),
+        confusion=multiclass_confusion_matrix(predicted, labels, len(model.classes)).cpu().numpy(),
         confidence=confidence.cpu().numpy(),
         correct=(predicted == labels).cpu().numpy(),
     )

@@ -1,5 +1,6 @@
 """A trained run as one file for other programs: ONNX, or torch.export's format. Pixels in, logits out."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,11 @@ def export(model: Trained, path: Path, form: str, about: dict[str, Any], pixels:
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: dict[str, str], pixels: Tensor) -> Tensor:
     """Write, and return what onnxruntime makes of the pixels: (N, num_classes)."""
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401  torch.onnx needs it
-    except ImportError as error:
-        raise UserError(f"--format onnx needs {error.name}. Type pip install onnx onnxscript onnxruntime.") from error
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]:
+        raise UserError(f"--format onnx needs {' and '.join(missing)}. Type pip install {' '.join(missing)}.")
+    import onnx
+    import onnxruntime
+
     written = torch.onnx.export(program, input_names=["pixels"], output_names=["logits"], dynamo=True, verbose=False)
     assert written is not None
     proto = written.model_proto

@@ -39,7 +39,7 @@ def needs_processes(config: DictConfig) -> bool:
 
 
 def run_job(config: DictConfig, run: RunDirectory, about: dict[str, Any], settings: HydraConf) -> int:
-    """Train; return the exit status: 0 done, 1 failed, 143 or 130 interrupted. Whatever happens is recorded.
+    """Train; return the exit status: 0 done, 1 failed, 2 refused by its processes, 143 or 130 interrupted.
 
     Raises: UserError.
     """
@@ -93,8 +93,9 @@ def train(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> None:
 
 def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:
     """Train in processes of the run's own, and wait for them; signals are passed on."""
-    root = str(Path(__file__).parent.parent)
-    environment = os.environ | {ABOUT: json.dumps(about), "PYTHONPATH": os.pathsep.join([root, *sys.path[1:]])}
+    # -m looks into the current folder, which may be any: the processes are to find this package, not an installed one
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {ABOUT: json.dumps(about), "PYTHONPATH": path}
     child = subprocess.Popen(
         [sys.executable, "-m", "cnnlab.job", str(run.path)],
         env=environment,
@@ -110,9 +111,7 @@ def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if status == 2:
-        raise UserError("")  # the child has said it
-    if status not in (0, 1, 130, 143):
+    if status not in (0, 1, 2, 130, 143):
         ended = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
         return record_failure(run, about, ChildProcessError(f"the run's first process ended {ended}"))
     return status

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -144,7 +145,7 @@ class Search:
     def watching(self, trial: Trial) -> Iterator[None]:
         """Within the block, the run of the trial asks after every epoch whether it is hopeless."""
         global _hopeless
-        _hopeless = lambda rows: self._judged(trial, rows)  # noqa: E731  it is this trial's
+        _hopeless = partial(self._judged, trial)
         try:
             yield
         finally:

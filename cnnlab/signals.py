@@ -19,7 +19,7 @@ _received = 0
 _received_at = 0.0
 
 
-class Interrupted(Exception):  # noqa: N818  like KeyboardInterrupt it is no error: the run is saved
+class Interrupted(Exception):  # noqa: N818  no ...Error: as with KeyboardInterrupt nothing went wrong, the run is saved
     """The run has been saved and stops, because of a signal.
 
     Args:

@@ -12,29 +12,27 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PICTURES = os.environ.get("CNNLAB_PICTURES", "")  # folder or .tar.gz with train/<class>/*.jpg and test/<class>/*.jpg
-BROWSER = os.environ.get("CNNLAB_BROWSER", "")
-NO_PICTURES = (
-    "needs the CIFAR-10 pictures, which the project does not ship: set CNNLAB_PICTURES to a folder or .tar.gz of them "
-    "(.ci/run does)"
-)
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
+
+# What some tests need that the project cannot bring along, by the marker that such a test has: what is at hand, and how
+# to get it. Tests without it are skipped, for a newcomer's sake; .ci/run sets CNNLAB_ALL, and with it none may be.
+NEEDED = {
+    "pictures": (PICTURES, "the CIFAR-10 pictures: set CNNLAB_PICTURES to a folder or .tar.gz of them"),
+    "browser": (BROWSER, "Chromium: apt-get install chromium"),
+}
+ALL = bool(os.environ.get("CNNLAB_ALL"))
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.get_closest_marker("pictures") and not PICTURES:
-            item.add_marker(pytest.mark.skip(reason=NO_PICTURES))
-        if item.get_closest_marker("browser") and not (BROWSER or shutil.which("chromium")):
-            item.add_marker(pytest.mark.skip(reason="needs Chromium: apt-get install chromium (.ci/run does)"))
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """With the pictures at hand and all tests asked for, those that need them must have run."""
-    if PICTURES and not session.config.args_source.name.startswith("ARGS") and not session.config.option.collectonly:
-        ran = [item for item in session.items if item.get_closest_marker("pictures")]
-        if not ran:
-            session.exitstatus = 1
+    for marker, (at_hand, what) in NEEDED.items():
+        needing = [item for item in items if item.get_closest_marker(marker)]
+        if ALL and not (needing and at_hand):
+            raise pytest.UsageError(f"CNNLAB_ALL is set, and {what if needing else f'no test needs {marker}'}")
+        if not at_hand:
+            for item in needing:
+                item.add_marker(pytest.mark.skip(reason=f"needs {what}"))
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ name). A fault is a point, the number of times that it is passed before somethin
 random states are not restored).
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -125,11 +126,8 @@ def run(request: dict) -> dict:
 
 
 def main() -> None:
-    sys.path.insert(0, str(ROOT))  # this file runs as a script, and train.py lies beside the package
-    import cnnlab.data.shapes
-    import cnnlab.run  # noqa: F401  imported here once, so that every forked run has it
-    import train  # noqa: F401  likewise
-
+    for name in ("cnnlab.data.shapes", "cnnlab.run", "train"):  # every forked run has them
+        importlib.import_module(name)
     print("ready", flush=True)
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)

@@ -1,7 +1,6 @@
 """TensorBoard itself, started over a sweep: what its pages ask for is there, and they open in a browser."""
 
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import BROWSER
 from test_resume import Zygote, said
 
 COMMAND = (
@@ -101,7 +101,6 @@ def test_pictures(board):
 @pytest.mark.parametrize("page", ["timeseries", "scalars", "images", "custom_scalars", "hparams"])
 def test_pages_open_in_a_browser(board, page, tmp_path):
     """Without an error on the console; the page's own part is there."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
     flags = [
         "--headless",
         "--no-sandbox",
@@ -111,7 +110,7 @@ def test_pages_open_in_a_browser(board, page, tmp_path):
         "--window-size=1400,1000",
     ]
     result = subprocess.run(
-        [chromium, *flags, "--virtual-time-budget=15000", f"--screenshot={tmp_path}/page.png", f"{board}/#{page}"],
+        [BROWSER, *flags, "--virtual-time-budget=15000", f"--screenshot={tmp_path}/page.png", f"{board}/#{page}"],
         capture_output=True,
         text=True,
         timeout=120,

@@ -65,6 +65,15 @@ def test_decoded_once_until_the_content_changes(tmp_path, monkeypatch):
     assert source(root, image_size=16).digest() != source(root).digest()
 
 
+def test_a_broken_link_is_named_or_skipped(tmp_path):
+    root = tmp_path / "root"
+    write_pictures(root)
+    (root / "train" / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match=r"dog/gone.png cannot be read"):
+        source(root).load()
+    assert source(root, unreadable="skip").load().train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
 def test_a_corrupt_picture_is_named_or_skipped_and_counted(tmp_path, capsys):
     root = tmp_path / "root"
     write_pictures(root)

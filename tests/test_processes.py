@@ -42,6 +42,19 @@ def typed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def begun(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    """The driver of a sweep whose first run has finished an epoch."""
+    driver = subprocess.Popen(
+        [sys.executable, *words], cwd=folder, env=os.environ | ONE_THREAD, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("outputs/runs/*/metrics.csv")):
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return driver
+
+
 def test_a_sweep_of_runs_by_two_processes(swept, tmp_path):
     """Each run has two, one directory and one .hydra; with the batches of one process it comes to the same."""
     found = summaries(swept)
@@ -79,15 +92,10 @@ def test_a_job_that_fails_leaves_nobody_and_the_next_one_runs(tmp_path):
 def test_when_the_driver_is_killed_nobody_is_left_and_the_sweep_goes_on(swept, tmp_path):
     output = tmp_path / "outputs"
     words = [str(ROOT / "train.py"), "-m", *DDP, "optim=sgd,adam", f"output_dir={output}"]
-    environment = os.environ | ONE_THREAD
-    driver = subprocess.Popen([sys.executable, *words], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(output.glob("runs/*/metrics.csv")):
-        assert driver.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    driver = begun(tmp_path, *words)
     driver.kill()
     driver.wait()
+    deadline = time.monotonic() + 60
     while processes_of(output):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -101,13 +109,7 @@ def test_when_the_driver_is_killed_nobody_is_left_and_the_sweep_goes_on(swept, t
 def test_a_signal_to_the_driver_saves_and_stops(tmp_path):
     output = tmp_path / "outputs"
     words = [str(ROOT / "train.py"), "-m", *DDP, "optim=sgd,adam", f"output_dir={output}", "trainer.max_epochs=50"]
-    environment = os.environ | ONE_THREAD
-    driver = subprocess.Popen([sys.executable, *words], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(output.glob("runs/*/metrics.csv")):
-        assert driver.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    driver = begun(tmp_path, *words)
     driver.send_signal(signal.SIGTERM)
     assert driver.wait(timeout=60) == 143
     assert json.loads((only_run(output) / "summary.json").read_text())["status"] == "interrupted"

@@ -4,13 +4,13 @@ import json
 import math
 import os
 import re
-import shutil
 import socket
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import BROWSER
 from PIL import Image
 from scipy import stats
 
@@ -346,11 +346,10 @@ OWN_REQUESTS = r"^https?://([a-z0-9-]+\.)*(clients2\.google|update\.googleapis|a
 def test_the_page_in_a_browser(two_by_two, tmp_path):
     """No message on the console, no request that leaves the page, tables and pictures within the width of a phone."""
     written = page.write(sweep_of(two_by_two), tmp_path / "report")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--window-size=390,900"]
     log = tmp_path / "net.json"
     result = subprocess.run(
-        [chromium, *flags, f"--log-net-log={log}", "--dump-dom", written.as_uri()],
+        [BROWSER, *flags, f"--log-net-log={log}", "--dump-dom", written.as_uri()],
         capture_output=True,
         text=True,
         timeout=120,

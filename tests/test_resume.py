@@ -41,7 +41,8 @@ class Zygote:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        environment = os.environ | {"CNNLAB_CACHE": str(folder / "cache"), "COLUMNS": "200"}
+        own = {"CNNLAB_CACHE": str(folder / "cache"), "COLUMNS": "200", "PYTHONPATH": str(ROOT)}  # where train.py is
+        environment = os.environ | own
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "faults.py")],
             cwd=folder,

@@ -70,7 +70,7 @@ class CIFAR10:
         archive = self.fetch()
         try:
             return read_archive(archive)
-        except Exception as error:  # reading pickles may raise anything, and all of it means that the content is wrong
+        except Exception as error:  # any: pickle documents no complete list; its SHA-256 is right, so it is the content
             cause = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(
                 f"{archive} has the expected SHA-256 but is not CIFAR-10 in the official python format ({cause}). "

@@ -12,10 +12,10 @@ import math
 import os
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image, ImageOps
 
@@ -25,6 +25,8 @@ from cnnlab.records import write_text
 
 if TYPE_CHECKING:
     import numpy as np
+
+T = TypeVar("T")
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 OTHERS = (*SUFFIXES, ".webp", ".bmp", ".gif", ".tif", ".tiff")  # that are looked for to be labelled
@@ -45,6 +47,7 @@ class ImageFolder:
     def __init__(self, root: str, cache_dir: str, image_size: int = 32, unreadable: str = "stop"):
         self.root, self.image_size, self.unreadable = expand(root), image_size, unreadable
         self.folder = expand(cache_dir) / "image_folder"
+        self._listed: dict[str, dict[str, list[os.DirEntry[str]]]] = {}
 
     def check(self) -> None:
         """Find the pictures.
@@ -80,42 +83,35 @@ class ImageFolder:
     def num_classes(self) -> int:
         return len(self._files("train"))
 
-    @functools.cache  # noqa: B019  config.data_source keeps one object per data set for the whole process anyway
     def _files(self, part: str) -> dict[str, list[os.DirEntry[str]]]:
         """The pictures of every class, sorted by name."""
-        folders = [folder for folder in os.scandir(self.root / part) if folder.is_dir() and folder.name[0] != "."]
-        return {
-            folder.name: sorted(
-                (file for file in os.scandir(folder) if is_picture(file)),
-                key=lambda file: file.name,
-            )
-            for folder in sorted(folders, key=lambda folder: folder.name)
-        }
+        if part not in self._listed:
+            folders = [folder for folder in os.scandir(self.root / part) if folder.is_dir() and folder.name[0] != "."]
+            self._listed[part] = {
+                folder.name: sorted(filter(is_picture, os.scandir(folder)), key=lambda file: file.name)
+                for folder in sorted(folders, key=lambda folder: folder.name)
+            }
+        return self._listed[part]
 
-    @functools.cache  # noqa: B019  config.data_source keeps one object per data set for the whole process anyway
     def digest(self) -> str:
         """SHA-256 over names and contents of all pictures, and over how they are converted."""
+        return self._digest
+
+    @functools.cached_property
+    def _digest(self) -> str:
         files = [file for part in ("train", "test") for names in self._files(part).values() for file in names]
         state = hashlib.sha256(f"{self.image_size} {self.unreadable}".encode())
         for file in files:
-            status = file.stat()
-            state.update(f"\0{file.path} {status.st_size} {status.st_mtime_ns}".encode())
+            state.update(f"\0{file.path} {self._or_skipped(file, changed)}".encode())
         known = self.folder / f"{state.hexdigest()[:16]}.digest"
         if not known.exists():
             content = hashlib.sha256(f"{self.image_size} {self.unreadable}".encode())
             for file in files:
-                content.update(f"\0{Path(file.path).relative_to(self.root)}\0".encode() + self._content(file))
+                content.update(f"\0{Path(file.path).relative_to(self.root)}\0".encode())
+                content.update(self._or_skipped(file, lambda file: Path(file.path).read_bytes()) or b"")
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(known, content.hexdigest())
         return known.read_text()
-
-    def _content(self, file: os.DirEntry[str]) -> bytes:
-        try:
-            return Path(file.path).read_bytes()
-        except OSError as error:
-            if self.unreadable == "skip":
-                return b""
-            raise UserError(f"{file.path} cannot be read ({error.strerror}). Replace or delete it.") from error
 
     def load(self) -> DataSet:
         """Read the cached arrays; decode the pictures if there are none."""
@@ -148,8 +144,12 @@ class ImageFolder:
 
     def _read(self, file: os.DirEntry[str]) -> np.ndarray | None:
         """One picture as (image_size, image_size, 3) uint8."""
+        return self._or_skipped(file, lambda file: read_picture(file.path, self.image_size))
+
+    def _or_skipped(self, file: os.DirEntry[str], read: Callable[[os.DirEntry[str]], T]) -> T | None:
+        """What is read from a picture; None if that fails and such pictures are to be skipped."""
         try:
-            return read_picture(file.path, self.image_size)
+            return read(file)
         except UNREADABLE as error:
             if self.unreadable == "skip":
                 return None
@@ -160,7 +160,13 @@ class ImageFolder:
 
 
 def is_picture(file: os.DirEntry[str]) -> bool:
-    return file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".") and file.is_file()
+    return file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".") and not file.is_dir()
+
+
+def changed(file: os.DirEntry[str]) -> str:
+    """What differs when a file has changed."""
+    status = file.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 # what Pillow raises for a file that is no picture, or half of one

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from torch import Tensor
 
 from cnnlab.augment import Augmentation, Crop, Stage, in_order, one_hot
@@ -190,6 +190,11 @@ class ImageData(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         self.norm.restore(state_dict)
         self.norm.to(self.device)
+
+
+def data_of(trainer: Trainer) -> ImageData:
+    """The data that `trainer.fit` was given: Lightning sets the attribute there, and its class does not declare it."""
+    return cast(ImageData, cast(Any, trainer).datamodule)
 
 
 class Resident:
