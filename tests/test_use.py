@@ -1,22 +1,28 @@
 """A trained run used: evaluated, asked for labels, exported, looked into."""
 
+import itertools
 import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from test_resume import Zygote, said
 from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from cnnlab import explain
+from cnnlab import cli, explain
+from cnnlab.config import data_source
 from cnnlab.data.folder import read_picture
-from cnnlab.data.images import Images
+from cnnlab.data.images import Images, load_once
 from cnnlab.evaluation import STRENGTHS, Evaluation, corrupted, evaluate
-from cnnlab.export import export
+from cnnlab.export import TOLERANCE, export
 from cnnlab.normalize import Unchanged
 from cnnlab.records import RunDirectory
 from cnnlab.trained import Trained, open_run
@@ -26,6 +32,7 @@ SMALL = (
     *("model.channels=[16,16,16]", "model.batch_norm=true", "optim=adam", "optim.lr=0.002", "trainer.max_epochs=4"),
     "trainer.accelerator=cpu",
 )
+NORMS = sorted(file.stem for file in (ROOT / "conf" / "norm").glob("*.yaml"))
 KINDS = {
     "plain": (),
     "crops": ("norm=standard", "aug=crop_flip", "test_flips=true"),
@@ -52,12 +59,31 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
+Verb = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verb:
+    """Do what `python -m cnnlab WORDS...` does, without another start of Python."""
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["cnnlab", *words])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return subprocess.CompletedProcess(words, status, *capsys.readouterr())
+
+    return run
+
+
 # ------------------------------------------------------------------------------------------------------------- evaluate
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_evaluation_is_the_runs_own_to_the_last_digit(trained, command, kind):
-    result = command("-m", "cnnlab", "evaluate", str(trained[kind]))
+def test_evaluation_is_the_runs_own_to_the_last_digit(trained, verb, kind):
+    result = verb("evaluate", str(trained[kind]))
     assert result.returncode == 0, result.stderr
     found = json.loads((trained[kind] / "evaluation" / "evaluation.json").read_text())
     summary = RunDirectory(trained[kind]).summary()
@@ -69,15 +95,15 @@ def test_evaluation_is_the_runs_own_to_the_last_digit(trained, command, kind):
         assert picture.size == (600, 600)
 
 
-def test_other_statistics_other_pictures_and_corruptions(trained, command, tmp_path):
+def test_other_statistics_other_pictures_and_corruptions(trained, verb, tmp_path):
     run = trained["crops"]
     own = RunDirectory(run).summary()["metrics"]["test/acc"]
-    again = command("-m", "cnnlab", "evaluate", str(run), "norm=standard", "--out", "again")
+    again = verb("evaluate", str(run), "norm=standard", "--out", "again")
     assert json.loads((tmp_path / "again" / "evaluation.json").read_text())["acc"] == pytest.approx(own, abs=0.03)
-    wrong = command("-m", "cnnlab", "evaluate", str(run), "norm=none", "--out", "wrong")
+    wrong = verb("evaluate", str(run), "norm=none", "--out", "wrong")
     assert (again.returncode, wrong.returncode) == (0, 0), wrong.stderr
     assert json.loads((tmp_path / "wrong" / "evaluation.json").read_text())["acc"] < own
-    result = command("-m", "cnnlab", "evaluate", str(run), "data.drawing_seed=7", "--corruptions", "--out", "others")
+    result = verb("evaluate", str(run), "data.drawing_seed=7", "--corruptions", "--out", "others")
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "others" / "evaluation.json").read_text())
     assert set(found["corruptions"]) == set(STRENGTHS)
@@ -123,10 +149,10 @@ def save_test_images(run: Path, folder: Path) -> Path:
     return folder
 
 
-def test_predictions_are_those_of_the_evaluation(trained, command, tmp_path):
+def test_predictions_are_those_of_the_evaluation(trained, verb, tmp_path):
     run = trained["crops"]
     save_test_images(run, tmp_path / "pictures")
-    result = command("-m", "cnnlab", "predict", str(run), "pictures", "--format", "json")
+    result = verb("predict", str(run), "pictures", "--format", "json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     labels, _, confidence = RunDirectory(run).predictions()
@@ -134,11 +160,11 @@ def test_predictions_are_those_of_the_evaluation(trained, command, tmp_path):
     assert [one["label"] for one in found] == [classes[label] for label in labels]
     assert [one["probability"] for one in found] == pytest.approx(confidence.tolist(), abs=1e-3)
     assert all(len(one["top"]) == 3 and one["top"][0][0] == one["label"] for one in found)
-    written = command("-m", "cnnlab", "predict", str(run), "pictures/0003.png", "--format", "csv", "--top", "1")
+    written = verb("predict", str(run), "pictures/0003.png", "--format", "csv", "--top", "1")
     assert written.stdout.splitlines()[1].startswith(f"pictures/0003.png,{found[3]['label']},")
 
 
-def test_pictures_of_all_kinds(trained, command, tmp_path):
+def test_pictures_of_all_kinds(trained, verb, command, tmp_path):
     folder = tmp_path / "mixed"
     folder.mkdir()
     picture = Image.effect_mandelbrot((60, 40), (-2, -1, 1, 1), 50)
@@ -155,7 +181,7 @@ def test_pictures_of_all_kinds(trained, command, tmp_path):
     upright = read_picture(folder / "turned.jpg", 32)
     assert upright[4].mean() > 250
     assert upright[-4].mean() < 5
-    good = command("-m", "cnnlab", "predict", str(trained["plain"]), "mixed", "--format", "csv")
+    good = verb("predict", str(trained["plain"]), "mixed", "--format", "csv")
     assert good.returncode == 0, good.stderr
     assert len(good.stdout.splitlines()) == 1 + 10
     (folder / "text.png").write_text("no picture")
@@ -221,8 +247,8 @@ def test_the_export_command(trained, command):
 # ----------------------------------------------------------------------------------------------------------------- show
 
 
-def test_what_a_run_has_learned_is_shown(trained, command):
-    result = command("-m", "cnnlab", "show", str(trained["crops"]))
+def test_what_a_run_has_learned_is_shown(trained, verb):
+    result = verb("show", str(trained["crops"]))
     assert result.returncode == 0, result.stderr
     shown = [Path(line) for line in result.stdout.splitlines()[1:]]
     assert [file.name for file in shown] == ["filters.png", "feature_maps.png", "occlusion.png", "confused.png"]
@@ -232,7 +258,7 @@ def test_what_a_run_has_learned_is_shown(trained, command):
     for file in shown:
         with Image.open(file) as picture:
             assert min(picture.size) > 50
-    few = command("-m", "cnnlab", "show", str(trained["words"]))
+    few = verb("show", str(trained["words"]))
     assert [Path(line).name for line in few.stdout.splitlines()[1:]] == ["occlusion.png", "confused.png"]
 
 
@@ -329,29 +355,50 @@ def test_classes_are_matched_by_name(trained):
 # ------------------------------------------------------------------------------------------------------- real pictures
 
 
-@pytest.mark.pictures
-@pytest.mark.parametrize(
-    "words", [("norm=zca", "aug=crop_flip"), ("norm=pca", "norm.per=channel", "test_flips=true")], ids=" ".join
-)
-def test_real_pictures_are_seen_alike_by_all(pictures, command, tmp_path, words):
-    """Evaluation, prediction from JPEG files and the exported file agree with the run."""
-    zygote, output, cache = Zygote(tmp_path), tmp_path / "outputs", str(tmp_path / "cache")
-    typed = ["data=image_folder", f"data.root={pictures}", "num_train_images=2000", "trainer.max_epochs=1", *words]
-    assert zygote.run(output, command=[*typed, "logger=none"])["status"] == 0, said(output)
+@pytest.fixture(scope="module")
+def on_real_pictures(pictures, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run directory for every normalisation and crop size, trained on 2,000 pictures; 1,000 are its test images."""
+    folder = tmp_path_factory.mktemp("real")
+    for part, num in (("train", 200), ("test", 100)):
+        for kind in (pictures / part).iterdir():
+            (folder / "root" / part / kind.name).mkdir(parents=True)
+            for file in sorted(kind.iterdir())[:num]:
+                (folder / "root" / part / kind.name / file.name).symlink_to(file)
+    zygote, made = Zygote(folder), {}
+    small = (f"data.root={folder}/root", "trainer.max_epochs=1", "trainer.accelerator=cpu", "logger=none")
+    for norm, aug in itertools.product(NORMS, ("none", "crop_flip")):
+        typed = ("data=image_folder", f"norm={norm}", f"aug={aug}", f"name={norm}-{aug}", *small)
+        assert zygote.run(folder / "outputs", command=typed)["status"] == 0, said(folder / "outputs")
+        [made[f"{norm}-{aug}"]] = [
+            file.parent for file in (folder / "outputs" / f"{norm}-{aug}").glob("*/summary.json")
+        ]
     zygote.process.communicate()
-    [run] = [file.parent for file in output.glob("runs/*/summary.json")]
+    return made
+
+
+@pytest.mark.pictures
+@pytest.mark.parametrize("aug", ["none", "crop_flip"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_exports_give_the_logits_of_a_thousand_real_pictures(on_real_pictures, norm, aug, tmp_path):
+    model, config, _ = open_run(on_real_pictures[f"{norm}-{aug}"])
+    pixels = torch.from_numpy(load_once(data_source(config.data)).test.pixels)
+    assert pixels.shape == (1000, 3, 32, 32)
+    model = model.float32_on_cpu()
+    for form in ("onnx", "torch"):
+        assert export(model, tmp_path / form, form, {}, pixels) <= TOLERANCE
+
+
+@pytest.mark.pictures
+@pytest.mark.parametrize("kind", ["zca-crop_flip", "pca-none"])
+def test_evaluation_and_prediction_see_real_pictures_alike(on_real_pictures, kind, command, tmp_path):
+    run = on_real_pictures[kind]
+    cache = str(run.parents[2] / "cache")
     assert command("-m", "cnnlab", "evaluate", str(run), CNNLAB_CACHE=cache).returncode == 0
-    metrics = RunDirectory(run).summary()["metrics"]
+    summary = RunDirectory(run).summary()
     found = json.loads((run / "evaluation" / "evaluation.json").read_text())
-    assert (found["acc"], found["loss"]) == (metrics["test/acc"], metrics["test/loss"])
+    assert (found["acc"], found["loss"]) == (summary["metrics"]["test/acc"], summary["metrics"]["test/loss"])
     labels, _, confidence = RunDirectory(run).predictions()
-    classes = RunDirectory(run).summary()["data"]["classes"]
-    first = pictures / "test" / classes[0]
-    answers = command("-m", "cnnlab", "predict", str(run), str(first), "--format", "json", CNNLAB_CACHE=cache)
-    predicted = json.loads(answers.stdout)
-    assert len(predicted) == 1000
-    assert [one["label"] for one in predicted] == [classes[label] for label in labels[:1000]]
-    assert [one["probability"] for one in predicted] == pytest.approx(confidence[:1000].tolist(), abs=1e-3)
-    exported = command("-m", "cnnlab", "export", str(run), CNNLAB_CACHE=cache)
-    assert exported.returncode == 0, exported.stderr
-    assert "on 1,000 test images its logits differ" in exported.stdout
+    result = command("-m", "cnnlab", "predict", str(run), str(run.parents[2] / "root" / "test"), "--format", "json")
+    answers = json.loads(result.stdout)
+    assert [one["label"] for one in answers] == [summary["data"]["classes"][label] for label in labels]
+    assert [one["probability"] for one in answers] == pytest.approx(confidence.tolist(), abs=1e-3)
