@@ -175,7 +175,7 @@ def under_corruption(model: Trained, images: Images) -> dict[str, list[float]]:
     return {
         kind: [
             evaluate(model, corrupted(images, kind, strength)).accuracy
-            for strength in track(strengths, description=kind, transient=True)
+            for strength in track(strengths, description=kind, transient=True, disable=not os.isatty(1))
         ]
         for kind, strengths in STRENGTHS.items()
     }

@@ -243,10 +243,18 @@ def open_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, d
 
 
 def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, config: DictConfig) -> None:
-    """Draw the pictures, then write the summary, last."""
+    """Draw the pictures, then write the summary, last.
+
+    TensorBoard's table gets the choices, what was typed, what differs from the defaults, and what everyone asks for.
+    """
     pictures.curves(run.path / "curves.png", run.metrics(), title=summary["run"])
     pictures.confusion(run.path / "confusion.png", summary["confusion"], summary["data"]["classes"])
-    knobs = {path: value if isinstance(value, int | float) else str(value) for path, value in leaves(plain(config))}
+    typed = {word.split("=")[0].lstrip("+") for word in summary["overrides"]}
+    knobs = {
+        path: value if isinstance(value, int | float) else str(value)
+        for path, value in leaves(plain(config))
+        if path in {"seed", "batch_size", "optim.lr", "trainer.max_epochs", *summary["changes"], *typed}
+    }
     knobs |= summary["choices"]
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard):

@@ -79,7 +79,9 @@ def test_scalars_of_training_and_held_out_images_share_a_chart(board, sweep):
 
 def test_choices_and_final_metrics_of_every_run(board):
     found = asked(board, "experiment/defaultExperimentId/data/plugin/hparams/experiment", {})
-    assert {"optim", "aug", "optim.lr", "seed"} <= {info["name"] for info in found["hparamInfos"]}
+    names = {info["name"] for info in found["hparamInfos"]}
+    assert {"optim", "aug", "optim.lr", "seed", "model.channels", "trainer.accelerator"} <= names
+    assert "model._target_" not in names
     assert "final/test/acc" in {info["name"]["tag"] for info in found["metricInfos"]}
     groups = asked(
         board,

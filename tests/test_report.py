@@ -268,6 +268,7 @@ def test_a_thousand_runs_without_torch(tmp_path, command):
     result = command("-X", "importtime", "-m", "cnnlab", "report", "runs")
     assert result.returncode == 0, result.stderr
     assert " torch\n" not in result.stderr
+    assert "Warning" not in result.stderr
     assert "lr=1.0 has the highest: 0.5995" in result.stdout
 
 

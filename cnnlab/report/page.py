@@ -20,7 +20,9 @@ from typing import Any
 import matplotlib
 import matplotlib.figure
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from cnnlab.records import atomic_path, write_text
 from cnnlab.report.statistics import estimate
@@ -236,13 +238,20 @@ def by_value(sweep: Sweep, axis: str) -> str:
             with matplotlib.rc_context(STYLE):
                 figure = _figure(5.4, 3.9)
                 panel = figure.subplots()
+                colors = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(groups))))
                 for place, group in enumerate(groups):
                     epochs, table = group.over_epochs(f"{part or group.held_out}/loss")
-                    color = matplotlib.colormaps["viridis"](place / max(len(groups) - 1, 1) * 0.92)
-                    panel.plot(epochs, np.nanmean(table, axis=0), color=color, label=group.value(axis))
+                    panel.plot(epochs, np.nanmean(table, axis=0), color=colors(place), label=group.value(axis))
                 panel.set(xlabel="epoch", ylabel=f"{name} loss")
                 panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-                panel.legend(title=axis)
+                if len(groups) <= CURVES:
+                    panel.legend(title=axis)
+                else:
+                    key = figure.colorbar(ScalarMappable(Normalize(0, len(groups) - 1), colors), ax=panel, label=axis)
+                    key.ax.yaxis.set_major_locator(
+                        FixedLocator(np.linspace(0, len(groups) - 1, CURVES).round().tolist())
+                    )
+                    key.ax.yaxis.set_major_formatter(lambda place, _: groups[round(place)].value(axis)[:8])
                 figures.append(svg(figure, f"{name} loss over epochs for every value of {axis}"))
     with matplotlib.rc_context(STYLE):
         figure = _figure(5.4, 3.9)

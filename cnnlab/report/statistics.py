@@ -81,8 +81,8 @@ def difference(first: dict[int, float], second: dict[int, float]) -> Difference:
     if len(common) >= 2:
         changes = [first[seed] - second[seed] for seed in common]
         made = estimate(changes)
-        if made.std == 0:
-            return Difference(made, math.nan if made.mean == 0 else math.inf, math.nan, paired=True)
+        if made.std < 1e-12:  # the same for every seed, up to rounding
+            return Difference(made, round(made.mean, 12) * math.inf, math.nan, paired=True)
         p_value = float(stats.ttest_1samp(changes, 0).pvalue)
         return Difference(made, made.mean / made.std, p_value, paired=True)
     a, b = list(first.values()), list(second.values())
