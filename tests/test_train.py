@@ -38,7 +38,7 @@ def train_here(path: Path, *overrides: str) -> dict:
     """Train in this process; returns the summary."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", [*SMALL, "logger=none", *overrides])
-    about = {"run": path.name, "choices": {}}
+    about = {"run": path.name, "choices": {}, "changes": {}, "overrides": []}
     run = RunDirectory(path)
     run.path.mkdir(exist_ok=True)
     return train(config, run, instantiate(config.data).load(), about)
@@ -274,7 +274,8 @@ def test_every_option_trains_one_batch(tmp_path, group, option):
         config = compose("train", [f"{group}={option}", *TINY, *smaller])
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
-    summary = train(config, run, instantiate(config.data).load(), {"run": "run", "choices": {}})
+    about = {"run": "run", "choices": {}, "changes": {}, "overrides": []}
+    summary = train(config, run, instantiate(config.data).load(), about)
     assert summary["status"] == "done"
     assert all(math.isfinite(value) for value in summary["metrics"].values())
     if option != "ema":  # whose checkpoint hardly moves in one step
