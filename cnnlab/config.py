@@ -43,6 +43,7 @@ NOT_IDENTITY = (
     "on_busy",
     "checkpoint",
     "logger",
+    "launcher",
     "trainer._target_",
     "trainer.accelerator",
     "trainer.devices",
@@ -65,6 +66,8 @@ LIMITS = {
     "channels": "len(channels) >= 1 and all(c >= 1 and c % 1 == 0 for c in channels)",
     "clutter": "clutter >= 0",
     "contrast": "contrast >= 0",
+    "cpus": "cpus >= 1",
+    "cpus_per_task": "cpus_per_task >= 1",
     "decay": "0 <= decay < 1",
     "degrees": "degrees >= 0",
     "devices": "devices >= 1 or devices == -1",
@@ -77,15 +80,19 @@ LIMITS = {
     "final_div_factor": "final_div_factor > 0",
     "flip_probability": "0 <= flip_probability <= 1",
     "gamma": "0 < gamma <= 1",
+    "gpus": "gpus >= 0",
+    "gpus_per_node": "gpus_per_node >= 0",
     "gradient_clip_val": "gradient_clip_val > 0",
     "hidden": "hidden >= 1",
     "image_size": "image_size >= 1",
+    "jobs_per_device": "jobs_per_device >= 1",
     "kernel_size": "kernel_size >= 1 and kernel_size % 2 == 1",
     "label_smoothing": "0 <= label_smoothing < 1",
     "lr": "lr > 0",
     "lr_decay": "lr_decay >= 0",
     "max_epochs": "max_epochs >= 1",
     "max_lr": "max_lr > 0",
+    "max_running": "max_running >= 1",
     "momentum": "0 <= momentum < 1",
     "name": "name.strip('/') == name and '..' not in name",
     "noise": "noise >= 0",
@@ -106,6 +113,7 @@ LIMITS = {
     "resident": "resident in ('device', 'host')",
     "rho": "0 <= rho <= 1",
     "saturation": "saturation >= 0",
+    "save_before": "save_before >= 0",
     "scale": "len(scale) == 2 and 0 < scale[0] <= scale[1]",
     "seed": "0 <= seed < 2**32",
     "shear": "0 <= shear < 90",
@@ -114,6 +122,8 @@ LIMITS = {
     "std": "std >= 0",
     "step_size": "step_size >= 1",
     "stride": "stride >= 1",
+    "threads": "threads >= 1",
+    "time": "time >= 1",
     "timeout": "timeout > 0",
     "translate": "0 <= translate <= 1",
     "unreadable": "unreadable in ('stop', 'skip')",
@@ -187,10 +197,11 @@ def changes(config: DictConfig) -> dict[str, Any]:
 
 def job_config(config: DictConfig) -> dict[str, Any]:
     """The configuration without its `hydra` node, resolved, as plain containers."""
-    return plain(_ours(config))
+    return plain(ours(config))
 
 
-def _ours(config: DictConfig) -> DictConfig:
+def ours(config: DictConfig) -> DictConfig:
+    """The configuration without its `hydra` node."""
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
@@ -232,7 +243,7 @@ def _option_file(name: str) -> dict[str, Any]:
     content = yaml.safe_load((CONF / f"{name}.yaml").read_text()) or {}
     inherited: dict[str, Any] = {}
     for parent in content.pop("defaults", []):
-        if "/" in name and parent != "_self_":
+        if "/" in name and isinstance(parent, str) and parent != "_self_":
             inherited |= _option_file(f"{name.rsplit('/', 1)[0]}/{parent}")
     content.pop("hydra", None)
     return inherited | content
@@ -325,9 +336,11 @@ def check(config: DictConfig) -> None:
             raise UserError(
                 f"~{group} leaves no {group}, and a run needs it. Type {group}= and one of {', '.join(options(group))}."
             )
-    if added := sorted(set(map(str, _ours(config))) - _option_file("train").keys() - {*GROUPS, "trainer", "logger"}):
+    if added := sorted(
+        set(map(str, ours(config))) - _option_file("train").keys() - {*GROUPS, "trainer", "logger", "launcher"}
+    ):
         raise UserError(f"+{added[0]} adds what nothing reads. python train.py --help shows what can be typed.")
-    if missing := sorted(OmegaConf.missing_keys(_ours(config))):
+    if missing := sorted(OmegaConf.missing_keys(ours(config))):
         raise UserError(f"{missing[0]} must be given, and was not. Type {missing[0]}=VALUE.")
     job = job_config(config)
     for group in GROUPS:
@@ -468,6 +481,9 @@ class Checks(Callback):
         exit_on_user_error(check, config)
         if config.hydra.sweeper._target_.endswith(SEARCH):
             sys.exit(refuse(UserError("A search has many runs. Type python train.py -m hydra/sweeper=optuna.")))
+        if "launcher" in config:
+            [launcher] = chosen(config)["launcher"]
+            sys.exit(refuse(UserError(f"launcher={launcher} is for sweeps. Type python train.py -m ...")))
         if config.plan:
             exit_on_user_error(print_plan, [config], [Path(config.hydra.run.dir)])
 
@@ -506,6 +522,8 @@ class Checks(Callback):
         """Compose and check runs at the ends of the search space."""
         from cnnlab import search
 
+        if "launcher" in config:
+            raise UserError("A search proposes a run when the one before has ended. Type it without launcher=.")
         if config.plan:
             raise UserError(
                 "A search decides its runs as it goes: there is no plan to show. Type it without plan=true."

@@ -5,6 +5,8 @@ run's lock and waits. `python -m cnnlab.job RUN` is the first of them; Lightning
 They read the configuration from the run directory, as it was composed.
 """
 
+from __future__ import annotations
+
 import ctypes
 import json
 import os
@@ -12,15 +14,18 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from hydra.conf import HydraConf
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.config import UserError, check_targets, data_source, plain, refuse
-from cnnlab.records import RunDirectory, log
+from cnnlab import signals
+from cnnlab.config import UserError, changes, check_targets, chosen, data_source, described, ours, plain, refuse
+from cnnlab.records import BusyError, RunDirectory, code_digest, log, now
 from cnnlab.signals import STOPPING, Interrupted
 
 ABOUT = "CNNLAB_ABOUT"  # the environment variable in which the processes of a run find what its summary says of it
@@ -36,6 +41,106 @@ def needs_processes(config: DictConfig) -> bool:
     """Whether several processes are asked for, and nobody has started them yet."""
     started = "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
     return config.trainer.devices != 1 and not started
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that can be done by another process, on another machine.
+
+    Attributes:
+        path: the run directory.
+        text: the composed configuration with its `hydra` node, as YAML.
+    """
+
+    path: Path
+    text: str
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Job:
+        return cls(Path(config.hydra.sweep.dir, config.hydra.sweep.subdir), OmegaConf.to_yaml(config))
+
+    @property
+    def config(self) -> DictConfig:
+        return cast(DictConfig, OmegaConf.create(self.text))
+
+    def do(self) -> int:
+        """Do it here; return the exit status, as `perform` does."""
+        whole = self.config
+        config = ours(whole)
+        check_targets(plain(config))
+        return perform(config, whole.hydra, RunDirectory(self.path))
+
+
+def perform(config: DictConfig, settings: HydraConf, run: RunDirectory) -> int:
+    """Do a job: return the finished run if there is one, otherwise train it.
+
+    config: without its `hydra` node, which is in `settings`. Returns the exit status: 0 done, 1 failed, 2 refused, 143
+    or 130 interrupted.
+    """
+    if not is_first_process():
+        if config.rerun or run.summary().get("status") != "done":
+            with suppress(Interrupted):
+                train(config, run, {})
+        return 0
+    try:
+        with run.owned(config.on_busy):
+            status = open_or_return(config, run, settings)
+    except BusyError as error:
+        print(f"cnnlab: {error}. Type on_busy=wait to wait for it.", file=sys.stderr)
+        return 1
+    except UserError as error:
+        status = refuse(error)
+    if status == 2:
+        run.forget()
+    return status
+
+
+def open_or_return(config: DictConfig, run: RunDirectory, settings: HydraConf) -> int:
+    """Return a finished run, go on with an interrupted one, begin a new one; return the exit status.
+
+    Raises: UserError.
+    """
+    digest = data_source(config.data).digest()
+    summary = run.summary()
+    if summary and config.rerun:
+        print(f"The old run is kept as {run.put_aside()}.")
+    elif summary.get("status") == "done":
+        print(recall(run, summary, digest))
+        return 0
+    elif summary and summary["data_digest"] != digest:
+        raise UserError(f"The data have changed since {run.path} was interrupted. Type rerun=true to train it anew.")
+    whole = OmegaConf.create({**config, "hydra": settings})
+    about = {
+        "run": run.path.name,
+        "choices": described(chosen(whole)),
+        "changes": changes(whole),
+        "overrides": list(settings.overrides.task),
+        "seed": config.seed,
+        "started": now(),
+        "code_digest": code_digest(),
+        "data_digest": digest,
+    }
+    status = run_job(config, run, about, settings)
+    if status == 0 and signals.received() and settings.mode == RunMode.MULTIRUN:  # too late to interrupt this job
+        return Interrupted(signals.received()).exit_status
+    return status
+
+
+def recall(run: RunDirectory, summary: dict[str, Any], data_digest: str) -> str:
+    """One line for a run that was finished before; it says whether code or data have changed since."""
+    changed = [
+        name
+        for name, then, today in (
+            ("source code", summary["code_digest"], code_digest()),
+            ("data", summary["data_digest"], data_digest),
+        )
+        if then != today
+    ]
+    note = f" But the {' and the '.join(changed)} changed since: rerun=true trains it anew." if changed else ""
+    accuracy = summary["metrics"]["test/acc"]
+    return (
+        f"{os.path.relpath(run.path)}: done before, test accuracy {accuracy:.4f}; started {summary['started']}.{note}"
+    )
 
 
 def run_job(config: DictConfig, run: RunDirectory, about: dict[str, Any], settings: HydraConf) -> int:
@@ -93,9 +198,7 @@ def train(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> None:
 
 def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:
     """Train in processes of the run's own, and wait for them; signals are passed on."""
-    # -m looks into the current folder, which may be any: the processes are to find this package, not an installed one
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {ABOUT: json.dumps(about), "PYTHONPATH": path}
+    environment = os.environ | {ABOUT: json.dumps(about), "PYTHONPATH": python_path()}
     child = subprocess.Popen(
         [sys.executable, "-m", "cnnlab.job", str(run.path)],
         env=environment,
@@ -112,9 +215,21 @@ def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     if status not in (0, 1, 2, 130, 143):
-        ended = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-        return record_failure(run, about, ChildProcessError(f"the run's first process ended {ended}"))
+        return record_failure(run, about, ChildProcessError(f"the run's first process ended {in_words(status)}"))
     return status
+
+
+def in_words(status: int) -> str:
+    """How a process ended: 3 -> "with status 3", -9 -> "by SIGKILL"."""
+    return f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+
+
+def python_path() -> str:
+    """Where other processes look for modules: first where this package is.
+
+    -m looks into the current folder, which may be any, and then for an installed package, which may be another one.
+    """
+    return os.pathsep.join(filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))))
 
 
 def die_with_parent(number: int) -> None:
@@ -123,8 +238,21 @@ def die_with_parent(number: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
+def serve() -> None:
+    """Do the jobs that come as lines of JSON, and answer each with its exit status; what they print goes nowhere."""
+    with os.fdopen(os.dup(1), "w") as answers, open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        with suppress(KeyboardInterrupt):
+            for line in sys.stdin:
+                path, text = json.loads(line)
+                print(Job(Path(path), text).do(), file=answers, flush=True)
+
+
 def main() -> None:
-    """What one of the processes does."""
+    """What one of the processes of a run does; without a run, those of `serve`."""
+    if len(sys.argv) == 1:
+        serve()
+        return
     run = RunDirectory(Path(sys.argv[1]))
     config = OmegaConf.load(run.path / ".hydra" / "config.yaml")
     assert isinstance(config, DictConfig)

@@ -1,0 +1,324 @@
+"""The jobs of a sweep elsewhere than in the process in which it was typed: launcher=local, slurm, ray.
+
+Wherever a job goes, it is the text of its configuration, and `cnnlab.job.Job.do` does it: it takes the lock of the run, and
+goes on from the last checkpoint. So a job that is begun again, by a requeue or by a second command, is done once. Takes
+no torch, but to count GPUs.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import wait
+from types import FrameType
+from typing import Any
+
+from omegaconf import DictConfig
+
+from cnnlab import signals
+from cnnlab.config import UserError, chosen, plain, refuse
+from cnnlab.job import Job, die_with_parent, in_words, is_first_process, python_path, record_failure
+from cnnlab.records import RunDirectory
+from cnnlab.signals import STOPPING, Interrupted
+
+LOOK = 3.0  # seconds between two looks at Slurm's queue
+
+
+def launch(config: DictConfig, configs: Sequence[DictConfig]) -> None:
+    """Do the jobs where launcher=... says; how each of them ends is in its run directory.
+
+    config: of the sweep. configs: of its jobs, with their `hydra` nodes.
+    """
+    ways: dict[str, Callable[[DictConfig, list[Job]], None]] = {"local": locally, "slurm": on_slurm, "ray": on_ray}
+    jobs, [way] = {job.path: job for job in map(Job.of, configs)}, chosen(config)["launcher"]
+    if not config.rerun:
+        for path in [path for path in jobs if RunDirectory(path).summary().get("status") == "done"]:
+            jobs.pop(path).do()  # says so
+    try:
+        if jobs:
+            ways[way](config.launcher, list(jobs.values()))
+    except UserError as error:
+        sys.exit(refuse(error))
+
+
+def tell(job: Job, left: int) -> None:
+    """A line for a job that has ended."""
+    summary = RunDirectory(job.path).summary()
+    status = summary.get("status", "not started")
+    accuracy = f", test accuracy {summary['metrics']['test/acc']:.4f}" if status == "done" else ""
+    print(f"{job.path}: {status}{accuracy}; {left} left", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------- this machine
+
+
+class Worker:
+    """A process that does one job after the other.
+
+    Args:
+        environment: variables that differ from this process's: the device that it sees, its number of threads.
+    """
+
+    def __init__(self, environment: dict[str, str]):
+        self.environment = environment
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cnnlab.job"],
+            env=os.environ | environment | {"PYTHONPATH": python_path()},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            preexec_fn=lambda: die_with_parent(signal.SIGTERM),
+            text=True,
+        )
+        assert self.process.stdin
+        assert self.process.stdout
+        self.jobs, self.answers = self.process.stdin, self.process.stdout
+
+    def give(self, job: Job) -> None:
+        print(json.dumps([str(job.path), job.text]), file=self.jobs, flush=True)
+
+    def ended(self) -> ChildProcessError:
+        """Wait for its end, and say how it came."""
+        status = self.process.wait()
+        return ChildProcessError(f"its process ended {in_words(status)}")
+
+
+def locally(settings: DictConfig, jobs: list[Job]) -> None:
+    """A process for every device, or several; a signal is passed on, and once all have saved, it is obeyed."""
+    devices = visible_devices(jobs)
+    num = min(len(devices) * settings.jobs_per_device, len(jobs))
+    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // num)
+    print(f"{len(jobs)} runs, {num} at once, {threads} threads for each", flush=True)
+    waiting, stopped_by = deque(jobs), 0
+    doing: dict[Worker, Job] = {}
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped_by
+        stopped_by = number
+        for worker in doing:
+            worker.process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in STOPPING}
+    try:
+        for place in range(num):
+            shares = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+            worker = Worker(devices[place % len(devices)] | shares)
+            doing[worker] = waiting.popleft()
+            worker.give(doing[worker])
+        while doing:
+            ready = wait([worker.answers.fileno() for worker in doing])
+            for worker in [worker for worker in doing if worker.answers.fileno() in ready]:
+                job, alive = doing.pop(worker), worker.answers.readline()
+                if not alive and not stopped_by:
+                    record_lost(job, worker.ended())
+                tell(job, len(waiting) + len(doing))
+                if waiting and not stopped_by:
+                    worker = worker if alive else Worker(worker.environment)
+                    doing[worker] = waiting.popleft()
+                    worker.give(doing[worker])
+                elif alive:
+                    worker.jobs.close()
+                    worker.process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped_by:
+        sys.exit(Interrupted(stopped_by).exit_status)
+
+
+def visible_devices(jobs: list[Job]) -> list[dict[str, str]]:
+    """What a process is to have in its environment so as to see its device, or its devices, alone."""
+    trainers = [job.config.trainer for job in jobs]
+    size = max(trainer.devices if isinstance(trainer.devices, int) else 1 for trainer in trainers)
+    if all(trainer.accelerator == "cpu" for trainer in trainers):
+        return [{}]
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+    groups = [names[start : start + size] for start in range(0, len(names) - size + 1, size)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups] or [{}]
+
+
+def record_lost(job: Job, error: ChildProcessError) -> None:
+    """The process that did a job has died, and cannot say it."""
+    run = RunDirectory(job.path)
+    if run.summary():
+        with run.logged():
+            record_failure(run, {}, error)
+    else:
+        print(f"{job.path}: {error}", file=sys.stderr)
+
+
+# -------------------------------------------------------------------------------------------------------------- Slurm
+
+
+LOST = ("closed by peer", "reset by peer", "imed out", "imeout", "NCCL")  # in an error: another process is gone
+
+# What the script does when a process was killed or has lost the others; if the script's node is lost, Slurm does it.
+AGAIN = '[ $? = 0 ] || [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || scontrol requeue "$SLURM_JOB_ID"'
+
+
+class OnSlurm:
+    """What every process of a Slurm job does.
+
+    When its time is up, it has saved, and puts the job back into the queue. When another process of the job is gone, it
+    ends with an error, and the script puts the job back (see AGAIN).
+    """
+
+    def __call__(self, job: Job) -> int:
+        status = job.do()
+        if status and is_first_process():
+            if signals.received() in (signal.SIGUSR1, signal.SIGUSR2):
+                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+            error = RunDirectory(job.path).summary().get("error", {}).get("message", "")
+            if status == 1 and int(os.environ["SLURM_NTASKS"]) > 1 and any(sign in error for sign in LOST):
+                raise ConnectionError(error)
+        return status
+
+    def checkpoint(self, job: Job) -> Any:
+        """submitit asks for it when the time is up before training has begun."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, job)
+
+
+def on_slurm(settings: DictConfig, jobs: list[Job]) -> None:
+    """Submit what is not in the queue yet, as one array for every size of job, and wait for all."""
+    if not shutil.which("sbatch"):
+        raise UserError("There is no sbatch on this machine. Type launcher=slurm where jobs are submitted to Slurm.")
+    try:
+        import submitit
+    except ImportError:
+        raise UserError("launcher=slurm needs submitit. Type pip install submitit.") from None
+    known = {} if settings.dry_run else queue()
+    submitted = {id: job for job in jobs if (id := submitted_as(job)) in known}
+    if submitted:
+        print(f"{len(submitted)} of them are in the queue already", flush=True)
+    arrays: dict[tuple[int, int, int], list[Job]] = {}
+    for job in jobs:
+        if job not in submitted.values():
+            arrays.setdefault(size(settings, job), []).append(job)
+    folder = jobs[0].path.parent / ".slurm"
+    for (nodes, tasks, gpus), array in arrays.items():
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=10**6)
+        executor.update_parameters(**parameters(settings, nodes, tasks, gpus))
+        if settings.dry_run:
+            executor.parameters["map_count"] = len(array)
+            print(executor._make_submission_file_text(executor._submitit_command_str, "ID"))
+            continue
+        for job, entry in zip(array, executor.map_array(OnSlurm(), array), strict=True):
+            job.path.mkdir(parents=True, exist_ok=True)
+            (job.path / QUEUED).write_text(entry.job_id)
+            submitted[entry.job_id] = job
+    if settings.dry_run:
+        sys.exit(0)
+    print(f"{len(submitted)} jobs in Slurm's queue; their output: {folder}", flush=True)
+    how = f"python -m cnnlab status {jobs[0].path.parent}"
+    if not settings.wait:
+        print(f"How they are: {how}. The same command without wait=false waits for them and reports.")
+        sys.exit(0)
+    try:
+        while submitted:
+            time.sleep(LOOK)
+            known = queue()
+            for id in [id for id in submitted if id not in known]:
+                tell(submitted.pop(id), len(submitted))
+    except KeyboardInterrupt:
+        print(
+            f"\n{len(submitted)} jobs go on in the queue. How they are: {how}. Typed again, the command waits for them."
+        )
+        sys.exit(130)
+
+
+QUEUED = ".queued"  # in a run directory: the id of the last job in Slurm that was submitted for it
+
+
+def submitted_as(job: Job) -> str:
+    with suppress(FileNotFoundError):
+        return (job.path / QUEUED).read_text()
+    return ""
+
+
+def queue() -> dict[str, str]:
+    """The jobs that Slurm knows, waiting or running: {"12_3": "PENDING"}."""
+    words = ["squeue", "--noheader", "--array", "--format", "%i %T"]
+    for _ in range(20):  # the controller may be busy, or just starting again
+        result = subprocess.run(words, capture_output=True, text=True)
+        if result.returncode == 0:
+            return dict(line.split() for line in result.stdout.splitlines())
+        time.sleep(LOOK)
+    raise UserError(f"squeue fails: {result.stderr.strip()}. The jobs go on; type the same command later.")
+
+
+def size(settings: DictConfig, job: Job) -> tuple[int, int, int]:
+    """Nodes, processes per node, GPUs per node."""
+    trainer = job.config.trainer
+    if not isinstance(trainer.devices, int) or trainer.devices < 1:
+        raise UserError(f"trainer.devices={trainer.devices}: Slurm has to know how many. Type a number from 1.")
+    needed = 0 if trainer.accelerator == "cpu" else trainer.devices
+    gpus = needed if settings.gpus_per_node is None else settings.gpus_per_node
+    return trainer.num_nodes, trainer.devices, gpus
+
+
+def parameters(settings: DictConfig, nodes: int, tasks: int, gpus: int) -> dict[str, Any]:
+    """What submitit makes an sbatch script of."""
+    given = {name: settings[name] for name in ("partition", "account", "qos", "constraint", "mem") if settings[name]}
+    return given | {
+        "job_name": "cnnlab",
+        "time": settings.time,
+        "nodes": nodes,
+        "ntasks_per_node": tasks,
+        "cpus_per_task": settings.cpus_per_task,
+        "srun_args": [f"--cpus-per-task={settings.cpus_per_task}"],  # which srun does not take over from sbatch
+        "array_parallelism": settings.max_running,
+        "signal_delay_s": settings.save_before,
+        "stderr_to_stdout": True,
+        "setup": [
+            f"export PYTHONPATH={shlex.quote(python_path())} OMP_NUM_THREADS={settings.cpus_per_task}",
+            *settings.setup,
+        ],
+        "teardown": [AGAIN],
+        "additional_parameters": {"requeue": True} | plain(settings.additional),
+        **({"gpus_per_node": gpus} if gpus else {}),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------- Ray
+
+
+def on_ray(settings: DictConfig, jobs: list[Job]) -> None:
+    """Ray decides where; it begins a job again if its machine is lost."""
+    try:
+        import ray
+    except ImportError:
+        raise UserError("launcher=ray needs Ray. Type pip install ray.") from None
+    ray.init(address=settings.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": python_path()}})
+    task, waiting = ray.remote(max_retries=-1)(in_folder), {}
+    for job in jobs:
+        trainer = job.config.trainer
+        needed = 0 if trainer.accelerator == "cpu" else trainer.devices
+        gpus = needed if settings.gpus is None else settings.gpus
+        waiting[task.options(num_cpus=settings.cpus, num_gpus=gpus).remote(os.getcwd(), job)] = job
+    try:
+        while waiting:
+            for ended in ray.wait(list(waiting))[0]:
+                job = waiting.pop(ended)
+                try:
+                    ray.get(ended)
+                except ray.exceptions.RayError as error:
+                    record_lost(job, ChildProcessError(f"Ray could not do it: {error}"))
+                tell(job, len(waiting))
+    finally:
+        ray.shutdown()
+
+
+def in_folder(folder: str, job: Job) -> int:
+    os.chdir(folder)
+    return job.do()
