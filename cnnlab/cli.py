@@ -310,6 +310,13 @@ def ls(arguments: argparse.Namespace) -> None:
     print_list(arguments.folder, arguments.by, arguments.num)
 
 
+def status(arguments: argparse.Namespace) -> None:
+    """How far the runs of a sweep are: queued, running, done, failed; from their files alone."""
+    from cnnlab.report.table import print_status
+
+    print_status(arguments.folder)
+
+
 VERBS: tuple[tuple[Callable[[argparse.Namespace], None], dict[str, dict[str, Any]]], ...] = (
     (
         ls,
@@ -319,6 +326,7 @@ VERBS: tuple[tuple[Callable[[argparse.Namespace], None], dict[str, dict[str, Any
             "--num": {"type": int, "default": 50, "help": "how many (default %(default)s)"},
         },
     ),
+    (status, {"folder": {"nargs": "?", "type": Path, "default": Path("outputs"), "help": "default: %(default)s"}}),
     (fetch, {"overrides": OVERRIDES}),
     (anatomy, {"overrides": OVERRIDES}),
     (

@@ -1,8 +1,8 @@
 """The jobs of a sweep elsewhere than in the process in which it was typed: launcher=local, slurm, ray.
 
-Wherever a job goes, it is the text of its configuration, and `cnnlab.job.Job.do` does it: it takes the lock of the run, and
-goes on from the last checkpoint. So a job that is begun again, by a requeue or by a second command, is done once. Takes
-no torch, but to count GPUs.
+Wherever a job goes, it is the text of its configuration. Doing it takes the lock of the run, and goes on from the last
+checkpoint: a job that is begun again, by a requeue or by a second command, is done once. Takes no torch, but to count
+GPUs.
 """
 
 import json
@@ -15,7 +15,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from cnnlab import signals
-from cnnlab.config import UserError, chosen, plain, refuse
+from cnnlab.config import UserError, chosen, refuse
 from cnnlab.job import Job, die_with_parent, in_words, is_first_process, python_path, record_failure
 from cnnlab.records import RunDirectory
 from cnnlab.signals import STOPPING, Interrupted
@@ -91,10 +90,12 @@ class Worker:
 
 def locally(settings: DictConfig, jobs: list[Job]) -> None:
     """A process for every device, or several; a signal is passed on, and once all have saved, it is obeyed."""
-    devices = visible_devices(jobs)
+    trainers = [job.config.trainer for job in jobs]
+    processes = max(trainer.devices if isinstance(trainer.devices, int) else 1 for trainer in trainers)
+    devices = [{}] if all(one.accelerator == "cpu" for one in trainers) else visible_gpus(processes)
     num = min(len(devices) * settings.jobs_per_device, len(jobs))
-    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // num)
-    print(f"{len(jobs)} runs, {num} at once, {threads} threads for each", flush=True)
+    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // (num * processes))
+    print(f"{len(jobs)} runs, {num} at once, {threads} threads for each process", flush=True)
     waiting, stopped_by = deque(jobs), 0
     doing: dict[Worker, Job] = {}
 
@@ -132,12 +133,8 @@ def locally(settings: DictConfig, jobs: list[Job]) -> None:
         sys.exit(Interrupted(stopped_by).exit_status)
 
 
-def visible_devices(jobs: list[Job]) -> list[dict[str, str]]:
-    """What a process is to have in its environment so as to see its device, or its devices, alone."""
-    trainers = [job.config.trainer for job in jobs]
-    size = max(trainer.devices if isinstance(trainer.devices, int) else 1 for trainer in trainers)
-    if all(trainer.accelerator == "cpu" for trainer in trainers):
-        return [{}]
+def visible_gpus(size: int) -> list[dict[str, str]]:
+    """What runs are to have in their environments so that each sees as many GPUs as it needs, and no other run's."""
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -161,8 +158,11 @@ def record_lost(job: Job, error: ChildProcessError) -> None:
 
 LOST = ("closed by peer", "reset by peer", "imed out", "imeout", "NCCL")  # in an error: another process is gone
 
+# A job by the name that squeue gives it: 12, or 12_3. SLURM_JOB_ID alone can be the number of a whole array.
+OWN_NAME = '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"'
+
 # What the script does when a process was killed or has lost the others; if the script's node is lost, Slurm does it.
-AGAIN = '[ $? = 0 ] || [ "${SLURM_RESTART_COUNT:-0}" -ge 10 ] || scontrol requeue "$SLURM_JOB_ID"'
+AGAIN = f'[ $? = 0 ] || [ "${{SLURM_RESTART_COUNT:-0}}" -ge 10 ] || scontrol requeue {OWN_NAME}'
 
 
 class OnSlurm:
@@ -176,7 +176,7 @@ class OnSlurm:
         status = job.do()
         if status and is_first_process():
             if signals.received() in (signal.SIGUSR1, signal.SIGUSR2):
-                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+                subprocess.run(f"scontrol requeue {OWN_NAME}", shell=True)  # what it refuses, it says
             error = RunDirectory(job.path).summary().get("error", {}).get("message", "")
             if status == 1 and int(os.environ["SLURM_NTASKS"]) > 1 and any(sign in error for sign in LOST):
                 raise ConnectionError(error)
@@ -198,7 +198,7 @@ def on_slurm(settings: DictConfig, jobs: list[Job]) -> None:
     except ImportError:
         raise UserError("launcher=slurm needs submitit. Type pip install submitit.") from None
     known = {} if settings.dry_run else queue()
-    submitted = {id: job for job in jobs if (id := submitted_as(job)) in known}
+    submitted = {id: job for job in jobs if (id := RunDirectory(job.path).queued_as) in known}
     if submitted:
         print(f"{len(submitted)} of them are in the queue already", flush=True)
     arrays: dict[tuple[int, int, int], list[Job]] = {}
@@ -214,8 +214,7 @@ def on_slurm(settings: DictConfig, jobs: list[Job]) -> None:
             print(executor._make_submission_file_text(executor._submitit_command_str, "ID"))
             continue
         for job, entry in zip(array, executor.map_array(OnSlurm(), array), strict=True):
-            job.path.mkdir(parents=True, exist_ok=True)
-            (job.path / QUEUED).write_text(entry.job_id)
+            RunDirectory(job.path).note_queued(entry.job_id)
             submitted[entry.job_id] = job
     if settings.dry_run:
         sys.exit(0)
@@ -235,15 +234,6 @@ def on_slurm(settings: DictConfig, jobs: list[Job]) -> None:
             f"\n{len(submitted)} jobs go on in the queue. How they are: {how}. Typed again, the command waits for them."
         )
         sys.exit(130)
-
-
-QUEUED = ".queued"  # in a run directory: the id of the last job in Slurm that was submitted for it
-
-
-def submitted_as(job: Job) -> str:
-    with suppress(FileNotFoundError):
-        return (job.path / QUEUED).read_text()
-    return ""
 
 
 def queue() -> dict[str, str]:
@@ -285,7 +275,7 @@ def parameters(settings: DictConfig, nodes: int, tasks: int, gpus: int) -> dict[
             *settings.setup,
         ],
         "teardown": [AGAIN],
-        "additional_parameters": {"requeue": True} | plain(settings.additional),
+        "additional_parameters": {"requeue": True} | dict(word.split("=", 1) for word in settings.additional),
         **({"gpus_per_node": gpus} if gpus else {}),
     }
 
@@ -301,10 +291,16 @@ def on_ray(settings: DictConfig, jobs: list[Job]) -> None:
         raise UserError("launcher=ray needs Ray. Type pip install ray.") from None
     ray.init(address=settings.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": python_path()}})
     task, waiting = ray.remote(max_retries=-1)(in_folder), {}
+    most = {kind: max(node["Resources"].get(kind, 0) for node in ray.nodes()) for kind in ("CPU", "GPU")}
     for job in jobs:
         trainer = job.config.trainer
-        needed = 0 if trainer.accelerator == "cpu" else trainer.devices
-        gpus = needed if settings.gpus is None else settings.gpus
+        none = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not most["GPU"])
+        gpus = settings.gpus if settings.gpus is not None else 0 if none else trainer.devices
+        if settings.cpus > most["CPU"] or gpus > most["GPU"]:
+            raise UserError(
+                f"A run needs {settings.cpus} cores and {gpus} GPUs, and no machine of this Ray has more than "
+                f"{most['CPU']:.0f} and {most['GPU']:.0f}. Type launcher.cpus= and launcher.gpus=."
+            )
         waiting[task.options(num_cpus=settings.cpus, num_gpus=gpus).remote(os.getcwd(), job)] = job
     try:
         while waiting:

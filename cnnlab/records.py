@@ -120,6 +120,14 @@ class RunDirectory:
             lock.release()
 
     @property
+    def host(self) -> str:
+        """Where the process runs that holds the directory, as far as its note says; empty if there is no note."""
+        try:
+            return (self.path / ".holder").read_text().split()[3]
+        except (FileNotFoundError, IndexError):
+            return ""
+
+    @property
     def held(self) -> bool:
         """Whether a process holds the directory, as far as its note says: the lock itself is not touched.
 
@@ -139,6 +147,18 @@ class RunDirectory:
             return True
         return True
 
+    @property
+    def queued_as(self) -> str:
+        """The last job of Slurm that was submitted for the run, 12_3; empty if none was."""
+        try:
+            return (self.path / ".queued").read_text()
+        except FileNotFoundError:
+            return ""
+
+    def note_queued(self, job: str) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / ".queued", job)
+
     def forget(self) -> None:
         """Remove the directory if no run was recorded in it."""
         if not (self.path / "summary.json").exists():
@@ -147,6 +167,7 @@ class RunDirectory:
                 self.path / "train.log",
                 self.path / ".lock",
                 self.path / ".holder",
+                self.path / ".queued",
             ):
                 file.unlink(missing_ok=True)
             for folder in (self.path / ".hydra", self.path, self.path.parent):
@@ -160,7 +181,7 @@ class RunDirectory:
             number += 1
         aside.mkdir()
         for entry in list(self.path.iterdir()):
-            if entry.name not in (".lock", ".holder"):
+            if entry.name not in (".lock", ".holder", ".queued"):
                 entry.rename(aside / entry.name)
         return aside
 

@@ -69,6 +69,8 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
             f"batch_size={config.batch_size} counts the images of all devices together and cannot be shared equally by "
             f"{trainer.world_size}. Type a multiple of {trainer.world_size}."
         )
+    if config.trainer.sync_batchnorm and trainer.strategy.root_device.type != "cuda":
+        raise UserError("trainer.sync_batchnorm=true needs GPUs: torch has it for nothing else. Type it as false.")
     summary = {"status": "running"} | dict(about) | describe(trainer, classifier, datamodule)
     if trainer.is_global_zero:
         open_records(run, summary, trainer, datamodule)

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from slurm import PROGRAMS, find
 
 ROOT = Path(__file__).parent.parent
 PICTURES = os.environ.get("CNNLAB_PICTURES", "")  # folder or .tar.gz with train/<class>/*.jpg and test/<class>/*.jpg
+SLURM = os.getuid() == 0 and all(find(program) for program in PROGRAMS)
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
 
 # What some tests need that the project cannot bring along, by the marker that such a test has: what is at hand, and how
@@ -19,6 +21,7 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
 NEEDED = {
     "pictures": (PICTURES, "the CIFAR-10 pictures: set CNNLAB_PICTURES to a folder or .tar.gz of them"),
     "browser": (BROWSER, "Chromium: apt-get install chromium"),
+    "slurm": (SLURM, "root and Slurm: apt-get install slurm-wlm munge"),
 }
 ALL = bool(os.environ.get("CNNLAB_ALL"))
 

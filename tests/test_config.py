@@ -209,7 +209,7 @@ def test_changes_are_the_knobs_that_differ_from_the_files(typed, expected):
 # ---------------------------------------------------------------------------------------------------------- conf/
 
 FILES = sorted(CONF.glob("*/*.yaml"))  # not those below conf/hydra, which are no part of a run
-OVERLAYS = ("experiment", "debug")
+OVERLAYS = ("experiment", "debug", "launcher")  # which make no object
 LISTS = ("aug", "logger", "callbacks")
 RESERVED = {"_target_", "_partial_"}
 

@@ -2,14 +2,17 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from rich.console import Console
 from rich.table import Table
 
 from cnnlab.config import UserError
 from cnnlab.records import RunDirectory
+from cnnlab.report.plan import in_words
 from cnnlab.report.runs import Run, find, read, varied
 
 
@@ -41,7 +44,8 @@ def print_table(directories: Sequence[Path]) -> bool:
     for run in runs:
         if not run.done:
             error = run.summary.get("error", {})
-            print(f"{run.summary.get('status', 'not started')}: {run.path}: {error.get('message', '')}")
+            status = state(run) if run.summary else "not started"
+            print(f"{status}: {run.path}: {error.get('message', '')}")
     if done:
         print(
             f"Pictures of each run: {os.path.relpath(directories[0].parent)}/*/curves.png, confusion.png, samples.png"
@@ -84,6 +88,47 @@ def print_list(folder: Path, by: str | None, num: int) -> None:
             ago(time.time() - changed[run.path]),
         )
     Console(markup=False, width=None if os.isatty(1) else 160).print(table)
+    for path, reason in left_out:
+        print(f"{path}: left out: {reason}")
+
+
+def print_status(folder: Path) -> None:
+    """Print how many runs below a folder are queued, running, done, failed; and of those that are not done, how far.
+
+    Raises: UserError if there are none.
+    """
+    runs, left_out = read(find([folder]))
+    known = {run.path for run in runs}
+    queued = [path.parent for path in sorted(folder.rglob(".queued")) if path.parent not in known]
+    if not runs and not queued:
+        raise UserError(f"There is no run in {folder}. Type a folder that holds some, as outputs/runs.")
+    states = [state(run) for run in runs] + ["queued"] * len(queued)
+    print(f"{folder}: " + ", ".join(f"{num} {name}" for name, num in Counter(states).most_common()))
+    table = Table(title_justify="left")
+    table.add_column("run", overflow="fold")
+    table.add_column("status")
+    for name in ("epoch", "time left", "last epoch", "job"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for run, status in zip(runs, states, strict=False):
+        if status == "done":
+            continue
+        epochs, place = int(run.configuration.get("trainer.max_epochs", 0)), RunDirectory(run.path)
+        past = [row["epoch_seconds"] for row in run.rows if "epoch_seconds" in row][-5:]
+        table.add_row(
+            run.path.name,
+            status,
+            f"{len(run.rows)}/{epochs}",
+            in_words(median(past) * (epochs - len(run.rows))) if past else "?",
+            f"{ago(time.time() - (run.path / 'metrics.csv').stat().st_mtime)} ago" if run.rows else "",
+            place.queued_as,
+            f"on {place.host}" if status == "running" else run.summary.get("error", {}).get("message", ""),
+        )
+    for path in queued:
+        since = ago(time.time() - (path / ".queued").stat().st_mtime)
+        table.add_row(path.name, "queued", "", "", "", RunDirectory(path).queued_as, f"for {since}")
+    if table.row_count:
+        Console(markup=False, width=None if os.isatty(1) else 160).print(table)
     for path, reason in left_out:
         print(f"{path}: left out: {reason}")
 

@@ -1,0 +1,253 @@
+"""The jobs of a sweep elsewhere: several at once on this machine, on a Ray and on a Slurm that are started here.
+
+Whatever happens to them, they end with the metrics of a run that was left alone.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from slurm import Slurm
+from test_processes import SMALL, summaries
+from test_resume import only_run, processes_of
+
+EPOCHS = 25
+LONGER = (*SMALL, f"trainer.max_epochs={EPOCHS}")
+TWO_NODES = (*LONGER, "trainer=ddp", "trainer.devices=1", "trainer.num_nodes=2", "launcher.cpus_per_task=1")
+
+
+def sweep(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+    """Type a sweep in a folder."""
+    own = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "CNNLAB_CACHE": str(folder.parent / "cache")}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "-m", *words],
+        cwd=folder,
+        env=os.environ | own | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str], timeout: float = 300) -> tuple[int, str]:
+    """Wait for the end: the exit status, and what was printed."""
+    printed, _ = process.communicate(timeout=timeout)
+    return process.returncode, printed
+
+
+def until(condition, timeout: float = 120, process: subprocess.Popen | None = None):
+    """Wait until something is the case, and return it."""
+    deadline = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return found
+
+
+def metrics(folder: Path) -> dict[str, dict]:
+    found = summaries(folder / "outputs")
+    assert {one["status"] for one in found.values()} == {"done"}
+    return {name: one["metrics"] for name, one in found.items()}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """What two runs come to, one after the other in one process."""
+    folder = tmp_path_factory.mktemp("plain")
+    status, printed = ended(sweep(folder, *SMALL, "optim=sgd,adam"))
+    assert status == 0, printed
+    return metrics(folder)
+
+
+# ------------------------------------------------------------------------------------------------------- this machine
+
+
+def test_two_at_once_come_to_the_same(plain, tmp_path):
+    """The same command again returns them at once."""
+    words = (*SMALL, "optim=sgd,adam", "launcher=local", "launcher.jobs_per_device=2")
+    status, printed = ended(sweep(tmp_path, *words))
+    assert status == 0, printed
+    assert "2 runs, 2 at once, 1 threads for each process" in printed
+    assert metrics(tmp_path) == plain
+    assert {one["environment"]["num_threads"] for one in summaries(tmp_path / "outputs").values()} == {1}
+    status, printed = ended(sweep(tmp_path, *words))
+    assert (status, printed.count("done before")) == (0, 2)
+
+
+def test_a_killed_process_is_a_failed_run_and_the_others_go_on(tmp_path):
+    """The driver's own end by kill -9 leaves nobody behind, and all are done when it is typed again."""
+    words = (*LONGER, "optim=sgd,adam,adamw", "launcher=local", "launcher.jobs_per_device=1")
+    driver = sweep(tmp_path, *words)
+    [first] = until(lambda: list(tmp_path.glob("outputs/runs/*/metrics.csv")), process=driver)
+    os.kill(int((first.parent / ".holder").read_text().split()[1]), signal.SIGKILL)
+    until(lambda: len(list(tmp_path.glob("outputs/runs/*/metrics.csv"))) == 2, process=driver)
+    summary = json.loads((first.parent / "summary.json").read_text())
+    assert (summary["status"], summary["error"]["message"]) == ("failed", "its process ended by SIGKILL")
+    driver.kill()
+    driver.communicate()
+    until(lambda: not processes_of(tmp_path / "outputs"))
+    second = sweep(tmp_path, *words)
+    until(lambda: "running" in {one["status"] for one in summaries(tmp_path / "outputs").values()}, process=second)
+    second.send_signal(signal.SIGTERM)
+    status, printed = ended(second)
+    assert status == 143, printed
+    status, printed = ended(sweep(tmp_path, *words))
+    assert status == 0, printed
+    assert set(metrics(tmp_path)) == {"sgd", "adam", "adamw"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("launcher=local",), "is for sweeps"),
+        (("-m", "launcher=local", "launcher.jobs_per_device=0"), "jobs_per_device >= 1"),
+        (("-m", "launcher=local", "hydra/sweeper=optuna"), "without launcher="),
+        (("-m", "launcher=somewhere"), "local, ray, slurm"),
+    ],
+    ids=lambda words: words[-1] if isinstance(words, tuple) else "",
+)
+def test_mistakes(command, words, said):
+    result = command("train.py", *SMALL, *words)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert said in " ".join(result.stderr.split())
+    assert not list(Path().glob("outputs/runs/*/summary.json"))
+
+
+# ---------------------------------------------------------------------------------------------------------------- Ray
+
+
+def test_on_ray(plain, tmp_path):
+    status, printed = ended(sweep(tmp_path, *SMALL, "optim=sgd,adam", "launcher=ray"))
+    assert status == 0, printed
+    assert metrics(tmp_path) == plain
+
+
+# -------------------------------------------------------------------------------------------------------------- Slurm
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    made = Slurm(tmp_path_factory.mktemp("slurm"))
+    yield made
+    made.stop()
+
+
+def not_later(slurm: Slurm) -> str:
+    """The queue. Slurm lets a requeued job wait for two minutes; a few seconds are enough for its end to be known."""
+    waiting = slurm.said("squeue", "--noheader", "--array", "--format", "%i %r")
+    if "BeginTime" in waiting:
+        time.sleep(3)
+    for line in waiting.splitlines():
+        if line.endswith("BeginTime"):
+            slurm.said("scontrol", "update", f"JobId={line.split()[0]}", "StartTime=now")
+    return waiting
+
+
+@pytest.mark.slurm
+def test_the_script_is_shown(slurm, tmp_path):
+    words = ("launcher=slurm", "launcher.dry_run=true", "launcher.partition=gpus", "launcher.time=90")
+    more = (
+        "optim=sgd,adam",
+        "trainer.devices=2",
+        "trainer.accelerator=gpu",
+        'launcher.additional=["reservation=night"]',
+    )
+    status, printed = ended(sweep(tmp_path, *SMALL, *words, *more, **slurm.environment))
+    assert status == 0, printed
+    options = dict(re.findall(r"#SBATCH --([a-z-]+)=?(\S*)", printed))
+    assert (
+        options
+        | {
+            "array": "0-1%2",
+            "partition": "gpus",
+            "time": "90",
+            "ntasks-per-node": "2",
+            "gpus-per-node": "2",
+            "reservation": "night",
+            "signal": "USR2@120",
+        }
+        == options
+    )
+    assert "requeue" in options
+    assert slurm.said("squeue", "--noheader") == ""
+    assert not (tmp_path / "outputs").exists() or not list(tmp_path.glob("outputs/runs/*/"))
+
+
+@pytest.mark.slurm
+def test_two_node_jobs_survive_what_happens_to_them(slurm, tmp_path, command):
+    """Requeued, told to stop, a node lost, the driver gone: the metrics are those of this machine alone."""
+    alone, there = tmp_path / "alone", tmp_path / "there"
+    alone.mkdir()
+    there.mkdir()
+    one_node = (*LONGER, "trainer=ddp", "trainer.devices=2", "launcher=local")
+    status, printed = ended(sweep(alone, *one_node, "optim=sgd,adam"))
+    assert status == 0, printed
+
+    words = (*TWO_NODES, "optim=sgd,adam", "launcher=slurm")
+    driver = sweep(there, *words, **slurm.environment)
+    until(lambda: len(list(there.glob("outputs/runs/*/.queued"))) == 2, process=driver)
+    jobs = {file.read_text(): file.parent for file in sorted(there.glob("outputs/runs/*/.queued"))}
+    first, second = sorted(jobs)
+
+    def epochs(job: str) -> int:
+        log = jobs[job] / "train.log"
+        return len(re.findall(r"epoch +\d+/", log.read_text())) if log.exists() else 0
+
+    until(lambda: epochs(first), process=driver)
+    slurm.said("scontrol", "requeue", first)
+    until(lambda: epochs(second), process=driver)
+    slurm.said("scancel", "--signal=USR1", second)
+    driver.send_signal(signal.SIGINT)
+    status, printed = ended(driver)
+    assert status == 130, printed
+    assert "Typed again, the command waits for them." in printed
+    until(lambda: "interrupted" in {one.get("status") for one in summaries(there / "outputs").values()})
+    told = command("-m", "cnnlab", "status", str(there / "outputs"))
+    assert re.search(rf"interrupted.*\d+/{EPOCHS}.* {second}", told.stdout.replace("\n", " ")), (
+        told.stdout + told.stderr
+    )
+
+    driver = sweep(there, *words, **slurm.environment)
+    before = {job: epochs(job) for job in jobs}
+    until(lambda: not_later(slurm) and any(epochs(job) > before[job] + 1 for job in jobs), process=driver)
+    slurm.kill_node("n2")
+    time.sleep(5)
+    slurm.start_node("n2")
+    while driver.poll() is None:
+        not_later(slurm)
+        time.sleep(0.5)
+    status, printed = ended(driver)
+    assert status == 0, printed
+    assert "2 of them are in the queue already" in printed
+    assert metrics(there) == metrics(alone)
+    assert sorted(file.read_text() for file in there.glob("outputs/runs/*/.queued")) == [first, second]
+    told = "".join(file.read_text() for file in there.glob("outputs/runs/.slurm/*_0_log.out"))
+    assert told.count("SIGUSR1: saving") == 1
+    assert "DUE TO JOB REQUEUE" in told
+    assert "ConnectionError" in told
+
+
+@pytest.mark.slurm
+def test_a_time_limit_strikes(slurm, tmp_path):
+    """The job saves before, goes back into the queue, and is done in the end."""
+    words = (*SMALL, "trainer.max_epochs=200", "launcher=slurm", "launcher.cpus_per_task=1")
+    driver = sweep(tmp_path, *words, "launcher.time=1", "launcher.save_before=35", **slurm.environment)
+    output = tmp_path / "outputs"
+    until(lambda: list(output.glob("runs/*/metrics.csv")), process=driver)
+    until(lambda: "BeginTime" in slurm.said("squeue", "--noheader", "--format", "%r"), process=driver)
+    assert json.loads((only_run(output) / "summary.json").read_text())["status"] == "interrupted"
+    while driver.poll() is None:
+        not_later(slurm)
+        time.sleep(0.5)
+    status, printed = ended(driver)
+    assert status == 0, printed
+    assert "SIGUSR2: saving" in "".join(file.read_text() for file in output.glob("runs/.slurm/*.out"))
