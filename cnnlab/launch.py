@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from cnnlab import signals
 from cnnlab.config import UserError, chosen, refuse
 from cnnlab.job import Job, die_with_parent, in_words, is_first_process, python_path, record_failure
-from cnnlab.records import RunDirectory
+from cnnlab.records import BusyError, RunDirectory
 from cnnlab.signals import STOPPING, Interrupted
 
 LOOK = 3.0  # seconds between two looks at Slurm's queue
@@ -36,15 +36,31 @@ def launch(config: DictConfig, configs: Sequence[DictConfig]) -> None:
     config: of the sweep. configs: of its jobs, with their `hydra` nodes.
     """
     ways: dict[str, Callable[[DictConfig, list[Job]], None]] = {"local": locally, "slurm": on_slurm, "ray": on_ray}
-    jobs, [way] = {job.path: job for job in map(Job.of, configs)}, chosen(config)["launcher"]
-    if not config.rerun:
-        for path in [path for path in jobs if RunDirectory(path).summary().get("status") == "done"]:
+    [way] = chosen(config)["launcher"]
+    if config.rerun and not config.launcher.get("dry_run"):  # here and once: a job that is begun again goes on
+        for one in configs:
+            put_aside(one)
+            one.rerun = False
+    jobs = {job.path: job for job in map(Job.of, configs)}
+    for path in [path for path in jobs if RunDirectory(path).summary().get("status") == "done"]:
+        if not jobs[path].config.rerun:
             jobs.pop(path).do()  # says so
     try:
         if jobs:
             ways[way](config.launcher, list(jobs.values()))
     except UserError as error:
         sys.exit(refuse(error))
+
+
+def put_aside(config: DictConfig) -> None:
+    """Keep the old run of a job under another name, if there is one."""
+    run = RunDirectory(Job.of(config).path)
+    if run.summary():
+        try:
+            with run.owned(config.on_busy):
+                print(f"The old run is kept as {run.put_aside()}.")
+        except BusyError as error:
+            sys.exit(f"cnnlab: {error}. Type on_busy=wait to wait for it.")
 
 
 def tell(job: Job, left: int) -> None:
