@@ -11,23 +11,36 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.config import GROUPS, UserError, options, refuse
+from cnnlab.config import GROUPS, UserError, check, chosen, options, refuse, refusing
 from cnnlab.job import perform
 from cnnlab.records import RunDirectory
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def job(config: DictConfig) -> None:
-    """One job: show the finished run if there is one, otherwise train it."""
+def single(config: DictConfig) -> None:
+    """One run: show it if it is finished, otherwise train it. Sweeps are done by hydra_plugins/cnnlab_sweepers.py."""
     settings = HydraConfig.get()
-    status = perform(config, settings, RunDirectory(Path(settings.runtime.output_dir)))
-    if status not in (0, 1, 2) or settings.mode == RunMode.RUN:  # else the other jobs of the sweep run
-        sys.exit(status)
+    run = RunDirectory(Path(settings.runtime.output_dir))
+    try:
+        with refusing():
+            whole = OmegaConf.create({**config, "hydra": settings})
+            check(whole)
+            if settings.runtime.choices["hydra/sweeper"] != "grid":
+                raise UserError("A search has many runs. Type python train.py -m hydra/sweeper=optuna.")
+            if "launcher" in config:
+                [launcher] = chosen(whole)["launcher"]
+                raise UserError(f"launcher={launcher} is for sweeps. Type python train.py -m ...")
+            if config.plan:
+                from cnnlab.report.plan import Job as Planned
+                from cnnlab.report.plan import print_plan
+
+                print_plan([Planned.of(whole, run.path)], Path(config.output_dir))
+                return
+    finally:
+        run.remove_if_empty()  # Hydra has made the directory
+    sys.exit(perform(config, settings, run))
 
 
 def main() -> None:
@@ -35,13 +48,15 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes come to us whole and leave as one paragraph
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP advises against what conf/trainer/ddp.yaml says
     try:
-        for word in sys.argv[1:]:
-            group, _, option = word.partition("=")
-            if option == "null" and group in GROUPS:
-                raise UserError(f"{word}: a group cannot be null. It offers {', '.join(options(group))}.")
-        job()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(refuse(error))
+        with refusing():
+            for word in sys.argv[1:]:
+                group = word.removeprefix("~").partition("=")[0]
+                if group in (*GROUPS, "trainer", "logger") and (word.startswith("~") or word.endswith("=null")):
+                    raise UserError(
+                        f"{word} leaves no {group}, and a run needs it. Type {group}= and one of "
+                        f"{', '.join(options(group))}."
+                    )
+            single()
     except OSError as error:
         if error.errno not in (EACCES, EPERM, EROFS, ENOSPC):
             raise

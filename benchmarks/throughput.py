@@ -87,7 +87,7 @@ def run_cnnlab(
         config = compose("train", [*overrides, f"trainer.accelerator={DEVICE.type}"])
     run = RunDirectory(folder / "run")
     with run.owned(), run.logged(), mock.patch("os.isatty", return_value=True):  # so that it has its progress bar
-        train(config, run, data, {"run": "throughput", "choices": {}})
+        train(config, run, data, {"run": "throughput", "choices": {}, "changes": {}, "overrides": overrides})
     ends = re.findall(r"^(.{23}) epoch ", (run.path / "train.log").read_text(), re.MULTILINE)
     times = [datetime.strptime(end, "%Y-%m-%d %H:%M:%S,%f").timestamp() for end in ends]
     return times, [row["images_per_second"] for row in run.metrics()]

@@ -5,27 +5,22 @@ option's file, and a hash of everything that can change the result. Where a run 
 data are kept cannot, so they stay out of the hash (`NOT_IDENTITY`).
 """
 
-import copy
 import difflib
 import functools
 import hashlib
 import inspect
 import json
 import math
-import os
 import re
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import hydra.utils
 import yaml
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -331,11 +326,6 @@ def data_source(node: DictConfig) -> Any:
 
 def check(config: DictConfig) -> None:
     """Refuse, with a UserError, what cannot work: types, ranges, targets, and values that do not fit together."""
-    for group in (*GROUPS, "trainer", "logger"):
-        if group not in config:
-            raise UserError(
-                f"~{group} leaves no {group}, and a run needs it. Type {group}= and one of {', '.join(options(group))}."
-            )
     if added := sorted(
         set(map(str, ours(config))) - _option_file("train").keys() - {*GROUPS, "trainer", "logger", "launcher"}
     ):
@@ -446,7 +436,7 @@ def check_value(path: str, value: Any, default: Any) -> None:
     key = path.rsplit(".", 1)[-1]
     if isinstance(default, str) and isinstance(value, int | float):  # name=2024
         value = str(value)
-    example = f" Type for example {path}={_typed(default)}, its default." if default is not None else ""
+    example = f" Type for example {path}={as_typed(default)}, its default." if default is not None else ""
     expected = {bool: "true or false", int: "a whole number", float: "a finite number", list: "a list, [a,b,...]"}
     if default is not None and type(default) in expected:
         accepted = (int, float) if isinstance(default, float) else type(default)
@@ -455,7 +445,7 @@ def check_value(path: str, value: Any, default: Any) -> None:
             or isinstance(value, bool) != isinstance(default, bool)
             or (isinstance(value, float) and not math.isfinite(value))
         ):
-            raise UserError(f"{path}={_typed(value)} is not {expected[type(default)]}.{example}")
+            raise UserError(f"{path}={as_typed(value)} is not {expected[type(default)]}.{example}")
     limit = LIMITS.get(path) or LIMITS.get(key)
     if limit and value is not None:
         try:
@@ -463,128 +453,24 @@ def check_value(path: str, value: Any, default: Any) -> None:
         except (TypeError, AttributeError):
             holds = False
         if not holds:
-            raise UserError(f"{path}={_typed(value)} is not allowed; it must satisfy {limit}.{example}")
+            raise UserError(f"{path}={as_typed(value)} is not allowed; it must satisfy {limit}.{example}")
 
 
-def _typed(value: Any) -> str:
+def as_typed(value: Any) -> str:
     """A value as one types it on the command line."""
     return json.dumps(value, separators=(",", ":")).replace('"', "")
 
 
-SEARCH = ".OptunaSweeper"
+# ------------------------------------------------------------------------------------------------------ mistakes
 
 
-class Checks(Callback):
-    """Composes and checks every job before the first one starts; prints the table of a sweep after the last one."""
-
-    def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        exit_on_user_error(check, config)
-        if config.hydra.sweeper._target_.endswith(SEARCH):
-            sys.exit(refuse(UserError("A search has many runs. Type python train.py -m hydra/sweeper=optuna.")))
-        if "launcher" in config:
-            [launcher] = chosen(config)["launcher"]
-            sys.exit(refuse(UserError(f"launcher={launcher} is for sweeps. Type python train.py -m ...")))
-        if config.plan:
-            exit_on_user_error(print_plan, [config], [Path(config.hydra.run.dir)])
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        self.searches = config.hydra.sweeper._target_.endswith(SEARCH)
-        if self.searches:
-            exit_on_user_error(self.check_search, config)
-            from cnnlab import search
-
-            self.directories = search.directories  # which the search fills
-            return
-        jobs = exit_on_user_error(self.check_jobs, config)
-        directories = [Path(job.hydra.sweep.dir, job.hydra.sweep.subdir) for job in jobs]
-        if config.plan:
-            exit_on_user_error(print_plan, jobs, directories)
-        self.directories = list(dict.fromkeys(directories))
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        from cnnlab import search
-        from cnnlab.report import page, table
-        from cnnlab.report.runs import read
-        from cnnlab.report.sweep import Sweep
-
-        def report() -> bool:
-            all_done = table.print_table(self.directories)
-            sweep = Sweep(*read(path for path in self.directories if (path / "summary.json").exists()))
-            if sweep.ranking:
-                print(search.answer() if self.searches else sweep.answer())
-                print(f"Report: {os.path.relpath(page.write(sweep, page.default_folder(self.directories)))}")
-            return all_done or bool(self.searches and sweep.ranking)  # a search gives runs up, and bears bad ones
-
-        if not exit_on_user_error(report):
-            sys.exit(1)
-
-    def check_search(self, config: DictConfig) -> None:
-        """Compose and check runs at the ends of the search space."""
-        from cnnlab import search
-
-        if "launcher" in config:
-            raise UserError("A search proposes a run when the one before has ended. Type it without launcher=.")
-        if config.plan:
-            raise UserError(
-                "A search decides its runs as it goes: there is no plan to show. Type it without plan=true."
-            )
-        for corner in search.of_config(config).corners():
-            search.check_trial(GlobalHydra.instance().config_loader().load_sweep_config(config, corner))
-
-    def check_jobs(self, config: DictConfig) -> list[DictConfig]:
-        """Every job of a sweep, in order, composed and checked.
-
-        Hydra's launcher is given these very configurations later: a file in conf/ that is edited while the sweep runs
-        does not change its jobs.
-        """
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-        loader = GlobalHydra.instance().config_loader()
-        parser = OverridesParser.create(loader)
-        swept = [f"{key}={values}" for key, values in (config.hydra.sweeper.get("params") or {}).items()]
-        overrides = parser.parse_overrides([*swept, *config.hydra.overrides.task])
-        composed: dict[tuple[str, ...], DictConfig] = {}
-        jobs = [tuple(job) for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]]
-        for job in jobs:
-            if job not in composed:
-                composed[job] = loader.load_sweep_config(config, list(job))
-                check(composed[job])
-
-        def frozen(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-            return copy.deepcopy(composed[tuple(sweep_overrides)])
-
-        loader.load_sweep_config = frozen  # type: ignore[method-assign]  # all launchers compose by it; there is no hook
-        return [composed[job] for job in jobs]
-
-
-def print_plan(configs: Sequence[DictConfig], directories: Sequence[Path]) -> NoReturn:
-    """Show what would be trained, and end."""
-    from cnnlab.report import plan
-
-    jobs = []
-    for config, path in zip(configs, directories, strict=True):
-        options = described(chosen(config))
-        different = {group: option for group, option in options.items() if option != default_option(group)}
-        different |= {name: _typed(value) for name, value in changes(config).items()}
-        model, epochs = chosen(config)["model"][0], config.trainer.max_epochs
-        jobs.append(plan.Job(path, different, model, epochs, num_trained_on(config)))
-    plan.print_plan(jobs, Path(configs[0].output_dir))
-    sys.exit(0)
-
-
-def exit_on_user_error(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call; a UserError ends the process with its text and status 2, any other error with its traceback and 1.
-
-    Hydra catches every exception of a callback, warns, and goes on. But after a check that broke no run may start
-    unchecked, and after a report that broke a sweep with failed runs may not end with status 0.
-    """
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Within the block, a mistake that we or Hydra find ends the process with one paragraph and status 2."""
     try:
-        return function(*arguments)
+        yield
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(refuse(error))
-    except Exception:  # any: what is not caught here, Hydra turns into a warning
-        traceback.print_exc()
-        sys.exit(1)
 
 
 def refuse(error: Exception) -> int:

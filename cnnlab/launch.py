@@ -1,8 +1,8 @@
-"""The jobs of a sweep elsewhere than in the process in which it was typed: launcher=local, slurm, ray.
+"""The jobs of a sweep: checked, done here in turn or where launcher=local, slurm or ray says, and compared in the end.
 
 Wherever a job goes, it is the text of its configuration. Doing it takes the lock of the run, and goes on from the last
-checkpoint: a job that is begun again, by a requeue or by a second command, is done once. Takes no torch, but to count
-GPUs.
+checkpoint: a job that is begun again, by a requeue or by a second command, is done once. Takes no torch before a job is
+done here, but to count GPUs.
 """
 
 import json
@@ -16,40 +16,56 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import signals
-from cnnlab.config import UserError, chosen, refuse
+from cnnlab.config import UserError, check, chosen
 from cnnlab.job import Job, die_with_parent, in_words, is_first_process, python_path, record_failure
-from cnnlab.records import BusyError, RunDirectory
+from cnnlab.records import BusyError, RunDirectory, write_text
 from cnnlab.signals import STOPPING, Interrupted
 
 LOOK = 3.0  # seconds between two looks at Slurm's queue
 
 
-def launch(config: DictConfig, configs: Sequence[DictConfig]) -> None:
-    """Do the jobs where launcher=... says; how each of them ends is in its run directory.
+def sweep(config: DictConfig, configs: Sequence[DictConfig]) -> None:
+    """Do the jobs, all of them checked before the first begins, and print and write what they have come to.
 
     config: of the sweep. configs: of its jobs, with their `hydra` nodes.
+
+    Raises: UserError. Ends the process with status 1 if a run is not done in the end.
     """
-    ways: dict[str, Callable[[DictConfig, list[Job]], None]] = {"local": locally, "slurm": on_slurm, "ray": on_ray}
-    [way] = chosen(config)["launcher"]
-    if config.rerun and not config.launcher.get("dry_run"):  # here and once: a job that is begun again goes on
-        for one in configs:
+    for one in configs:
+        check(one)
+    if config.plan:
+        from cnnlab.report import plan
+
+        plan.print_plan([plan.Job.of(one, Job.of(one).path) for one in configs], Path(config.output_dir))
+        return
+    note(config)
+    for one in configs:
+        if config.rerun and not config.get("launcher", {}).get("dry_run"):
             put_aside(one)
-            one.rerun = False
+        one.rerun = False  # a job that is begun again, by a requeue for example, goes on
     jobs = {job.path: job for job in map(Job.of, configs)}
-    for path in [path for path in jobs if RunDirectory(path).summary().get("status") == "done"]:
-        if not jobs[path].config.rerun:
-            jobs.pop(path).do()  # says so
-    try:
-        if jobs:
-            ways[way](config.launcher, list(jobs.values()))
-    except UserError as error:
-        sys.exit(refuse(error))
+    done = {path for path in jobs if RunDirectory(path).summary().get("status") == "done"}
+    for path in done:
+        jobs[path].do()  # says so
+    if to_do := [job for job in jobs.values() if job.path not in done]:
+        [way] = chosen(config).get("launcher", ["in_turn"])
+        WAYS[way](config.get("launcher"), to_do)
+    if not report(list(jobs)):
+        sys.exit(1)
+
+
+def note(config: DictConfig) -> None:
+    """The configuration of the sweep, where Hydra's own sweeper writes it."""
+    folder = Path(config.hydra.sweep.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "multirun.yaml", OmegaConf.to_yaml(config))
 
 
 def put_aside(config: DictConfig) -> None:
@@ -61,6 +77,32 @@ def put_aside(config: DictConfig) -> None:
                 print(f"The old run is kept as {run.put_aside()}.")
         except BusyError as error:
             sys.exit(f"cnnlab: {error}. Type on_busy=wait to wait for it.")
+
+
+def report(paths: list[Path], trials: bool = False) -> bool:
+    """Print the table and the answer, write the report; return whether all runs are done.
+
+    paths: run directories. trials: of a search, which gives runs up and bears bad ones: one that is done is enough.
+    """
+    from cnnlab import search
+    from cnnlab.report import page, table
+    from cnnlab.report.runs import read
+    from cnnlab.report.sweep import Sweep
+
+    all_done = table.print_table(paths)
+    made = Sweep(*read(path for path in paths if (path / "summary.json").exists()))
+    if made.ranking:
+        print(search.answer(paths) if trials else made.answer())
+        print(f"Report: {os.path.relpath(page.write(made, page.default_folder(paths)))}")
+    return all_done or bool(trials and made.ranking)
+
+
+def in_turn(settings: None, jobs: list[Job]) -> None:
+    """One after the other in this process; those that fail do not stop the others."""
+    for job in jobs:
+        status = job.do()
+        if status not in (0, 1, 2):  # interrupted
+            sys.exit(status)
 
 
 def tell(job: Job, left: int) -> None:
@@ -334,3 +376,11 @@ def on_ray(settings: DictConfig, jobs: list[Job]) -> None:
 def in_folder(folder: str, job: Job) -> int:
     os.chdir(folder)
     return job.do()
+
+
+WAYS: dict[str, Callable[[Any, list[Job]], None]] = {
+    "in_turn": in_turn,
+    "local": locally,
+    "slurm": on_slurm,
+    "ray": on_ray,
+}

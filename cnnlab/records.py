@@ -170,9 +170,15 @@ class RunDirectory:
                 self.path / ".queued",
             ):
                 file.unlink(missing_ok=True)
-            for folder in (self.path / ".hydra", self.path, self.path.parent):
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+            with contextlib.suppress(OSError):
+                (self.path / ".hydra").rmdir()
+            self.remove_if_empty()
+
+    def remove_if_empty(self) -> None:
+        """Remove the directory, and the folders that it is in, as far as nothing else is there."""
+        for folder in (self.path, self.path.parent, self.path.parent.parent):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     def put_aside(self) -> Path:
         """Move everything into a directory of another name, so that the run can be trained anew."""

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 NO_OPTUNA = "hydra/sweeper=optuna needs the package optuna, which is not installed. Type pip install optuna."
 
-directories: list[Path] = []  # of the trials' runs
 _hopeless: Callable[[Sequence[Row]], bool] | None = None
 
 
@@ -71,8 +70,11 @@ def check_trial(config: DictConfig) -> None:
         raise UserError("A search chooses by held-out images, and with val_fraction=0 there are none.")
 
 
-def answer() -> str:
-    """The best trial so far, in one sentence. It is chosen by held-out images: on test images it is no winner."""
+def answer(directories: Sequence[Path]) -> str:
+    """The best trial so far, in one sentence. It is chosen by held-out images: on test images it is no winner.
+
+    directories: of the trials' runs.
+    """
     done = [run for run in map(RunDirectory, directories) if run.summary().get("status") == "done"]
     best = max(done, key=lambda run: run.summary()["metrics"]["val/acc"]).summary()
     knobs = ", ".join(f"{path}={value}" for path, value in best["changes"].items())

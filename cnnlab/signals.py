@@ -19,8 +19,8 @@ _received = 0
 _received_at = 0.0
 
 
-class Interrupted(Exception):  # noqa: N818  no ...Error: as with KeyboardInterrupt nothing went wrong, the run is saved
-    """The run has been saved and stops, because of a signal.
+class Interrupted(BaseException):
+    """The run has been saved and stops, because of a signal. Like KeyboardInterrupt it is no error.
 
     Args:
         number: of the signal.
@@ -40,7 +40,7 @@ class Pruned(Interrupted):
     """The run has been saved and stops, because the search that started it gives it up."""
 
     def __init__(self) -> None:
-        Exception.__init__(self, "given up: half of the search's finished trials were better by this epoch")
+        BaseException.__init__(self, "given up: half of the search's finished trials were better by this epoch")
 
     exit_status = 0
 

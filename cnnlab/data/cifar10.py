@@ -15,6 +15,7 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
@@ -70,7 +71,7 @@ class CIFAR10:
         archive = self.fetch()
         try:
             return read_archive(archive)
-        except Exception as error:  # any: pickle documents no complete list; its SHA-256 is right, so it is the content
+        except WRONG_CONTENT as error:
             cause = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(
                 f"{archive} has the expected SHA-256 but is not CIFAR-10 in the official python format ({cause}). "
@@ -101,6 +102,13 @@ class CIFAR10:
             f"'python -m cnnlab fetch' on a machine with a network and copy {ARCHIVE} to {self.folder}; train on "
             f"pictures of your own with data=image_folder data.root=FOLDER; or use the drawn pictures, data=shapes."
         )
+
+
+# What tarfile, pickle and our own reading raise over an archive that is something else.
+WRONG_CONTENT = (
+    *(tarfile.TarError, zlib.error, OSError, EOFError, pickle.UnpicklingError),
+    *(AttributeError, ImportError, LookupError, TypeError, ValueError),
+)
 
 
 class ContentError(Exception):

@@ -10,9 +10,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from cnnlab.config import as_typed, changes, chosen, default_option, described, num_trained_on
 from cnnlab.records import RunDirectory
 from cnnlab.report.runs import Run, find, read
 
@@ -34,6 +36,14 @@ class Job:
     model: str
     epochs: int
     num_train: int
+
+    @classmethod
+    def of(cls, config: DictConfig, path: Path) -> Job:
+        """config: with its `hydra` node."""
+        options = described(chosen(config))
+        different = {group: option for group, option in options.items() if option != default_option(group)}
+        different |= {name: as_typed(value) for name, value in changes(config).items()}
+        return cls(path, different, options["model"], config.trainer.max_epochs, num_trained_on(config))
 
 
 def print_plan(jobs: Sequence[Job], output_dir: Path) -> None:

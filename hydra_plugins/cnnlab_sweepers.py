@@ -1,0 +1,98 @@
+"""hydra/sweeper=grid, the default, and optuna. Hydra finds plugins in folders of this name.
+
+Hydra's own sweeper checks nothing before the first job starts, and composes every job when its turn comes, from files
+that may have been edited since. The released plugin hydra-optuna-sweeper 1.3.0 needs an Optuna below 3, and neither
+prunes nor resumes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from cnnlab.config import UserError, refuse
+from cnnlab.job import Job
+from cnnlab.records import RunDirectory
+
+
+class GridSweeper(Sweeper):
+    """Every combination of the lists of values.
+
+    Args:
+        params: of an experiment's file: {"optim.lr": "0.01,0.1"}; what is typed comes before it.
+    """
+
+    def __init__(self, params: dict[str, str] | None):
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config: DictConfig = config
+        self.loader = hydra_context.config_loader
+        if (launcher := config.hydra.runtime.choices["hydra/launcher"]) != "basic":
+            raise UserError(f"hydra/launcher={launcher} is not used. Type launcher=local, slurm or ray.")
+
+    def sweep(self, arguments: list[str]) -> None:
+        from cnnlab.launch import sweep
+
+        overrides = OverridesParser.create(self.loader).parse_overrides(
+            [*(f"{key}={values}" for key, values in self.params.items()), *arguments]
+        )
+        words = [tuple(job) for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]]
+        composed = {job: self.loader.load_sweep_config(self.config, list(job)) for job in dict.fromkeys(words)}
+        sweep(self.config, [composed[job] for job in words])
+
+
+class OptunaSweeper(GridSweeper):
+    """One run after the other, each proposed by Optuna out of what came before.
+
+    Args:
+        params: the search space; what is typed comes before it.
+        num_trials: runs, with those that are given up.
+        seed, prune_after: see cnnlab.search.Search.
+    """
+
+    def __init__(self, params: dict[str, str] | None, num_trials: int, seed: int, prune_after: int | None):
+        super().__init__(params)
+        self.num_trials = num_trials
+
+    def sweep(self, arguments: list[str]) -> None:
+        from cnnlab.launch import in_turn, note, report
+        from cnnlab.search import check_trial, of_config
+
+        if "launcher" in self.config:
+            raise UserError("A search proposes a run when the one before has ended. Type it without launcher=.")
+        if self.config.plan:
+            raise UserError(
+                "A search decides its runs as it goes: there is no plan to show. Type it without plan=true."
+            )
+        search = of_config(self.config)
+        for corner in search.corners():
+            check_trial(self.loader.load_sweep_config(self.config, corner))
+        note(self.config)
+        paths: list[Path] = []
+        for number in range(self.num_trials):
+            trial, overrides = search.propose()
+            config = self.loader.load_sweep_config(self.config, overrides)
+            job = Job.of(config)
+            run = RunDirectory(job.path)
+            if run.path not in paths:
+                paths.append(run.path)
+            try:
+                check_trial(config)
+                if search.was_hopeless(trial, run):
+                    search.give_up(trial)
+                    print(f"{run.path}: given up before, in trial {number}.")
+                    continue
+                with search.watching(trial):
+                    in_turn(None, [job])
+            except UserError as error:
+                refuse(error)
+            search.conclude(trial, run)
+        if not report(paths, trials=True):
+            sys.exit(1)
