@@ -5,7 +5,7 @@ demo: .venv/ready ## the main job on drawn pictures: four runs, a table, their p
 		name=demo norm=standard batch_size=16 trainer.max_epochs=4
 
 test: lint ## lint, format, types, tests
-	.venv/bin/pytest
+	.venv/bin/pytest -n auto --dist loadfile
 
 lint: .venv/ready ## lint, format, types
 	.venv/bin/ruff check .

@@ -33,13 +33,13 @@ def single(config: DictConfig) -> None:
                 [launcher] = chosen(whole)["launcher"]
                 raise UserError(f"launcher={launcher} is for sweeps. Type python train.py -m ...")
             if config.plan:
-                from cnnlab.report.plan import Job as Planned
                 from cnnlab.report.plan import print_plan
 
-                print_plan([Planned.of(whole, run.path)], Path(config.output_dir))
-                return
-    finally:
+                print_plan([whole], Path(config.output_dir))
+                sys.exit(0)
+    except SystemExit:
         run.remove_if_empty()  # Hydra has made the directory
+        raise
     sys.exit(perform(config, settings, run))
 
 
@@ -50,8 +50,9 @@ def main() -> None:
     try:
         with refusing():
             for word in sys.argv[1:]:
-                group = word.removeprefix("~").partition("=")[0]
-                if group in (*GROUPS, "trainer", "logger") and (word.startswith("~") or word.endswith("=null")):
+                group, _, values = word.removeprefix("~").partition("=")
+                deleted = word.startswith("~") or "null" in values.split(",")
+                if deleted and group in (*GROUPS, "trainer", "logger"):
                     raise UserError(
                         f"{word} leaves no {group}, and a run needs it. Type {group}= and one of "
                         f"{', '.join(options(group))}."

@@ -124,6 +124,7 @@ LIMITS = {
     "unreadable": "unreadable in ('stop', 'skip')",
     "val_fraction": "0 <= val_fraction <= 0.5",
     "warmup_epochs": "warmup_epochs >= 0",
+    "way": "way in ('local', 'slurm', 'ray')",
     "weight_decay": "weight_decay >= 0",
 }
 
@@ -145,6 +146,11 @@ def run_id(config: DictConfig) -> str:
     knobs = [f"{path.rsplit('.', 1)[-1]}={_canonical(value)}" for path, value in changes(config).items()]
     name = re.sub(r"[^\w.=+-]+", "_", "-".join(names + knobs), flags=re.ASCII)
     return f"{name[:111].rstrip('-_.')}-{identity(config)[:8]}"
+
+
+def run_path(config: DictConfig) -> Path:
+    """The run directory. config: with its `hydra` node."""
+    return Path(config.hydra.sweep.dir, config.hydra.sweep.subdir)
 
 
 OmegaConf.register_new_resolver("run_id", lambda _root_: run_id(_root_), replace=True)
@@ -417,12 +423,17 @@ def check(config: DictConfig) -> None:
             "test_flips=true mirrors images, and with norm=pca what the network sees are none. Type norm=zca, "
             "norm.per=channel or test_flips=false."
         )
-    devices = job["trainer"].get("devices", 1)
-    if isinstance(devices, int) and devices > 0 and job["batch_size"] % (devices * job["trainer"].get("num_nodes", 1)):
+    devices, num_nodes = job["trainer"].get("devices", 1), job["trainer"].get("num_nodes", 1)
+    if isinstance(devices, int) and devices > 0 and job["batch_size"] % (total := devices * num_nodes):
         raise UserError(
             f"batch_size={job['batch_size']} counts the images of all devices together and cannot be shared equally "
-            f"by {devices}. Type a multiple of {devices}."
+            f"by {total}. Type a multiple of {total}."
         )
+    if "launcher" in job:
+        if not isinstance(devices, int) or devices < 1:
+            raise UserError(f"trainer.devices={devices}: a launcher has to know how many. Type a number from 1.")
+        if num_nodes > 1 and job["launcher"]["way"] != "slurm":
+            raise UserError(f"trainer.num_nodes={num_nodes} needs launcher=slurm, or torchrun on every node.")
 
 
 def num_trained_on(config: DictConfig) -> int:

@@ -8,6 +8,7 @@ They read the configuration from the run directory, as it was composed.
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import signal
@@ -16,17 +17,26 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 from hydra.conf import HydraConf
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import signals
-from cnnlab.config import UserError, changes, check_targets, chosen, data_source, described, ours, plain, refuse
+from cnnlab.config import (
+    UserError,
+    changes,
+    check_targets,
+    chosen,
+    data_source,
+    described,
+    ours,
+    plain,
+    refuse,
+    run_path,
+)
 from cnnlab.records import BusyError, RunDirectory, code_digest, log, now
-from cnnlab.signals import STOPPING, Interrupted
+from cnnlab.signals import Interrupted
 
 ABOUT = "CNNLAB_ABOUT"  # the environment variable in which the processes of a run find what its summary says of it
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -57,9 +67,9 @@ class Job:
 
     @classmethod
     def of(cls, config: DictConfig) -> Job:
-        return cls(Path(config.hydra.sweep.dir, config.hydra.sweep.subdir), OmegaConf.to_yaml(config))
+        return cls(run_path(config), OmegaConf.to_yaml(config))
 
-    @property
+    @functools.cached_property
     def config(self) -> DictConfig:
         return cast(DictConfig, OmegaConf.create(self.text))
 
@@ -120,10 +130,7 @@ def open_or_return(config: DictConfig, run: RunDirectory, settings: HydraConf) -
         "code_digest": code_digest(),
         "data_digest": digest,
     }
-    status = run_job(config, run, about, settings)
-    if status == 0 and signals.received() and settings.mode == RunMode.MULTIRUN:  # too late to interrupt this job
-        return Interrupted(signals.received()).exit_status
-    return status
+    return run_job(config, run, about, settings)
 
 
 def recall(run: RunDirectory, summary: dict[str, Any], data_digest: str) -> str:
@@ -205,15 +212,8 @@ def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:
         preexec_fn=lambda: die_with_parent(signal.SIGTERM),
     )
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        child.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in STOPPING}
-    try:
+    with signals.passed_on(lambda: [child]):
         status = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if status not in (0, 1, 2, 130, 143):
         return record_failure(run, about, ChildProcessError(f"the run's first process ended {in_words(status)}"))
     return status

@@ -5,6 +5,7 @@ checkpoint: a job that is begun again, by a requeue or by a second command, is d
 done here, but to count GPUs.
 """
 
+import importlib.util
 import json
 import os
 import shlex
@@ -15,20 +16,18 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import signals
-from cnnlab.config import UserError, check, chosen
+from cnnlab.config import UserError, check, run_path
 from cnnlab.job import Job, die_with_parent, in_words, is_first_process, python_path, record_failure
-from cnnlab.records import BusyError, RunDirectory, write_text
-from cnnlab.signals import STOPPING, Interrupted
-
-LOOK = 3.0  # seconds between two looks at Slurm's queue
+from cnnlab.records import BusyError, RunDirectory, log, write_text
+from cnnlab.signals import Interrupted
 
 
 def sweep(config: DictConfig, configs: Sequence[DictConfig]) -> None:
@@ -41,22 +40,25 @@ def sweep(config: DictConfig, configs: Sequence[DictConfig]) -> None:
     for one in configs:
         check(one)
     if config.plan:
-        from cnnlab.report import plan
+        from cnnlab.report.plan import print_plan
 
-        plan.print_plan([plan.Job.of(one, Job.of(one).path) for one in configs], Path(config.output_dir))
+        print_plan(configs, Path(config.output_dir))
         return
+    settings = config.get("launcher", {})
+    ready, do = WAYS[settings.get("way", "in_turn")]
+    ready()
     note(config)
+    submits = not settings.get("dry_run")
     for one in configs:
-        if config.rerun and not config.get("launcher", {}).get("dry_run"):
+        if config.rerun and submits:
             put_aside(one)
         one.rerun = False  # a job that is begun again, by a requeue for example, goes on
     jobs = {job.path: job for job in map(Job.of, configs)}
-    done = {path for path in jobs if RunDirectory(path).summary().get("status") == "done"}
+    done = [path for path in jobs if RunDirectory(path).summary().get("status") == "done" and submits]
     for path in done:
         jobs[path].do()  # says so
     if to_do := [job for job in jobs.values() if job.path not in done]:
-        [way] = chosen(config).get("launcher", ["in_turn"])
-        WAYS[way](config.get("launcher"), to_do)
+        do(settings, to_do)
     if not report(list(jobs)):
         sys.exit(1)
 
@@ -70,7 +72,7 @@ def note(config: DictConfig) -> None:
 
 def put_aside(config: DictConfig) -> None:
     """Keep the old run of a job under another name, if there is one."""
-    run = RunDirectory(Job.of(config).path)
+    run = RunDirectory(run_path(config))
     if run.summary():
         try:
             with run.owned(config.on_busy):
@@ -97,12 +99,14 @@ def report(paths: list[Path], trials: bool = False) -> bool:
     return all_done or bool(trials and made.ranking)
 
 
-def in_turn(settings: None, jobs: list[Job]) -> None:
+def in_turn(settings: Any, jobs: list[Job]) -> None:
     """One after the other in this process; those that fail do not stop the others."""
     for job in jobs:
         status = job.do()
-        if status not in (0, 1, 2):  # interrupted
+        if status not in (0, 1, 2):
             sys.exit(status)
+        if number := signals.received():  # too late to interrupt this one
+            sys.exit(Interrupted(number).exit_status)
 
 
 def tell(job: Job, left: int) -> None:
@@ -149,46 +153,37 @@ class Worker:
 def locally(settings: DictConfig, jobs: list[Job]) -> None:
     """A process for every device, or several; a signal is passed on, and once all have saved, it is obeyed."""
     trainers = [job.config.trainer for job in jobs]
-    processes = max(trainer.devices if isinstance(trainer.devices, int) else 1 for trainer in trainers)
+    processes = max(trainer.devices for trainer in trainers)
     devices = [{}] if all(one.accelerator == "cpu" for one in trainers) else visible_gpus(processes)
     num = min(len(devices) * settings.jobs_per_device, len(jobs))
     threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // (num * processes))
     print(f"{len(jobs)} runs, {num} at once, {threads} threads for each process", flush=True)
-    waiting, stopped_by = deque(jobs), 0
-    doing: dict[Worker, Job] = {}
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        nonlocal stopped_by
-        stopped_by = number
-        for worker in doing:
-            worker.process.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in STOPPING}
-    try:
+    waiting, doing = deque(jobs), dict[Worker, Job]()
+    with signals.passed_on(lambda: [worker.process for worker in doing]):
         for place in range(num):
             shares = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
             worker = Worker(devices[place % len(devices)] | shares)
+            if signals.received():
+                worker.jobs.close()
+                break
             doing[worker] = waiting.popleft()
             worker.give(doing[worker])
         while doing:
             ready = wait([worker.answers.fileno() for worker in doing])
             for worker in [worker for worker in doing if worker.answers.fileno() in ready]:
                 job, alive = doing.pop(worker), worker.answers.readline()
-                if not alive and not stopped_by:
+                if not alive and not signals.received():
                     record_lost(job, worker.ended())
                 tell(job, len(waiting) + len(doing))
-                if waiting and not stopped_by:
+                if waiting and not signals.received():
                     worker = worker if alive else Worker(worker.environment)
                     doing[worker] = waiting.popleft()
                     worker.give(doing[worker])
                 elif alive:
                     worker.jobs.close()
                     worker.process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if stopped_by:
-        sys.exit(Interrupted(stopped_by).exit_status)
+    if number := signals.received():
+        sys.exit(Interrupted(number).exit_status)
 
 
 def visible_gpus(size: int) -> list[dict[str, str]]:
@@ -202,13 +197,13 @@ def visible_gpus(size: int) -> list[dict[str, str]]:
 
 
 def record_lost(job: Job, error: ChildProcessError) -> None:
-    """The process that did a job has died, and cannot say it."""
+    """The process that did a job has died, and cannot say so; unless another one does the job already."""
     run = RunDirectory(job.path)
-    if run.summary():
-        with run.logged():
+    with suppress(BusyError), run.owned("fail"), run.logged():
+        if run.summary().get("status") == "running":
             record_failure(run, {}, error)
-    else:
-        print(f"{job.path}: {error}", file=sys.stderr)
+        else:
+            log.error(f"{job.path}: {error}")
 
 
 # -------------------------------------------------------------------------------------------------------------- Slurm
@@ -247,14 +242,21 @@ class OnSlurm:
         return DelayedSubmission(self, job)
 
 
-def on_slurm(settings: DictConfig, jobs: list[Job]) -> None:
-    """Submit what is not in the queue yet, as one array for every size of job, and wait for all."""
+def slurm_ready() -> None:
     if not shutil.which("sbatch"):
         raise UserError("There is no sbatch on this machine. Type launcher=slurm where jobs are submitted to Slurm.")
-    try:
-        import submitit
-    except ImportError:
-        raise UserError("launcher=slurm needs submitit. Type pip install submitit.") from None
+    need("submitit")
+
+
+def need(package: str) -> None:
+    if not importlib.util.find_spec(package):
+        raise UserError(f"This launcher needs {package}. Type pip install {package}.")
+
+
+def on_slurm(settings: DictConfig, jobs: list[Job]) -> None:
+    """Submit what is not in the queue yet, as one array for every size of job, and wait for all."""
+    import submitit
+
     known = {} if settings.dry_run else queue()
     submitted = {id: job for job in jobs if (id := RunDirectory(job.path).queued_as) in known}
     if submitted:
@@ -271,7 +273,12 @@ def on_slurm(settings: DictConfig, jobs: list[Job]) -> None:
             executor.parameters["map_count"] = len(array)
             print(executor._make_submission_file_text(executor._submitit_command_str, "ID"))
             continue
-        for job, entry in zip(array, executor.map_array(OnSlurm(), array), strict=True):
+        try:
+            entries = executor.map_array(OnSlurm(), array)
+        except submitit.core.utils.FailedJobError as error:
+            said = [line for line in str(error).splitlines() if "error:" in line]
+            raise UserError(f"sbatch refuses: {' '.join(said) or error}") from error
+        for job, entry in zip(array, entries, strict=True):
             RunDirectory(job.path).note_queued(entry.job_id)
             submitted[entry.job_id] = job
     if settings.dry_run:
@@ -282,8 +289,9 @@ def on_slurm(settings: DictConfig, jobs: list[Job]) -> None:
         print(f"How they are: {how}. The same command without wait=false waits for them and reports.")
         sys.exit(0)
     try:
+        begun = time.monotonic()
         while submitted:
-            time.sleep(LOOK)
+            time.sleep(min(30, max(1, (time.monotonic() - begun) / 20)))  # Slurm's controller has others to answer
             known = queue()
             for id in [id for id in submitted if id not in known]:
                 tell(submitted.pop(id), len(submitted))
@@ -295,21 +303,19 @@ def on_slurm(settings: DictConfig, jobs: list[Job]) -> None:
 
 
 def queue() -> dict[str, str]:
-    """The jobs that Slurm knows, waiting or running: {"12_3": "PENDING"}."""
-    words = ["squeue", "--noheader", "--array", "--format", "%i %T"]
+    """The user's jobs that Slurm knows, waiting or running: {"12_3": "PENDING"}."""
+    words = ["squeue", "--me", "--noheader", "--array", "--format", "%i %T"]
     for _ in range(20):  # the controller may be busy, or just starting again
         result = subprocess.run(words, capture_output=True, text=True)
         if result.returncode == 0:
             return dict(line.split() for line in result.stdout.splitlines())
-        time.sleep(LOOK)
+        time.sleep(5)
     raise UserError(f"squeue fails: {result.stderr.strip()}. The jobs go on; type the same command later.")
 
 
 def size(settings: DictConfig, job: Job) -> tuple[int, int, int]:
     """Nodes, processes per node, GPUs per node."""
     trainer = job.config.trainer
-    if not isinstance(trainer.devices, int) or trainer.devices < 1:
-        raise UserError(f"trainer.devices={trainer.devices}: Slurm has to know how many. Type a number from 1.")
     needed = 0 if trainer.accelerator == "cpu" else trainer.devices
     gpus = needed if settings.gpus_per_node is None else settings.gpus_per_node
     return trainer.num_nodes, trainer.devices, gpus
@@ -333,22 +339,28 @@ def parameters(settings: DictConfig, nodes: int, tasks: int, gpus: int) -> dict[
             *settings.setup,
         ],
         "teardown": [AGAIN],
-        "additional_parameters": {"requeue": True} | dict(word.split("=", 1) for word in settings.additional),
+        "additional_parameters": {"requeue": True} | dict(map(option, settings.additional)),
         **({"gpus_per_node": gpus} if gpus else {}),
     }
+
+
+def option(word: str) -> tuple[str, str | bool]:
+    """Of sbatch: reservation=night, or exclusive, which takes no value."""
+    name, _, value = word.removeprefix("--").partition("=")
+    return name, value or True
 
 
 # ---------------------------------------------------------------------------------------------------------------- Ray
 
 
 def on_ray(settings: DictConfig, jobs: list[Job]) -> None:
-    """Ray decides where; it begins a job again if its machine is lost."""
-    try:
-        import ray
-    except ImportError:
-        raise UserError("launcher=ray needs Ray. Type pip install ray.") from None
-    ray.init(address=settings.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": python_path()}})
-    task, waiting = ray.remote(max_retries=-1)(in_folder), {}
+    """Ray decides where; it begins a job again if its process or its machine is lost, at most ten times."""
+    import ray
+
+    ours = {name: value for name, value in os.environ.items() if name.startswith("CNNLAB_")}
+    environment = ours | {"PYTHONPATH": python_path()}
+    ray.init(address=settings.address, log_to_driver=False, runtime_env={"env_vars": environment})
+    task, waiting = ray.remote(max_retries=10)(in_folder), {}
     most = {kind: max(node["Resources"].get(kind, 0) for node in ray.nodes()) for kind in ("CPU", "GPU")}
     for job in jobs:
         trainer = job.config.trainer
@@ -378,9 +390,10 @@ def in_folder(folder: str, job: Job) -> int:
     return job.do()
 
 
-WAYS: dict[str, Callable[[Any, list[Job]], None]] = {
-    "in_turn": in_turn,
-    "local": locally,
-    "slurm": on_slurm,
-    "ray": on_ray,
+# What must be there, and what does the jobs.
+WAYS: dict[str, tuple[Callable[[], None], Callable[[Any, list[Job]], None]]] = {
+    "in_turn": (lambda: None, in_turn),
+    "local": (lambda: None, locally),
+    "slurm": (slurm_ready, on_slurm),
+    "ray": (lambda: need("ray"), on_ray),
 }

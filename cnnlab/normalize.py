@@ -11,10 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor, nn
 
-from cnnlab.records import atomic_path, log
+from cnnlab.records import atomic_path, lock_file, log
 
 
 class Normalization(nn.Module):
@@ -53,7 +52,7 @@ def fit_once(norm: Normalization, pixels: Callable[[], Tensor], fingerprint: str
     path = folder / f"{key.hexdigest()}.pt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        with lock_file(Path(f"{path}.lock")):
             if not path.exists():
                 norm.fit(pixels())
                 with atomic_path(path) as partial:

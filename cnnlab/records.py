@@ -6,8 +6,9 @@
     predictions.npz   of the test images: predicted labels, at the best epoch, their probabilities, true labels
     train.log         what was printed
     source.diff       how the source files differed from the commit that the summary names, if they did
-    checkpoints/      last.ckpt, best.ckpt
+    checkpoints/      last.ckpt, previous.ckpt, best.ckpt, each with its SHA-256
     *.png             pictures made from the files above
+    .lock, .holder    while a process has the run: who; .queued: the job of Slurm that was submitted for it
 
 Files appear by rename: a reader sees the old one or the new one, never half of one.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import functools
 import hashlib
 import json
@@ -27,10 +29,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from errno import ENOLCK, ENOSYS, EOPNOTSUPP
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
@@ -66,6 +69,22 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def lock_file(path: Path) -> BaseFileLock:
+    """A lock between processes: by flock, which the operating system drops when its holder dies.
+
+    On file systems without it, as on some network mounts, a file that is there while the lock is held. What a process
+    that has died on this machine leaves there is removed by the next one; what is left by another machine is not.
+    """
+    with tempfile.TemporaryFile(dir=path.parent) as probe:
+        try:
+            fcntl.flock(probe, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (ENOLCK, ENOSYS, EOPNOTSUPP):
+                raise
+            return SoftFileLock(path)
+    return FileLock(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file by rename."""
     with atomic_path(path) as partial:
@@ -95,15 +114,13 @@ class RunDirectory:
     def owned(self, on_busy: str = "wait") -> Iterator[None]:
         """Hold the directory: a second process with the same configuration waits here, or fails.
 
-        The operating system drops the lock of a process that has died.
-
         Raises: BusyError if another process holds it and on_busy is "fail".
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock, holder = FileLock(self.path / ".lock"), self.path / ".holder"
+        lock, holder = lock_file(self.path / ".lock"), self.path / ".holder"
         try:
             with contextlib.suppress(Timeout):
-                lock.acquire(timeout=0)
+                lock.acquire(timeout=0.1)  # long enough to clear away what a dead process has left
             if not lock.is_locked:
                 who = holder.read_text() if holder.exists() else "another process"
                 if on_busy == "fail":
@@ -175,8 +192,8 @@ class RunDirectory:
             self.remove_if_empty()
 
     def remove_if_empty(self) -> None:
-        """Remove the directory, and the folders that it is in, as far as nothing else is there."""
-        for folder in (self.path, self.path.parent, self.path.parent.parent):
+        """Remove the directory and the one that it is in, as far as nothing else is there."""
+        for folder in (self.path, self.path.parent):
             with contextlib.suppress(OSError):
                 folder.rmdir()
 

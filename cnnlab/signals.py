@@ -6,10 +6,12 @@ after the first, ends at once.
 
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -58,6 +60,26 @@ def noted() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in STOPPING}
     for number in STOPPING:
         signal.signal(number, _note)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def passed_on(processes: Callable[[], Iterable[subprocess.Popen[Any]]]) -> Iterator[None]:
+    """Within the block signals go to these processes, and `received` tells the last one."""
+    global _received
+    _received = 0
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        global _received
+        _received = number
+        for process in processes():
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in STOPPING}
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ prunes nor resumes.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -34,6 +35,10 @@ class GridSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config: DictConfig = config
         self.loader = hydra_context.config_loader
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            raise UserError("torchrun starts one run. Type python train.py -m, with launcher=... if you like.")
+        if config.hydra.job.chdir or config.hydra.job.env_set or config.hydra.callbacks:
+            raise UserError("hydra.job.chdir, hydra.job.env_set and hydra.callbacks do nothing in a sweep. Type none.")
         if (launcher := config.hydra.runtime.choices["hydra/launcher"]) != "basic":
             raise UserError(f"hydra/launcher={launcher} is not used. Type launcher=local, slurm or ray.")
 

@@ -5,8 +5,10 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from slurm import PROGRAMS, find
@@ -23,8 +25,11 @@ NEEDED = {
     "pictures": (PICTURES, "the CIFAR-10 pictures: set CNNLAB_PICTURES to a folder or .tar.gz of them"),
     "browser": (BROWSER, "Chromium: apt-get install chromium"),
     "slurm": (SLURM, "root and Slurm: apt-get install slurm-wlm munge"),
+    "hosts": (os.getuid() == 0 and shutil.which("ip"), "root and ip: apt-get install iproute2"),
 }
 ALL = bool(os.environ.get("CNNLAB_ALL"))
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -36,6 +41,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"CNNLAB_ALL is set, and {what if needing else f'no test needs {marker}'}")
         for item in needing:
             item.add_marker(pytest.mark.skipif(not at_hand, reason=f"not on this machine: {what}"))
+
+
+def until(condition: Callable[[], Any], timeout: float = 120, process: subprocess.Popen | None = None) -> Any:
+    """Wait until something is the case, while a process runs, and return it."""
+    deadline = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return found
 
 
 @pytest.fixture(autouse=True)

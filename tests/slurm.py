@@ -38,7 +38,10 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0
 {nodes}
-PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4 PriorityTier=1
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 
 
@@ -77,7 +80,7 @@ class Slurm:
         for name in NODES:
             self.start_node(name)
         deadline = time.monotonic() + 60
-        while self.said("sinfo", "--noheader", "--format", "%D %T") != "2 idle\n":
+        while self.said("sinfo", "--noheader", "--partition", "all", "--format", "%D %T") != "2 idle\n":
             assert time.monotonic() < deadline, (folder / "slurmctld.log").read_text()
             time.sleep(0.3)
 

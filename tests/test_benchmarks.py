@@ -10,6 +10,12 @@ def test_throughput_runs(command):
     assert "cnnlab / template" in result.stdout
 
 
+def test_at_once_runs(command):
+    result = command(str(ROOT / "benchmarks" / "at_once.py"), "--smoke")
+    assert result.returncode == 0, result.stderr
+    assert "at once / in turn" in result.stdout
+
+
 def test_whitening_runs(command):
     result = command(str(ROOT / "benchmarks" / "whitening.py"), "--smoke")
     assert result.returncode == 0, result.stderr

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from errno import ENOLCK, ENOSYS
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,12 +30,13 @@ from typing import Any
 import numpy as np
 import pytest
 import trustme
-from conftest import Command
+from conftest import ROOT, Command
 from PIL import Image
 
 from cnnlab.config import UserError
 from cnnlab.data import cifar10
 from cnnlab.data.cifar10 import ARCHIVE, CIFAR10, read_archive
+from cnnlab.data.images import on_this_machine
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 WAYS_OUT = ("python -m cnnlab fetch", f"copy {ARCHIVE} to", "data=image_folder", "data=shapes")
@@ -280,14 +282,24 @@ def test_load_returns_what_was_put_in(server: Server) -> None:
             assert np.array_equal(images.labels, part.labels)
 
 
-def test_eight_processes_download_once(server: Server, command: Command, cache: Path) -> None:
+@pytest.mark.parametrize("flock", [0, ENOLCK, ENOSYS])
+def test_eight_processes_download_once(
+    flock: int, server: Server, command: Command, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With flock, and without it, as on some network mounts; a copy for this machine is made once too."""
+    monkeypatch.setenv("CNNLAB_NODE_DIR", str(tmp_path / "node"))
+    words = ["-m", "cnnlab", "fetch", *server.overrides("/x.tar.gz")]
+    if flock:
+        words = [str(ROOT / "tests" / "without_flock.py"), str(flock), *words]
     with ThreadPoolExecutor(8) as pool:
-        jobs = [pool.submit(command, "-m", "cnnlab", "fetch", *server.overrides("/x.tar.gz")) for _ in range(8)]
-        results = [job.result() for job in jobs]
+        results = list(pool.map(lambda _: command(*words), range(8)))
     assert [result.returncode for result in results] == [0] * 8, results[0].stderr
     assert len({result.stdout.splitlines()[-1] for result in results}) == 1
     assert server.requests == [("/x.tar.gz", None)]
-    assert_same(next(cache.glob("*.npz")), TRAIN, TEST)
+    [original], [copy] = cache.glob("*.npz"), (tmp_path / "node").glob("*.npz")
+    assert_same(original, TRAIN, TEST)
+    assert on_this_machine(original) == copy
+    assert copy.read_bytes() == original.read_bytes()
 
 
 @pytest.mark.parametrize("protocol", [2, 4])

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from slurm import Slurm
+from conftest import ROOT, until
+from slurm import Slurm, descendants
 from test_processes import SMALL, summaries
-from test_resume import only_run, processes_of
+from test_resume import only_run
 
 EPOCHS = 25
 LONGER = (*SMALL, f"trainer.max_epochs={EPOCHS}")
@@ -43,14 +43,12 @@ def ended(process: subprocess.Popen[str], timeout: float = 300) -> tuple[int, st
     return process.returncode, printed
 
 
-def until(condition, timeout: float = 120, process: subprocess.Popen | None = None):
-    """Wait until something is the case, and return it."""
-    deadline = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        assert process is None or process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    return found
+def alive(number: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def metrics(folder: Path) -> dict[str, dict]:
@@ -95,9 +93,12 @@ def test_a_killed_process_is_a_failed_run_and_the_others_go_on(tmp_path):
     until(lambda: len(list(tmp_path.glob("outputs/runs/*/metrics.csv"))) == 2, process=driver)
     summary = json.loads((first.parent / "summary.json").read_text())
     assert (summary["status"], summary["error"]["message"]) == ("failed", "its process ended by SIGKILL")
+    workers = descendants(driver.pid)
+    assert workers
     driver.kill()
     driver.communicate()
-    until(lambda: not processes_of(tmp_path / "outputs"))
+    until(lambda: not [worker for worker in workers if alive(worker)])
+    assert sorted(one["status"] for one in summaries(tmp_path / "outputs").values()) == ["failed", "interrupted"]
     second = sweep(tmp_path, *words)
     until(lambda: "running" in {one["status"] for one in summaries(tmp_path / "outputs").values()}, process=second)
     second.send_signal(signal.SIGTERM)
@@ -115,6 +116,10 @@ def test_a_killed_process_is_a_failed_run_and_the_others_go_on(tmp_path):
         (("-m", "launcher=local", "launcher.jobs_per_device=0"), "jobs_per_device >= 1"),
         (("-m", "launcher=local", "hydra/sweeper=optuna"), "without launcher="),
         (("-m", "launcher=somewhere"), "local, ray, slurm"),
+        (("-m", "launcher=slurm", "trainer.devices=-1"), "Type a number from 1"),
+        (("-m", "launcher=local", "trainer.num_nodes=2"), "needs launcher=slurm"),
+        (("-m", "hydra.job.chdir=true"), "do nothing in a sweep"),
+        (("-m", "hydra/launcher=submitit_slurm"), "submitit_slurm"),
     ],
     ids=lambda words: words[-1] if isinstance(words, tuple) else "",
 )
@@ -129,7 +134,11 @@ def test_mistakes(command, words, said):
 
 
 def test_on_ray(plain, tmp_path):
-    status, printed = ended(sweep(tmp_path, *SMALL, "optim=sgd,adam", "launcher=ray"))
+    """Though the process that does the first run is killed: Ray does it again, from its last checkpoint."""
+    driver = sweep(tmp_path, *SMALL, "optim=sgd,adam", "launcher=ray")
+    [first] = until(lambda: list(tmp_path.glob("outputs/runs/*/metrics.csv")), process=driver)
+    os.kill(int((first.parent / ".holder").read_text().split()[1]), signal.SIGKILL)
+    status, printed = ended(driver)
     assert status == 0, printed
     assert metrics(tmp_path) == plain
 
@@ -185,16 +194,21 @@ def test_the_script_is_shown(slurm, tmp_path):
     assert not (tmp_path / "outputs").exists() or not list(tmp_path.glob("outputs/runs/*/"))
 
 
-@pytest.mark.slurm
-def test_two_node_jobs_survive_what_happens_to_them(slurm, tmp_path, command):
-    """Requeued, told to stop, a node lost, the driver gone: the metrics are those of this machine alone."""
-    alone, there = tmp_path / "alone", tmp_path / "there"
-    alone.mkdir()
-    there.mkdir()
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """What two runs by two processes each come to on this machine."""
+    folder = tmp_path_factory.mktemp("alone")
     one_node = (*LONGER, "trainer=ddp", "trainer.devices=2", "launcher=local")
-    status, printed = ended(sweep(alone, *one_node, "optim=sgd,adam"))
+    status, printed = ended(sweep(folder, *one_node, "optim=sgd,adam"))
     assert status == 0, printed
+    return metrics(folder)
 
+
+@pytest.mark.slurm
+def test_two_node_jobs_survive_what_happens_to_them(slurm, alone, tmp_path, command):
+    """Requeued, told to stop, a node lost, the driver gone: the metrics are those of this machine alone."""
+    there = tmp_path / "there"
+    there.mkdir()
     words = (*TWO_NODES, "optim=sgd,adam", "launcher=slurm")
     driver = sweep(there, *words, **slurm.environment)
     until(lambda: len(list(there.glob("outputs/runs/*/.queued"))) == 2, process=driver)
@@ -231,12 +245,36 @@ def test_two_node_jobs_survive_what_happens_to_them(slurm, tmp_path, command):
     status, printed = ended(driver)
     assert status == 0, printed
     assert "2 of them are in the queue already" in printed
-    assert metrics(there) == metrics(alone)
+    assert metrics(there) == alone
     assert sorted(file.read_text() for file in there.glob("outputs/runs/*/.queued")) == [first, second]
     told = "".join(file.read_text() for file in there.glob("outputs/runs/.slurm/*_0_log.out"))
     assert told.count("SIGUSR1: saving") == 1
     assert "DUE TO JOB REQUEUE" in told
     assert "ConnectionError" in told
+
+
+@pytest.mark.slurm
+def test_preempted_and_without_the_node_of_its_script(slurm, alone, tmp_path):
+    """Slurm puts the job back both times, and it goes on from where it was."""
+    words = (*TWO_NODES, "launcher=slurm", "optim=sgd")
+    driver = sweep(tmp_path, *words, **slurm.environment)
+    [run] = until(lambda: [file.parent for file in tmp_path.glob("outputs/runs/*/metrics.csv")], process=driver)
+    log = run / "train.log"
+    slurm.said("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    until(lambda: "SIGTERM" in log.read_text(), process=driver)
+    begun = len(log.read_text())
+    until(lambda: not_later(slurm) and "epoch " in log.read_text()[begun:], process=driver)
+    slurm.kill_node("n1")
+    time.sleep(5)
+    slurm.start_node("n1")
+    while driver.poll() is None:
+        not_later(slurm)
+        time.sleep(0.5)
+    status, printed = ended(driver)
+    assert status == 0, printed
+    assert metrics(tmp_path)["sgd"] == alone["sgd"]
+    told = "".join(file.read_text() for file in tmp_path.glob("outputs/runs/.slurm/*_0_log.out"))
+    assert "DUE TO PREEMPTION" in told
 
 
 @pytest.mark.slurm

@@ -2,14 +2,15 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, until
 from test_resume import only_run, processes_of
 
 SMALL = (
@@ -47,11 +48,7 @@ def begun(folder: Path, *words: str) -> subprocess.Popen[bytes]:
     driver = subprocess.Popen(
         [sys.executable, *words], cwd=folder, env=os.environ | ONE_THREAD, stdout=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("outputs/runs/*/metrics.csv")):
-        assert driver.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: list(folder.glob("outputs/runs/*/metrics.csv")), process=driver)
     return driver
 
 
@@ -80,6 +77,51 @@ def test_torchrun_makes_the_same(swept, tmp_path):
     assert again.stdout.count("done before") == 1
 
 
+@pytest.fixture
+def hosts() -> Iterator[list[str]]:
+    """Two hosts that see each other: network namespaces with a cable between them."""
+    names = [f"cnnlab{os.getpid()}{end}" for end in "ab"]
+    commands = [
+        *(f"ip netns add {name}" for name in names),
+        f"ip link add cable netns {names[0]} type veth peer name cable netns {names[1]}",
+        *(f"ip -n {name} address add 10.77.0.{number}/24 dev cable" for number, name in enumerate(names, start=1)),
+        *(f"ip -n {name} link set {device} up" for name in names for device in ("lo", "cable")),
+    ]
+    try:
+        for line in commands:
+            result = subprocess.run(line.split(), capture_output=True, text=True)
+            assert result.returncode == 0, f"{line}: {result.stderr}"
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+@pytest.mark.hosts
+def test_torchrun_on_two_hosts_makes_the_same(swept, hosts, tmp_path):
+    """As two processes on one host; these come to what one process does, see above."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    words += ["--master-addr=10.77.0.1", "--master-port=29400"]
+    processes = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", host, *words, f"--node-rank={rank}"]
+            + [str(ROOT / "train.py"), *DDP, "trainer.devices=1", "trainer.num_nodes=2", "optim=adam"],
+            cwd=tmp_path,
+            env=os.environ | ONE_THREAD | {"GLOO_SOCKET_IFNAME": "cable"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, host in enumerate(hosts)
+    ]
+    printed = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    [summary] = summaries(tmp_path / "outputs").values()
+    assert (summary["environment"]["num_devices"], summary["status"]) == (2, "done")
+    assert summary["metrics"] == summaries(swept)["adam"]["metrics"]
+    assert [len(re.findall(r"epoch +\d+/", text)) for text in printed] == [3, 0]  # the first of them records
+
+
 def test_a_job_that_fails_leaves_nobody_and_the_next_one_runs(tmp_path):
     result = typed(tmp_path, "train.py", "-m", *DDP, "optim=adam", "optim.lr=1e30,0.001")
     assert result.returncode == 1
@@ -95,10 +137,7 @@ def test_when_the_driver_is_killed_nobody_is_left_and_the_sweep_goes_on(swept, t
     driver = begun(tmp_path, *words)
     driver.kill()
     driver.wait()
-    deadline = time.monotonic() + 60
-    while processes_of(output):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: not processes_of(output))
     assert json.loads((only_run(output) / "summary.json").read_text())["status"] == "interrupted"  # told by SIGTERM
     result = typed(tmp_path, *words)
     assert result.returncode == 0, result.stdout + result.stderr

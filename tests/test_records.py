@@ -5,9 +5,13 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from errno import ENOLCK
 
 import pytest
+from conftest import ROOT
 from filelock import FileLock
 
 from cnnlab.records import RunDirectory, atomic_path, log, write_text
@@ -82,6 +86,43 @@ def test_put_aside_keeps_every_old_run(tmp_path):
             run.put_aside()
     assert [RunDirectory(tmp_path / f"run.old{number}").summary()["number"] for number in (1, 2)] == [1, 2]
     assert run.summary() == {}
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from cnnlab.records import RunDirectory
+with RunDirectory(Path(sys.argv[1])).owned(sys.argv[2]):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[3]))
+"""
+
+
+def test_one_process_owns_it_without_flock_too(tmp_path):
+    """As on some network mounts; what a killed process leaves behind is in nobody's way."""
+
+    def hold(on_busy, seconds):
+        words = [
+            sys.executable,
+            ROOT / "tests" / "without_flock.py",
+            str(ENOLCK),
+            "-c",
+            HOLD,
+            tmp_path,
+            on_busy,
+            seconds,
+        ]
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    first = hold("fail", "60")
+    assert first.stdout.readline() == "held\n"
+    assert f"BusyError: {tmp_path} is in use by process {first.pid}" in hold("fail", "0").communicate(timeout=60)[1]
+    waiting = hold("wait", "0")
+    assert "waiting for it" in waiting.stdout.readline()
+    first.kill()
+    first.communicate()
+    assert waiting.communicate(timeout=60)[0] == "held\n"
+    assert waiting.returncode == 0
 
 
 def hold(path, held, release):

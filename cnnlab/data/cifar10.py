@@ -21,10 +21,9 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from cnnlab.config import UserError
 from cnnlab.data.images import DataSet, Images, cached, expand
+from cnnlab.records import lock_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,7 +81,7 @@ class CIFAR10:
         """The verified archive, downloaded by one process however many ask for it."""
         archive = self.folder / ARCHIVE
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{archive}.lock"):
+        with lock_file(Path(f"{archive}.lock")):
             if archive.exists():
                 if (found := file_sha256(archive)) == self.sha256:
                     return archive

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from filelock import FileLock
-
 from cnnlab.config import UserError
-from cnnlab.records import atomic_path
+from cnnlab.records import atomic_path, lock_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +70,7 @@ def cached(path: Path, make: Callable[[], tuple[Images, Images]]) -> DataSet:
                 f"The folder {path.parent} cannot be made ({error.strerror}). Type cache_dir=FOLDER, or set "
                 f"CNNLAB_CACHE."
             ) from error
-        with FileLock(f"{path}.lock"):
+        with lock_file(Path(f"{path}.lock")):
             if not path.exists():
                 train, test = make()
                 with atomic_path(path) as partial, open(partial, "wb") as file:
@@ -84,13 +83,27 @@ def cached(path: Path, make: Callable[[], tuple[Images, Images]]) -> DataSet:
                         classes=np.array(train.classes),
                         fingerprint=np.array(fingerprint(train, test)),
                     )
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(on_this_machine(path), allow_pickle=False) as arrays:
         classes = tuple(arrays["classes"].tolist())
         train, test = (
             Images(arrays[f"{part}_pixels"].transpose(0, 3, 1, 2), arrays[f"{part}_labels"], classes)
             for part in ("train", "test")
         )
         return DataSet(train, test, str(arrays["fingerprint"]))
+
+
+def on_this_machine(path: Path) -> Path:
+    """The file, or its copy in the folder that CNNLAB_NODE_DIR names: one for all jobs of a machine, on its disk."""
+    if not (folder := os.environ.get("CNNLAB_NODE_DIR")):
+        return path
+    copy = expand(folder) / path.name  # which is a digest of the content
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with lock_file(Path(f"{copy}.lock")):
+            if not copy.exists():
+                with atomic_path(copy) as partial:
+                    shutil.copyfile(path, partial)
+    return copy
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

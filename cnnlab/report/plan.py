@@ -14,14 +14,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from cnnlab.config import as_typed, changes, chosen, default_option, described, num_trained_on
+from cnnlab.config import as_typed, changes, chosen, default_option, described, num_trained_on, run_path
 from cnnlab.records import RunDirectory
 from cnnlab.report.runs import Run, find, read
 
 
 @dataclass
-class Job:
-    """A job as it is composed.
+class PlannedRun:
+    """What a composed configuration says of a run.
 
     Attributes:
         path: its run directory.
@@ -38,16 +38,17 @@ class Job:
     num_train: int
 
     @classmethod
-    def of(cls, config: DictConfig, path: Path) -> Job:
+    def of(cls, config: DictConfig) -> PlannedRun:
         """config: with its `hydra` node."""
         options = described(chosen(config))
         different = {group: option for group, option in options.items() if option != default_option(group)}
         different |= {name: as_typed(value) for name, value in changes(config).items()}
-        return cls(path, different, options["model"], config.trainer.max_epochs, num_trained_on(config))
+        return cls(run_path(config), different, options["model"], config.trainer.max_epochs, num_trained_on(config))
 
 
-def print_plan(jobs: Sequence[Job], output_dir: Path) -> None:
-    """The jobs in order, with what is known of each; how much there is to do, and how long it takes."""
+def print_plan(configs: Sequence[DictConfig], output_dir: Path) -> None:
+    """The runs in order, with what is known of each; how much there is to do, and how long it takes."""
+    jobs = [PlannedRun.of(config) for config in configs]
     speeds = past_speeds(output_dir) if output_dir.exists() else {}
     typed = Counter(job.path for job in jobs)
     table = Table(title=f"{len(typed)} run{'s' * (len(typed) != 1)}", title_justify="left")
