@@ -257,7 +257,7 @@ def on_slurm(settings: DictConfig, jobs: list[Job]) -> None:
     """Submit what is not in the queue yet, as one array for every size of job, and wait for all."""
     import submitit
 
-    known = {} if settings.dry_run else queue()
+    known = {} if settings.dry_run else queue(tries=1)
     submitted = {id: job for job in jobs if (id := RunDirectory(job.path).queued_as) in known}
     if submitted:
         print(f"{len(submitted)} of them are in the queue already", flush=True)
@@ -292,7 +292,7 @@ def on_slurm(settings: DictConfig, jobs: list[Job]) -> None:
         begun = time.monotonic()
         while submitted:
             time.sleep(min(30, max(1, (time.monotonic() - begun) / 20)))  # Slurm's controller has others to answer
-            known = queue()
+            known = queue(tries=60)  # the controller may be busy, or just starting again
             for id in [id for id in submitted if id not in known]:
                 tell(submitted.pop(id), len(submitted))
     except KeyboardInterrupt:
@@ -302,15 +302,16 @@ def on_slurm(settings: DictConfig, jobs: list[Job]) -> None:
         sys.exit(130)
 
 
-def queue() -> dict[str, str]:
+def queue(tries: int) -> dict[str, str]:
     """The user's jobs that Slurm knows, waiting or running: {"12_3": "PENDING"}."""
     words = ["squeue", "--me", "--noheader", "--array", "--format", "%i %T"]
-    for _ in range(20):  # the controller may be busy, or just starting again
+    for left in reversed(range(tries)):
         result = subprocess.run(words, capture_output=True, text=True)
         if result.returncode == 0:
             return dict(line.split() for line in result.stdout.splitlines())
-        time.sleep(5)
-    raise UserError(f"squeue fails: {result.stderr.strip()}. The jobs go on; type the same command later.")
+        time.sleep(5 * bool(left))
+    said = " ".join(result.stderr.split())
+    raise UserError(f"squeue fails: {said}. Jobs that are submitted go on; type the same command later.")
 
 
 def size(settings: DictConfig, job: Job) -> tuple[int, int, int]:

@@ -194,6 +194,15 @@ def test_the_script_is_shown(slurm, tmp_path):
     assert not (tmp_path / "outputs").exists() or not list(tmp_path.glob("outputs/runs/*/"))
 
 
+@pytest.mark.slurm
+def test_what_slurm_refuses_is_said(slurm, tmp_path):
+    for partition, environment in (("nowhere", slurm.environment), ("all", {"SLURM_CONF": str(tmp_path / "none")})):
+        words = (*SMALL, "optim=sgd,adam", "launcher=slurm", f"launcher.partition={partition}")
+        status, printed = ended(sweep(tmp_path, *words, **environment))
+        assert (status, printed.count("\n")) == (2, 1), printed
+        assert re.match(r"cnnlab: sbatch refuses: .*partition|cnnlab: squeue fails", printed)
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """What two runs by two processes each come to on this machine."""

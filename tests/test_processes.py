@@ -53,17 +53,22 @@ def begun(folder: Path, *words: str) -> subprocess.Popen[bytes]:
 
 
 def test_a_sweep_of_runs_by_two_processes(swept, tmp_path):
-    """Each run has two, one directory and one .hydra; with the batches of one process it comes to the same."""
+    """Each run has two, one directory and one .hydra. They, and four, come to what one process does."""
     found = summaries(swept)
     assert {name: (one["status"], one["environment"]["num_devices"]) for name, one in found.items()} == {
         "sgd": ("done", 2),
         "adam": ("done", 2),
     }
     assert len(list(swept.glob("**/.hydra"))) == 2
-    assert typed(tmp_path, "train.py", *SMALL, "optim=adam").returncode == 0
-    alone = summaries(tmp_path / "outputs")["adam"]
-    assert alone["run"] == found["adam"]["run"]
-    assert found["adam"]["metrics"]["train/loss"] == pytest.approx(alone["metrics"]["train/loss"], rel=1e-3)
+    losses = {2: found["adam"]["metrics"]["train/loss"]}
+    for num, words in ((1, SMALL), (4, (*DDP, "trainer.devices=4"))):
+        folder = tmp_path / str(num)
+        folder.mkdir()
+        assert typed(folder, "train.py", *words, "optim=adam").returncode == 0
+        summary = summaries(folder / "outputs")["adam"]
+        assert (summary["run"], summary["environment"]["num_devices"]) == (found["adam"]["run"], num)
+        losses[num] = summary["metrics"]["train/loss"]
+    assert [losses[2], losses[4]] == pytest.approx([losses[1]] * 2, rel=1e-3)
 
 
 def test_torchrun_makes_the_same(swept, tmp_path):
