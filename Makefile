@@ -20,9 +20,10 @@ test-lowest: .venv/ready ## the tests with the lowest versions that pyproject.to
 test-faults: .venv/ready ## runs killed at 50 random points and at named ones, and their table in docs/faults.md
 	CNNLAB_FAULTS=50 .venv/bin/pytest tests/test_resume.py
 
-bench: .venv/ready ## training throughput against a bare loop and a DataLoader; what whitening costs
+bench: .venv/ready ## throughput against a bare loop and a DataLoader; what whitening costs; two runs at once
 	.venv/bin/python benchmarks/throughput.py --save cpu
 	.venv/bin/python benchmarks/whitening.py --save whitening_cpu
+	.venv/bin/python benchmarks/at_once.py --epochs 3 --save at_once_cpu
 
 board: .venv/ready ## TensorBoard over all runs
 	.venv/bin/tensorboard --logdir outputs

@@ -4,7 +4,7 @@ Whole commands, `python train.py -m seed=0,1 ...`, start-up included, without an
 launcher.jobs_per_device=2`. They take turns; the ratio is that of one round, and its median over the rounds is shown
 with its range.
 
-    python benchmarks/at_once.py                 about ten minutes on two cores; leave the machine alone
+    python benchmarks/at_once.py                 about nine minutes on two cores; leave the machine alone
     python benchmarks/at_once.py --save NAME     also write benchmarks/results/NAME.json, with every number
     python benchmarks/at_once.py --smoke         a minute, to see that it runs; its numbers mean nothing
 """
