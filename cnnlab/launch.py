@@ -276,8 +276,7 @@ def on_slurm(settings: DictConfig, jobs: list[Job]) -> None:
         try:
             entries = executor.map_array(OnSlurm(), array)
         except submitit.core.utils.FailedJobError as error:
-            said = [line for line in str(error).splitlines() if "error:" in line]
-            raise UserError(f"sbatch refuses: {' '.join(said) or error}") from error
+            raise UserError("sbatch refuses these jobs, in the words above. Look at launcher=slurm's keys.") from error
         for job, entry in zip(array, entries, strict=True):
             RunDirectory(job.path).note_queued(entry.job_id)
             submitted[entry.job_id] = job

@@ -70,13 +70,22 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 
 
 def test_two_at_once_come_to_the_same(plain, tmp_path):
-    """The same command again returns them at once."""
-    words = (*SMALL, "optim=sgd,adam", "launcher=local", "launcher.jobs_per_device=2")
-    status, printed = ended(sweep(tmp_path, *words))
+    """Each sees a device of its own, if there are any. The same command again returns them at once."""
+    words = (*SMALL, "optim=sgd,adam", "launcher=local", "trainer.accelerator=auto")
+    driver = sweep(tmp_path, *words, CUDA_VISIBLE_DEVICES="7,8")
+    until(lambda: len(list(tmp_path.glob("outputs/runs/*/.holder"))) == 2, process=driver)
+    numbers = [int(file.read_text().split()[1]) for file in tmp_path.glob("outputs/runs/*/.holder")]
+    environments = [Path(f"/proc/{number}/environ").read_text().split("\0") for number in numbers]
+    assert sorted(line for lines in environments for line in lines if line.startswith("CUDA_VISIBLE_DEVICES")) == [
+        "CUDA_VISIBLE_DEVICES=7",
+        "CUDA_VISIBLE_DEVICES=8",
+    ]
+    status, printed = ended(driver)
     assert status == 0, printed
     assert "2 runs, 2 at once, 1 threads for each process" in printed
     assert metrics(tmp_path) == plain
     assert {one["environment"]["num_threads"] for one in summaries(tmp_path / "outputs").values()} == {1}
+    words = (*SMALL, "optim=sgd,adam", "launcher=local", "launcher.jobs_per_device=2")
     status, printed = ended(sweep(tmp_path, *words))
     assert (status, printed.count("done before")) == (0, 2)
     status, printed = ended(sweep(tmp_path, *words, "rerun=true"))
@@ -196,11 +205,16 @@ def test_the_script_is_shown(slurm, tmp_path):
 
 @pytest.mark.slurm
 def test_what_slurm_refuses_is_said(slurm, tmp_path):
-    for partition, environment in (("nowhere", slurm.environment), ("all", {"SLURM_CONF": str(tmp_path / "none")})):
+    wrong = tmp_path / "slurm.conf"
+    wrong.write_text("Nonsense=1\n")
+    for partition, environment, said in (
+        ("nowhere", slurm.environment, r"(sbatch: error: .*\n)+cnnlab: sbatch refuses .*\n"),
+        ("all", {"SLURM_CONF": str(wrong)}, r"cnnlab: squeue fails.*\n"),
+    ):
         words = (*SMALL, "optim=sgd,adam", "launcher=slurm", f"launcher.partition={partition}")
         status, printed = ended(sweep(tmp_path, *words, **environment))
-        assert (status, printed.count("\n")) == (2, 1), printed
-        assert re.match(r"cnnlab: sbatch refuses: .*partition|cnnlab: squeue fails", printed)
+        assert status == 2
+        assert re.fullmatch(said, printed), printed
 
 
 @pytest.fixture(scope="module")
