@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
+from lightning.pytorch.plugins import Precision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau
@@ -105,6 +106,16 @@ class Classifier(LightningModule):
             rise = LinearLR(optimizer, start_factor=1 / warmup_steps, total_iters=warmup_steps)
             schedules.append({"scheduler": rise, "interval": "step"})
         return [optimizer], schedules
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Lightning refuses to clip for fused optimizers in mixed precision, as float16 would need other gradients."""
+        plugin = self.trainer.precision_plugin
+        if getattr(plugin, "scaler", None) is None:
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, gradient_clip_algorithm or "norm")
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def num_steps(self) -> int:
         """Steps of the whole training.

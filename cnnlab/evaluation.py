@@ -19,7 +19,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from cnnlab.classifier import Sums
 from cnnlab.config import UserError
 from cnnlab.data.images import Images
-from cnnlab.data.module import EVALUATION_BATCH as BATCH
+from cnnlab.data.module import evaluated_together
 from cnnlab.trained import Trained
 
 BINS = 15  # of confidence, as C. Guo et al. have them (2017)
@@ -73,7 +73,8 @@ def evaluate(model: Trained, images: Images) -> Evaluation:
     sums = Sums()
     sums.reset(device)
     answers = []
-    for pixels, right in zip(torch.from_numpy(images.pixels).split(BATCH), labels.split(BATCH), strict=True):
+    num = evaluated_together(device)
+    for pixels, right in zip(torch.from_numpy(images.pixels).split(num), labels.split(num), strict=True):
         normalized = model.norm(model.cropped(pixels.to(device)))
         with model.precision():
             logits = model.classified(normalized)

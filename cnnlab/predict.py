@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cnnlab.data.folder import UNREADABLE, read_picture
-from cnnlab.data.module import EVALUATION_BATCH
 from cnnlab.trained import Trained
+
+READ_TOGETHER = 500  # pictures
 
 Prediction = dict[str, Any]  # {"path": ..., "label": ..., "probability": ..., "top": [[label, probability], ...]}
 
@@ -24,7 +25,7 @@ Prediction = dict[str, Any]  # {"path": ..., "label": ..., "probability": ..., "
 def predict(model: Trained, paths: Iterable[Path], top: int = 3) -> Iterator[Prediction | tuple[Path, str]]:
     """A prediction for every picture; for one that cannot be read its path and the reason."""
     remaining = iter(paths)
-    while some := list(islice(remaining, EVALUATION_BATCH)):
+    while some := list(islice(remaining, READ_TOGETHER)):
         pictures: dict[Path, np.ndarray] = {}
         failed: dict[Path, str] = {}
         for path in some:

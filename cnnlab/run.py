@@ -3,6 +3,8 @@
 import logging
 import os
 import platform
+import resource
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -114,6 +116,7 @@ def fit_and_test(trainer: Trainer, classifier: Classifier, datamodule: ImageData
         "metrics": flat_metrics(best, at_best, rows[-1], at_last),
         "train_seconds": round(train_seconds, 2),
         "images_per_second": sorted(row["images_per_second"] for row in rows)[len(rows) // 2],
+        "peak_memory": peak_memory(trainer.strategy.root_device),
         "confusion": classifier.confusion.compute().tolist(),
     }
 
@@ -175,6 +178,14 @@ def computes_in_bf16(accelerator: str) -> bool:
         return False
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory that this process has had in use so far, in bytes: of the GPU, or all that was resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def test(trainer: Trainer, classifier: Classifier, datamodule: ImageData, path: Path) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cnnlab.augment import CropFlip
 from cnnlab.checkpoint import CheckpointFiles
 from cnnlab.config import check_targets, instantiate, plain
-from cnnlab.data.module import EVALUATION_BATCH
+from cnnlab.data.module import evaluated_together
 from cnnlab.normalize import Normalization
 from cnnlab.report.runs import checked
 from cnnlab.run import computes_in_bf16
@@ -80,7 +80,7 @@ class Trained(nn.Module):
     def logits(self, pixels: Tensor) -> Tensor:
         """Of many images, on the CPU: (N, C, H, W) uint8 -> (N, num_classes) float32."""
         device = next(self.parameters()).device
-        return torch.cat([self(chunk.to(device)).cpu() for chunk in pixels.split(EVALUATION_BATCH)])
+        return torch.cat([self(chunk.to(device)).cpu() for chunk in pixels.split(evaluated_together(device))])
 
 
 def open_run(path: Path) -> tuple[Trained, DictConfig, dict[str, Any]]:

@@ -19,7 +19,6 @@ from cnnlab.data.images import DataSet, Images, expand, stratified_split
 from cnnlab.data.plan import Plan, batch_of, draw_epoch, split_drawn
 from cnnlab.normalize import Normalization, fit_once
 
-EVALUATION_BATCH = 500  # images
 LOOKAHEAD = 8  # batches that are whitened together: large matrices are multiplied faster
 
 
@@ -91,13 +90,14 @@ class ImageData(LightningDataModule):
         train, test = on_device(self.data.train, home), on_device(self.data.test, home)
         self.images = {"train": train, "val": train, "test": test}
         self.norm.to(self.device)
+        num = evaluated_together(self.device)
         if self.norm.once and not self.normalized:
             parts = {"val": self.held_out_index, "test": torch.arange(len(test.labels))}
             if self.crop is None and not self.before_norm:
                 parts["train"] = torch.arange(len(train.labels))
             for part, index in parts.items():
                 if len(index):
-                    batches = [self.evaluation_images(part, chunk).to(home) for chunk in index.split(EVALUATION_BATCH)]
+                    batches = [self.evaluation_images(part, chunk).to(home) for chunk in index.split(num)]
                     self.normalized[part] = torch.cat(batches)
 
     def train_dataloader(self) -> "EpochBatches":
@@ -197,6 +197,11 @@ def data_of(trainer: Trainer) -> ImageData:
     return cast(ImageData, cast(Any, trainer).datamodule)
 
 
+def evaluated_together(device: torch.device) -> int:
+    """How many images make a batch when nothing is learned from it; on a processor what its caches hold."""
+    return 250 if device.type == "cpu" else 2500
+
+
 class Resident:
     """Images and labels in the memory of a device: pixels (N, H, W, C) uint8, labels (N,) int64."""
 
@@ -259,7 +264,7 @@ class Slices:
     def __init__(self, data: ImageData, part: str, index: Tensor):
         assert data.trainer is not None
         mine = torch.arange(len(index))[data.trainer.global_rank :: data.trainer.world_size]
-        self.batches = [(part, index[place], place) for place in mine.split(EVALUATION_BATCH)]
+        self.batches = [(part, index[place], place) for place in mine.split(evaluated_together(data.device))]
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -1,0 +1,291 @@
+"""How fast cnnlab is, in one table of ratios: to the limit of the hardware, to what people use today, to itself.
+
+Everything is a whole command on a terminal that nobody watches, with logs, checkpoints and progress bar: `python train.py`
+on drawn pictures in the form of CIFAR-10 (50,000 and 10,000 of them), and `benchmarks/contenders.py`, where limit and
+peers are described. The commands take turns, round after round, so what disturbs the machine disturbs them alike; a
+ratio is that of one round, and the table has its median over the rounds and its range.
+
+    training      images/s from the end of one epoch to the end of the next, checkpoint, log and ten held-out images
+                  included: `norm=standard aug=pad_crop_flip`. The first epoch of every command is warm-up.
+    pipeline      making batches alone: crop, flip, normalise; against a DataLoader with two workers
+    whitening     an epoch with norm=pca over one with norm=standard, where nothing random precedes it, and with crops
+    start         from typing to the checkpoint after the first step, data cached, over `python -c "import lightning"`
+    sweep         four runs of all images, whole command, over four times the seconds that one of them was fitting
+    at once       a sweep of two runs, two at once with half of the cores each, over one after the other
+    memory        the largest resident size, or on a GPU the largest allocation, over that of the limit, all images
+
+    python benchmarks/table.py                    about 35 minutes on two cores; leave the machine alone
+    python benchmarks/table.py --save NAME        also write benchmarks/results/NAME.json, with every number
+    python benchmarks/table.py --only training    some of the above
+    python benchmarks/table.py --smoke            a few minutes, to see that it runs; its numbers mean nothing
+"""
+
+import argparse
+import json
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cnnlab.data.cifar10 import CIFAR10
+from cnnlab.data.images import Images, cached
+from cnnlab.data.shapes import Shapes
+from cnnlab.records import git_state, now, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+PEERS = ("template", "torchvision", "kornia", "plain")
+DRAWN = "0" * 64  # in place of the archive's SHA-256: drawn pictures, never fetched
+
+Numbers = dict[str, Any]
+
+
+class Bench:
+    """Runs the commands of one round after the other.
+
+    Args:
+        options: of the command line.
+        folder: a temporary one.
+    """
+
+    def __init__(self, options: argparse.Namespace, folder: Path):
+        self.options, self.folder, self.cache = options, folder, folder / "cache"
+        self.count = 0
+        source = CIFAR10([], DRAWN, str(self.cache))
+        cached(source.folder / f"{DRAWN[:16]}.npz", self.draw)
+
+    def draw(self) -> tuple[Images, Images]:
+        data = Shapes(self.options.all_images, self.options.all_images // 5).load()
+        return data.train, data.test
+
+    def place(self) -> Path:
+        """A new folder."""
+        self.count += 1
+        folder = self.folder / str(self.count)
+        folder.mkdir()
+        return folder
+
+    def words(self, *words: str) -> list[str]:
+        """The command `train.py` on the drawn pictures. Ten images are held out, one of every class."""
+        held_out = 10 / self.options.all_images
+        common = (f"data.sha256={DRAWN}", f"cache_dir={self.cache}", f"val_fraction={held_out:g}", "name=bench")
+        batch = f"batch_size={self.options.batch_size}"
+        return [sys.executable, str(ROOT / "train.py"), *common, batch, "norm=standard", "aug=pad_crop_flip", *words]
+
+    def train(self, *words: str) -> Numbers:
+        """What a run or a sweep took: whole command and each run's epochs and summary."""
+        folder = self.place()
+        seconds = command(self.words(*words), folder)
+        runs = sorted((folder / "outputs" / "bench").glob("*/summary.json"))
+        summaries = [json.loads(path.read_text()) for path in runs]
+        ends = [epoch_ends(path.with_name("train.log")) for path in runs]
+        return {"seconds": seconds, "ends": ends[0], "summaries": summaries}
+
+    def epochs(self, *words: str) -> list[float]:
+        """Seconds of every epoch but the first."""
+        num = (f"num_train_images={self.options.images}", f"trainer.max_epochs={self.options.epochs + 1}")
+        return durations(self.train(*num, *words)["ends"])
+
+    def contender(self, name: str, images: int, epochs: int) -> Numbers:
+        folder = self.place()
+        words = {
+            "cache-dir": self.cache,
+            "sha256": DRAWN,
+            "images": images,
+            "epochs": epochs,
+            "out": folder / "out.json",
+        }
+        words |= {"batch-size": self.options.batch_size, "workers": self.options.workers}
+        given = [str(word) for key, value in words.items() for word in (f"--{key}", value)]
+        command([sys.executable, str(ROOT / "benchmarks" / "contenders.py"), name, *given], folder)
+        return json.loads((folder / "out.json").read_text())
+
+    # --------------------------------------------------------------------------------------- what a round measures
+
+    def training(self) -> Numbers:
+        """Images per second in every epoch."""
+        num_images = self.options.images // self.options.batch_size * self.options.batch_size
+        seconds = {"cnnlab": self.epochs()}
+        for name in ("limit", *PEERS):
+            seconds[name] = durations(self.contender(name, self.options.images, self.options.epochs + 1)["ends"])
+        return {name: [num_images / one for one in of_epochs] for name, of_epochs in seconds.items()}
+
+    def pipeline(self) -> Numbers:
+        """Images per second in every epoch."""
+        return self.contender("pipeline", self.options.images, self.options.epochs)["rates"]
+
+    def whitening(self) -> Numbers:
+        """Seconds of every epoch."""
+        return {
+            f"{aug} {norm}": self.epochs(f"aug={aug}", f"norm={norm}")
+            for aug in ("none", "pad_crop_flip")
+            for norm in ("standard", "pca")
+        }
+
+    def start(self) -> Numbers:
+        """Seconds."""
+        alone = command([sys.executable, "-c", "import lightning"], self.place())
+        folder = self.place()
+        words = self.words("checkpoint.every_n_steps=1", "optim.lr=0.02")
+        return {"cnnlab": command(words, folder, until="outputs/bench/*/checkpoints/last.ckpt"), "lightning": alone}
+
+    def sweep(self) -> Numbers:
+        """Seconds of the whole command and of each run's fit."""
+        made = self.train("-m", "seed=0,1,2,3", f"trainer.max_epochs={self.options.sweep_epochs}")
+        return {"command": made["seconds"], "fits": [summary["train_seconds"] for summary in made["summaries"]]}
+
+    def at_once(self) -> Numbers:
+        """Seconds of the whole command."""
+        words = ("-m", "seed=0,1", f"num_train_images={self.options.images}", "trainer.max_epochs=3")
+        both = ("launcher=local", "launcher.jobs_per_device=2")
+        return {"in turn": self.train(*words)["seconds"], "at once": self.train(*words, *both)["seconds"]}
+
+    def memory(self) -> Numbers:
+        """Bytes; and the seconds of an epoch of all images."""
+        made = self.train("trainer.max_epochs=2")
+        return {
+            "cnnlab": made["summaries"][0]["peak_memory"],
+            "limit": self.contender("limit", self.options.all_images, 2)["peak_memory"],
+            "epoch": durations(made["ends"]),
+        }
+
+
+def command(words: Sequence[str], folder: Path, until: str | None = None) -> float:
+    """Seconds that a command took in a folder, or till a file of that pattern is there."""
+    ours, theirs = pty.openpty()
+    start = time.perf_counter()
+    process = subprocess.Popen(words, cwd=folder, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    if until:
+        while process.poll() is None and not any(folder.glob(until)):
+            time.sleep(0.005)
+        seconds = time.perf_counter() - start
+        process.kill()
+        process.wait()
+        os.close(ours)
+        return seconds
+    printed = b""
+    while piece := read(ours):
+        printed = (printed + piece)[-5000:]
+    os.close(ours)
+    if process.wait():
+        sys.exit(f"{shlex.join(words)}\n{printed.decode(errors='replace')}")
+    return time.perf_counter() - start
+
+
+def read(terminal: int) -> bytes:
+    """What was written on it; nothing once the last process that could has ended."""
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:
+        return b""
+
+
+def epoch_ends(train_log: Path) -> list[float]:
+    """When each epoch was over, its checkpoint written, in seconds since 1970."""
+    lines = re.findall(r"^(.{23}) epoch ", train_log.read_text(), re.MULTILINE)
+    return [datetime.strptime(line, "%Y-%m-%d %H:%M:%S,%f").timestamp() for line in lines]
+
+
+def durations(ends: Sequence[float]) -> list[float]:
+    return [end - start for start, end in pairwise(ends)]
+
+
+# What a row of the table says: its measurement, its name, the ratio of one round, the aims on a processor and on a GPU.
+Row = tuple[str, str, Callable[[Numbers], float], str, str]
+
+
+def rate_over(name: str, measurement: str = "training") -> Callable[[Numbers], float]:
+    return lambda of_round: median(of_round["cnnlab"]) / median(of_round[name])
+
+
+ROWS: list[Row] = [
+    ("training", "training, images/s: over the limit", rate_over("limit"), ">= 0.95", ">= 0.85"),
+    ("training", "over lightning-hydra-template's way", rate_over("template"), ">= 3", ">= 20"),
+    ("training", "over torchvision v2 on batches", rate_over("torchvision"), "", ""),
+    ("training", "over kornia on batches", rate_over("kornia"), "", ""),
+    ("training", "over a plain loop as pytorch-cifar's", rate_over("plain"), "", ""),
+    ("pipeline", "input pipeline, images/s: over a DataLoader", rate_over("DataLoader"), ">= 10", ">= 100"),
+    (
+        "whitening",
+        "epoch with norm=pca: over norm=standard",
+        lambda r: median(r["none pca"]) / median(r["none standard"]),
+        *("<= 1.1", "<= 1.05"),
+    ),
+    (
+        "whitening",
+        "the same with pad_crop_flip",
+        lambda r: median(r["pad_crop_flip pca"]) / median(r["pad_crop_flip standard"]),
+        *("<= 1.35", "<= 1.05"),
+    ),
+    ("start", "first step: over importing lightning", lambda r: r["cnnlab"] / r["lightning"], "<= 1.15", "<= 1.3"),
+    ("sweep", "four runs: over four times the fit", lambda r: r["command"] / sum(r["fits"]), "<= 1.05", "<= 1.05"),
+    ("at_once", "two runs at once: over one after the other", lambda r: r["at once"] / r["in turn"], "", ""),
+    ("memory", "epoch of all images, seconds", lambda r: median(r["epoch"]), "", "<= 0.15"),
+    ("memory", "peak memory: over the limit's", lambda r: r["cnnlab"] / r["limit"], "<= 1.2", "<= 1.2"),
+]
+MEASUREMENTS = tuple(dict.fromkeys(row[0] for row in ROWS))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--only", nargs="+", choices=MEASUREMENTS, default=MEASUREMENTS, metavar="NAME", help="see above"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="default %(default)s; sweep and at once: one")
+    parser.add_argument("--images", type=int, default=20_000, help="of an epoch (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=2, help="measured in every command (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=128, help="default %(default)s")
+    parser.add_argument("--workers", type=int, default=2, help="of every DataLoader (default %(default)s)")
+    parser.add_argument("--sweep-epochs", type=int, default=5, help="of all images, in `sweep` (default %(default)s)")
+    parser.add_argument("--all-images", type=int, default=50_000, help="default %(default)s")
+    parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json")
+    parser.add_argument("--smoke", action="store_true", help="384 images, one round, one epoch")
+    options = parser.parse_args()
+    if options.smoke:
+        options.images = options.all_images = 640
+        options.rounds = options.epochs = options.sweep_epochs = 1
+    if min(options.rounds, options.epochs, options.sweep_epochs) < 1:
+        parser.error("rounds and epochs must be at least 1")
+
+    rounds: dict[str, list[Numbers]] = {name: [] for name in options.only}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(options, Path(folder))
+        machine = bench.contender("limit", options.batch_size, 1)["machine"]
+        bench.train("num_train_images=512", "trainer.max_epochs=1")  # what is cached, is cached now
+        for number in range(options.rounds):
+            for name in options.only:
+                if number == 0 or name not in ("sweep", "at_once"):
+                    rounds[name].append(getattr(bench, name)())
+                    print(f"round {number + 1}/{options.rounds}, {name}: {json.dumps(rounds[name][-1])}", flush=True)
+
+    about = {"command": shlex.join(["python", *sys.argv]), "finished": now(), **machine, "git": git_state()}
+    aim = 4 if machine["device"] != "cpu" else 3
+    found = {row[1]: [row[2](of_round) for of_round in rounds[row[0]]] for row in ROWS if row[0] in rounds}
+    table = Table("", "median", "range", "aim", title=f"{machine['device']}, {machine['cpu']}, {about['finished']}")
+    for row in ROWS:
+        if values := found.get(row[1]):
+            table.add_row(row[1], f"{median(values):.3g}", f"{min(values):.3g} to {max(values):.3g}", row[aim])
+    Console(width=120).print(table)
+    if options.save:
+        path = ROOT / "benchmarks" / "results" / f"{options.save}.json"
+        options.only = list(options.only)
+        write_text(
+            path, json.dumps(about | {"options": vars(options), "ratios": found, "rounds": rounds}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
