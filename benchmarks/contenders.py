@@ -1,8 +1,8 @@
-"""What people train small networks with instead of cnnlab, written as they write it, and the limit. One of them a process.
+"""What people train small networks with instead of cnnlab, written as they write it, and the limit; one a process.
 
-    limit         a bare PyTorch loop over resident, normalised float images, always in the same order: the precision and
-                  memory layout of cnnlab, the fused optimizer, no augmentation, no files. On a GPU its step is a CUDA
-                  graph.
+    limit         a bare PyTorch loop over resident, normalised float images, always in the same order: the precision
+                  and memory layout of cnnlab, the fused optimizer, no augmentation, no files. On a GPU its step is a
+                  CUDA graph.
     template      lightning-hydra-template: torchvision transforms, one picture at a time, in DataLoader workers;
                   Lightning; torchmetrics logged at every step; logs, checkpoints and progress bar; float32
     torchvision   the same Lightning module, with torchvision's v2 transforms on whole uint8 batches after the transfer.
@@ -17,8 +17,8 @@ image padded by 4, mirror images and normalisation.
     python benchmarks/contenders.py limit --cache-dir FOLDER --images 20000 --out FILE
 
 writes to FILE when each epoch was over, in seconds since 1970, the largest memory in bytes, and what the machine is.
-`pipeline` in place of `limit`: the images/s of making batches alone. `python benchmarks/table.py` runs them all, on data
-that it puts into the cache folder. After every epoch peers evaluate ten images.
+`pipeline` in place of `limit`: the images/s of making batches alone. `python benchmarks/table.py` runs them all, on
+data that it puts into the cache folder. After every epoch peers evaluate ten images.
 """
 
 import argparse
@@ -304,7 +304,7 @@ def pipeline(data: DataSet, norm: Standard, options: argparse.Namespace) -> dict
     theirs = loader(per_picture(data, norm)[0], options)
     rates: dict[str, list[float]] = {"cnnlab": [], "DataLoader": []}
     for _ in range(options.epochs):
-        rates["cnnlab"].append(rate(map(ours.training_batch, ours.train_dataloader())))
+        rates["cnnlab"].append(rate(ours.on_after_batch_transfer(batch, 0) for batch in ours.train_dataloader()))
         rates["DataLoader"].append(rate((images.to(DEVICE), labels.to(DEVICE)) for images, labels in theirs))
         trainer.current_epoch += 1
     return rates

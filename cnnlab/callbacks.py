@@ -132,7 +132,7 @@ class Records(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx + 1 == trainer.num_training_batches:
+        if trainer.fit_loop.epoch_loop.batch_progress.current.ready == trainer.num_training_batches:
             return  # the end of the epoch saves and stops
         due, signal = self.wanted(trainer)
         if due or signal:

@@ -6,7 +6,7 @@ own for a network this small.
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from cnnlab.data.module import data_of
+from cnnlab.graph import StepGraph
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) float32; labels (B,) int64 or, mixed, (B, num_classes) float32
 
@@ -57,18 +58,38 @@ class Classifier(LightningModule):
         self.warmup_epochs, self.decay_all, self.test_flips = warmup_epochs, decay_all, test_flips
         self.sums = Sums()
         self.evaluation_sums = Sums()
+        self.graph: StepGraph | None = None  # does the training steps, if there is one
         self.measured: dict[str, float] = {}  # the metrics of the epoch, in full precision
         self.confusion = MulticlassConfusionMatrix(num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, labels = batch
+    def training_step(self, batch: Batch | slice, batch_idx: int) -> Tensor:
+        if self.graph is not None:
+            assert isinstance(batch, slice)
+            return self.graph(batch)
+        images, labels = cast(Batch, batch)
+        return self.loss_of(images, labels)
+
+    def loss_of(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch, (); it and the accuracy are summed up."""
         logits = self.network(images)
         loss = self.loss(logits, labels, label_smoothing=self.label_smoothing)
         self.sums.add(loss, logits, labels)
         return loss
+
+    def backward(self, loss: Tensor, *_: Any) -> None:
+        if self.graph is None:  # which has its own
+            loss.backward()
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        if self.graph is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        elif optimizer_closure is not None:
+            optimizer_closure()  # the training step, which does everything
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the logits (B, num_classes)."""
@@ -113,7 +134,7 @@ class Classifier(LightningModule):
         """Lightning refuses to clip for fused optimizers in mixed precision, as float16 would need other gradients."""
         plugin = self.trainer.precision_plugin
         if getattr(plugin, "scaler", None) is None:
-            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0)
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -197,8 +218,13 @@ class Sums:
     With mixed labels a prediction counts as correct if it is the label with the largest share.
     """
 
+    values: Tensor  # loss, correct predictions, images: (3,) float64
+
     def reset(self, device: torch.device) -> None:
-        self.values = torch.zeros(3, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        if not hasattr(self, "values") or self.values.device != device:
+            self.values = torch.zeros(3, device=device, dtype=kind)
+        self.values.zero_()  # in place: a graph writes there
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """loss: mean over the batch; logits: (B, num_classes); labels: (B,) int64 or (B, num_classes) float."""

@@ -50,6 +50,7 @@ NOT_IDENTITY = (
     "data.sources",
     "data.timeout",
     "resident",
+    "cuda_graph",
 )
 
 # What the knobs may be, wherever they appear; shown to the user as it stands.

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -18,7 +18,7 @@ from lightning import Callback, Trainer, seed_everything
 from omegaconf import DictConfig
 from torch import nn
 
-from cnnlab import checkpoint, signals
+from cnnlab import checkpoint, graph, signals
 from cnnlab.board import TensorBoard
 from cnnlab.callbacks import ProgressBar, Records
 from cnnlab.checkpoint import CheckpointFiles
@@ -73,6 +73,8 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
         )
     if config.trainer.sync_batchnorm and trainer.strategy.root_device.type != "cuda":
         raise UserError("trainer.sync_batchnorm=true needs GPUs: torch has it for nothing else. Type it as false.")
+    if config.cuda_graph:
+        use_graph(trainer, classifier, datamodule, records)
     summary = {"status": "running"} | dict(about) | describe(trainer, classifier, datamodule)
     if trainer.is_global_zero:
         open_records(run, summary, trainer, datamodule)
@@ -168,6 +170,19 @@ def make_trainer(config: DictConfig, run: RunDirectory, records: Records) -> Tra
     )
     trainer._signal_connector.register_signal_handlers = lambda: None  # it would put its own in place of ours
     return trainer
+
+
+def use_graph(trainer: Trainer, classifier: Classifier, datamodule: ImageData, records: Records) -> None:
+    """Let a CUDA graph do the training steps, or say why not."""
+    if reason := graph.unsupported(trainer, classifier, datamodule):
+        log.info(f"No CUDA graph: {reason}.")
+        return
+    watched = records.every_n_steps or any(
+        graph.looks_at_every_step(callback)
+        for callback in cast(Any, trainer).callbacks
+        if not isinstance(callback, Records | ProgressBar)
+    )
+    classifier.graph = datamodule.graph = graph.StepGraph(classifier, datamodule, chunk=1 if watched else graph.CHUNK)
 
 
 def computes_in_bf16(accelerator: str) -> bool:

@@ -10,7 +10,8 @@ written), "rename" (before a file gets its name, any file), "renamed" (after it)
 name). A fault is a point, the number of times that it is passed before something happens, and what happens: a signal
 ("late SIGTERM": a second later),
 "exit" (sys.exit), "memory" (torch is out of it), "nan" (the weights are no numbers any more), "forget" (from the start,
-random states are not restored).
+random states are not restored), "graph" (from the start, a CUDA graph is thought to be possible, and its replay is the
+recorded function, called again: all but the recording itself is real).
 """
 
 import importlib
@@ -33,6 +34,7 @@ def install(faults: list[list], counts: Counter) -> None:
     import torch
 
     import cnnlab.callbacks
+    import cnnlab.graph
     from cnnlab.classifier import Classifier
 
     networks: list = []
@@ -91,6 +93,9 @@ def install(faults: list[list], counts: Counter) -> None:
     Path.write_bytes, Path.replace = half_written, renamed
     if any(what == "forget" for _, _, what in faults):  # the negative control
         cnnlab.callbacks.restore_random_states = lambda states: None
+    if any(what == "graph" for _, _, what in faults):
+        cnnlab.graph.unsupported = lambda *of_the_run: ""
+        cnnlab.graph.capture = lambda step: step
 
 
 def run(request: dict) -> dict:

@@ -109,7 +109,7 @@ def left_by(output: Path) -> dict:
     for name in ("last", "best"):
         saved = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
         kept = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step", "callbacks")
-        checkpoints[name] = {key: saved[key] for key in kept}
+        checkpoints[name] = {key: saved[key] for key in kept if key in saved}
         checkpoints[name]["random"] = [process["random"] for process in saved["records"]["processes"]]
     summary = json.loads((run / "summary.json").read_text())
     board = EventAccumulator(str(run), size_guidance={"images": 0})

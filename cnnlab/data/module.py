@@ -6,7 +6,7 @@ resident uint8 images -> crop and flip, in one gather -> geometry, colour -> nor
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from cnnlab.config import UserError
 from cnnlab.data.images import DataSet, Images, expand, stratified_split
 from cnnlab.data.plan import Plan, batch_of, draw_epoch, split_drawn
 from cnnlab.normalize import Normalization, fit_once
+
+if TYPE_CHECKING:
+    from cnnlab.graph import StepGraph
 
 LOOKAHEAD = 8  # batches that are whitened together: large matrices are multiplied faster
 
@@ -74,6 +77,7 @@ class ImageData(LightningDataModule):
         self.split_digest = hashlib.sha256(train.tobytes()).hexdigest()
         self.device = torch.device("cpu")
         self.normalized: dict[str, Tensor] = {}
+        self.graph: StepGraph | None = None  # does the training steps, if there is one
         self.images = {"train": on_device(data.train, self.device)}
         fitted_on = f"{data.fingerprint} {self.split_digest} {self.input_size}"
         fit_once(norm, lambda: self.cropped("train", self.train_index), fitted_on, expand(cache_dir) / "norm")
@@ -113,11 +117,13 @@ class ImageData(LightningDataModule):
         """Batches are indices into what is on the device."""
         return batch
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Make the batch.
 
         Images (B, C, H, W) float32, channels_last; labels (B,) int64 or, mixed, (B, num_classes) float32.
         """
+        if isinstance(batch, slice):  # of steps: a graph makes their batches
+            return batch
         return self.training_batch(batch) if isinstance(batch, dict) else self.evaluation_batch(*batch)
 
     def training_batch(self, batch: Plan) -> tuple[Tensor, Tensor]:
@@ -227,7 +233,7 @@ class EpochBatches:
     def __len__(self) -> int:
         return self.data.num_batches
 
-    def __iter__(self) -> Iterator[Plan]:
+    def __iter__(self) -> Iterator[Plan | slice]:
         data, trainer = self.data, self.data.trainer
         assert trainer is not None
         plan = draw_epoch(data.seed, trainer.current_epoch, data.train_index, data.augmentations, data.image_size)
@@ -236,6 +242,12 @@ class EpochBatches:
         first, self.first_batch = self.first_batch, 0
         if first >= trainer.num_training_batches:  # the epoch was done
             first = 0
+        if data.graph is not None:
+            data.graph.load(plan)
+            for steps in data.graph.chunks(first, int(trainer.num_training_batches)):
+                self.batches_done = steps.stop
+                yield steps
+            return
         together = LOOKAHEAD if data.norm.once and "train" not in data.normalized else 1
         for start in range(first - first % together, len(self), together):
             batches = [
