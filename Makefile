@@ -25,6 +25,9 @@ bench: .venv/ready ## throughput against a bare loop and a DataLoader; what whit
 	.venv/bin/python benchmarks/whitening.py --save whitening_cpu
 	.venv/bin/python benchmarks/at_once.py --epochs 3 --save at_once_cpu
 
+study: .venv/ready ## the lab report's figures, redone; make study DATA="data=image_folder data.root=FOLDER"
+	.venv/bin/python -m study $(DATA)
+
 board: .venv/ready ## TensorBoard over all runs
 	.venv/bin/tensorboard --logdir outputs
 
@@ -45,4 +48,4 @@ lock: ## requirements.lock out of pyproject.toml
 	.venv/bin/uv pip install --quiet --python .venv --no-deps --editable .
 	touch .venv/ready
 
-.PHONY: demo test lint test-lowest test-faults bench board sheets lock
+.PHONY: demo test lint test-lowest test-faults bench study board sheets lock

@@ -1,0 +1,168 @@
+"""What the claims' words mean, as formulas over a run's rows. Takes no torch.
+
+Accuracies and differences of accuracies are in points: percent of the images. Where training disturbs the images or the
+network (crops, flips, mixed labels, dropout), training accuracy is what was reached on the disturbed ones.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from study.results import Run
+
+TARGET = 0.95  # of the smaller of two best test accuracies
+GAP = 5.0  # points between training and test accuracy that are called overfitting
+FLAT = 1.0  # points that a curve that has flattened still gains
+RISING = 2  # a curve that flattens only in its last epochs is still rising
+CHANCE = 15.0  # points: a training that ends below has learned nothing; guessing has 10
+CRAWL = 0.5  # a training that ends below this share of the best setting's accuracy has hardly begun
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that a run has.
+
+    Attributes:
+        name: in words.
+        unit: "points", "epochs", ... or nothing.
+        of: the number; None if the run has none.
+        form: how it is written.
+    """
+
+    name: str
+    unit: str
+    of: Callable[[Run], float | None]
+    form: str = "+.1f"
+
+
+def accuracy(run: Run, part: str = "test") -> list[float]:
+    """In points, over the epochs."""
+    return [100 * value for value in run.curve(f"{part}/acc")]
+
+
+def final(run: Run) -> float:
+    """Test accuracy at the last epoch, in points. Of a training that failed as diverged: what guessing has."""
+    return 10.0 if run.failed else 100 * float(run.facts["last_test_acc"])
+
+
+def gap(run: Run) -> float | None:
+    """Training minus test accuracy at the last epoch, in points."""
+    gaps = _gaps(run)
+    return gaps[-1] if gaps and not run.failed else None
+
+
+def onset(run: Run) -> int | None:
+    """The first epoch whose training accuracy is more than GAP points above the test accuracy; None: there is none."""
+    return next((epoch for epoch, value in enumerate(_gaps(run), 1) if value > GAP), None)
+
+
+def _gaps(run: Run) -> list[float]:
+    tested = accuracy(run) or accuracy(run, "val")
+    return [train - test for train, test in zip(accuracy(run, "train"), tested, strict=True)]
+
+
+def falls(values: Sequence[float]) -> float:
+    """The sum over epochs of what a curve loses against the epoch before."""
+    return sum(max(0.0, before - after) for before, after in pairwise(values))
+
+
+def early_and_late_falls(values: Sequence[float]) -> tuple[float, float]:
+    """The falls in the first half of the epochs and in the second, with the step between them in the second."""
+    half = len(values) // 2
+    return falls(values[:half]), falls(values[max(half - 1, 0) :])
+
+
+def epochs_to(values: Sequence[float], target: float) -> float | None:
+    """When a curve first reaches a target, in epochs, interpolated between the last epoch below and the next.
+
+    At least 1; None if it never does.
+    """
+    for epoch, value in enumerate(values, 1):
+        if value >= target:
+            before = values[epoch - 2] if epoch > 1 else value
+            return epoch - (value - target) / (value - before) if value > before else float(epoch)
+    return None
+
+
+def lead(first: Run, second: Run) -> float | None:
+    """How many epochs the first run needs more than the second to TARGET x the smaller of their best test accuracies.
+
+    Both reach that; None if one has learned nothing.
+    """
+    curves = accuracy(first), accuracy(second)
+    if not all(curves) or diverges(first) or diverges(second):
+        return None
+    target = TARGET * min(map(max, curves))
+    one, other = (epochs_to(curve, target) for curve in curves)
+    assert one is not None
+    assert other is not None
+    return one - other
+
+
+def flattens(values: Sequence[float]) -> int | None:
+    """The first epoch after which a curve gains less than FLAT; None if that is one of the last RISING epochs."""
+    epoch = next(epoch for epoch, value in enumerate(values, 1) if max(values[epoch - 1 :]) - value < FLAT)
+    return epoch if epoch <= len(values) - RISING else None
+
+
+def loss_rise(run: Run) -> tuple[int, float]:
+    """The epoch of the lowest test loss, and how much higher the loss is at the last one."""
+    losses = run.curve("test/loss")
+    lowest = min(losses)
+    return losses.index(lowest) + 1, losses[-1] - lowest
+
+
+def diverges(run: Run) -> bool:
+    """Whether a training failed as diverged, or ends with a test accuracy below CHANCE."""
+    return run.failed or final(run) < CHANCE
+
+
+def goes_on(run: Run) -> float | None:
+    """What the training accuracy gains after epoch 15 more than the test accuracy does."""
+    gains = [values[-1] - values[14] for part in ("train", "test") if len(values := accuracy(run, part)) > 15]
+    return gains[0] - gains[1] if gains else None
+
+
+def times_slower(first: Run, second: Run) -> float | None:
+    """The seconds per epoch of one run over another's; None if they ran on different devices."""
+    seconds = [run.number("epoch_seconds") for run in (first, second)]
+    if first.facts["device"] != second.facts["device"] or seconds[0] is None or not seconds[1]:
+        return None
+    return seconds[0] / seconds[1]
+
+
+def averaging(run: Run) -> float | None:
+    """The share of the first epoch's excess of training loss over test loss that is gone with the finished weights.
+
+    The epoch's training loss is the mean over its batches, while the weights change; None if there is no excess.
+    """
+    after = run.number("reevaluated_train_loss")
+    if after is None:
+        return None
+    during, test = run.curve("train/loss")[0], run.curve("test/loss")[0]
+    return (during - after) / (during - test) if during > test else None
+
+
+def of_test(formula: Callable[[list[float]], float], least: int = 2) -> Callable[[Run], float | None]:
+    """A formula on the test accuracy over the epochs, of a run with at least so many."""
+    return lambda run: formula(accuracy(run)) if len(run.rows) >= least else None
+
+
+ACCURACY = Measure("test accuracy at the last epoch", "points", final)
+FALLS = Measure("falls of the test accuracy", "points", of_test(falls))
+EARLY_FALLS = Measure("falls in the first half of the epochs", "points", of_test(lambda a: early_and_late_falls(a)[0]))
+EARLINESS = Measure(
+    "falls in the first half of the epochs minus those in the second",
+    "points",
+    of_test(lambda a: early_and_late_falls(a)[0] - early_and_late_falls(a)[1]),
+)
+OVERFITTING = Measure("gap at the last epoch", "points", gap)
+LOWEST_LOSS = Measure("lowest test loss", "", lambda run: min(run.curve("test/loss"), default=None), form="+.3f")
+GOES_ON = Measure("gain after epoch 15, training minus test accuracy", "points", goes_on)
+EXCESS = Measure(
+    "training minus test loss of epoch 1",
+    "",
+    lambda run: run.curve("train/loss")[0] - run.curve("test/loss")[0] if run.rows else None,
+    form="+.3f",
+)
+AVERAGING = Measure("share of that which is gone with the weights of the epoch's end", "", averaging, form=".2f")

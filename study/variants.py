@@ -1,0 +1,69 @@
+"""What is run: every curve of every figure as words for train.py. Takes no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+
+from cnnlab.config import CONF, as_typed, changes, chosen, default_option, described
+
+BASELINE = "fig03"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One setting.
+
+    Attributes:
+        key: its name in the files.
+        words: for train.py. Neighbours that differ in the last word's value alone are one sweep.
+        over_seeds: whether a claim hangs on a difference to it, so that it is run with further seeds.
+        reevaluate: whether the training images are evaluated with the finished weights.
+    """
+
+    key: str
+    words: tuple[str, ...]
+    over_seeds: bool = True
+    reevaluate: bool = False
+
+
+RATES = ("0.0001", "0.001", "0.01", "0.1")
+SIZES = ("16", "32", "64", "128", "256")
+ADAM_RATES = ("0.001", "0.01")
+ONE_EPOCH = "one-epoch"
+
+# What figures 1 and 2 share with others is one run: a run is its configuration.
+CURVES: Mapping[str, Mapping[str, str]] = {
+    "fig01": {rate: f"lr={rate}" for rate in RATES},
+    "fig02": {size: {"32": "lr=0.01", "128": BASELINE}.get(size, f"batch={size}") for size in SIZES},
+    **{f"fig{number:02}": {"": f"fig{number:02}"} for number in range(3, 14)},
+}
+
+
+def variants() -> list[Variant]:
+    """All of them, in the order in which they are run. `best` is left out while there is no such experiment."""
+    return [
+        *(Variant(figure, (f"experiment={figure}",)) for figure in list(CURVES)[2:]),
+        *(Variant(f"lr={rate}", ("experiment=fig01", f"optim.lr={rate}"), over_seeds=False) for rate in RATES),
+        *(
+            Variant(key, ("experiment=fig02", f"batch_size={size}"), over_seeds=False)
+            for size, key in CURVES["fig02"].items()
+            if key.startswith("batch")
+        ),
+        *(Variant(f"adam-lr={rate}", ("experiment=fig10", f"optim.lr={rate}")) for rate in ADAM_RATES),
+        Variant(ONE_EPOCH, ("experiment=fig01", "optim.lr=0.01", "trainer.max_epochs=1"), reevaluate=True),
+        *([Variant("best", ("experiment=best",))] if (CONF / "experiment" / "best.yaml").exists() else []),
+    ]
+
+
+def settings(config: DictConfig) -> str:
+    """What a configuration changes, as words, without the seed and the places of things: "norm=pca val_fraction=0.0".
+
+    config: with its `hydra` node.
+    """
+    options = described(chosen(config))
+    changed = {group: option for group, option in options.items() if option != default_option(group)}
+    changed |= {path: as_typed(value) for path, value in changes(config).items()}
+    return " ".join(
+        f"{name}={value}" for name, value in changed.items() if name not in ("seed", "data.root", "trainer")
+    )
