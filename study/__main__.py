@@ -128,8 +128,9 @@ def collect(planned: Sequence[Planned], folder: Path) -> dict[tuple[str, int], r
 
 def is_held(run: Planned, held: dict[tuple[str, int], results.Run]) -> bool:
     """Whether the files hold what the run directory does."""
-    started = RunDirectory(run.path).summary()["started"]
-    return run.key in held and (held[run.key].facts["run"], held[run.key].facts["started"]) == (run.path.name, started)
+    facts = held[run.key].facts if run.key in held else {}
+    found = results.identity(run.path), RunDirectory(run.path).summary()["started"]
+    return found == (facts.get("run"), facts.get("started"))
 
 
 def refuse_others(
@@ -161,8 +162,8 @@ def study(options: argparse.Namespace) -> int:
     folder = options.out or (
         Path(planned[0].config.output_dir, "study-quick", "page") if options.quick else ROOT / "docs" / "study"
     )
-    status = 0
     held = collect(planned, folder)
+    failed = []
     if not options.page:
         missing = [run for run in planned if run.key not in held and not results.has_result(run.path)]
         refuse_others(missing, planned, held, folder)
@@ -174,15 +175,15 @@ def study(options: argparse.Namespace) -> int:
         failed = [run for run in missing if run.key not in held]
         for run in failed:
             print(f"study: {run.variant.key}, seed {run.seed} has failed: {run.path}", file=sys.stderr)
-        status = int(bool(failed))
-    if not held:
+    if not held and not failed:
         raise UserError(
             f"{folder} holds no runs, and there is none in {planned[0].path.parent}. Type it without --page."
         )
-    from study import page
+    if held:
+        from study import page
 
-    print(page.write(folder, held.values(), quick=options.quick))
-    return status
+        print(page.write(folder, held.values(), quick=options.quick))
+    return int(bool(failed))
 
 
 def main() -> None:

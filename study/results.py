@@ -16,7 +16,7 @@ from cnnlab.records import Row, RunDirectory, atomic_path
 FACTS = (  # columns of runs.csv
     "variant",
     "seed",
-    "run",
+    "run",  # the end of its directory's name: the hash of its configuration
     "status",  # done, or diverged: that is a result too
     "settings",  # what differs from train.py's defaults, but for the seed and where the pictures are
     "commit",  # ending in + if files differed from it
@@ -83,6 +83,11 @@ def has_result(path: Path) -> bool:
     return summary.get("status") == "done" or summary.get("error", {}).get("type") == "DivergedError"
 
 
+def identity(path: Path) -> str:
+    """What a run directory's name ends in. The rest of it may name a folder of the machine."""
+    return path.name.rpartition("-")[2]
+
+
 def collected(variant: str, settings: str, path: Path, reevaluated: tuple[float, float] | None) -> Run:
     """What is kept of a run directory whose run has a result.
 
@@ -95,7 +100,7 @@ def collected(variant: str, settings: str, path: Path, reevaluated: tuple[float,
     facts = {
         "variant": variant,
         "seed": summary["seed"],
-        "run": summary["run"],
+        "run": identity(path),
         "status": "done" if summary["status"] == "done" else "diverged",
         "settings": settings,
         "commit": environment.get("commit", "")[:12] + "+" * environment.get("dirty", False),
