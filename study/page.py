@@ -152,6 +152,8 @@ def head(results: Results, quick: bool) -> list[str]:
         ),
         "",
     ]
+    if len({run.facts["device"] for run in runs}) > 1:
+        text += ["Runs on different devices are compared with each other here, but for their times.", ""]
     if missing:
         text += [wrapped(f"Not run yet: {', '.join(missing)}."), ""]
     if diverged:
@@ -200,7 +202,10 @@ def summary_table(results: Results) -> list[str]:
     text = [
         "## All settings",
         "",
-        "Accuracies in points, mean ± half of the 95% interval; gap: training minus test accuracy at the last epoch.",
+        wrapped(
+            "Test accuracies in points, mean ± half of the 95% interval. Gap: training minus test accuracy at the last "
+            "epoch. The best epoch is chosen by the test images; that of `best` by held-out ones, as its gap is."
+        ),
         "",
         "| | changed against the defaults | last epoch | best epoch | it is epoch | gap | s/epoch | n |",
         "|---|---|---|---|---|---|---|---|",
@@ -211,7 +216,7 @@ def summary_table(results: Results) -> list[str]:
         epochs = sorted({run.facts["best_epoch"] for run in runs if not run.failed}, key=int)
         cells = (
             spread([measures.final(run) for run in runs if not run.failed], 2) or "diverged",
-            spread([100 * value for run in runs if (value := run.number("best_test_acc")) is not None], 2),
+            spread([measures.at_best(run) for run in runs if not run.failed], 2),
             " to ".join(epochs[:: len(epochs) - 1 or 1]),
             spread([value for run in runs if (value := measures.gap(run)) is not None], 1),
             spread([value for run in runs if (value := run.number("epoch_seconds")) is not None], 1),
@@ -230,18 +235,21 @@ def section(figure: str, curves: Mapping[str, Sequence[Run]], findings: Sequence
     said = "; ".join(
         f"*{claim.says}*: {found.number} (n = {found.num}), **{found.verdict}**" for claim, found in findings
     )
+    at, accuracy = f"at the last epoch, in points ({num_seeds(curves)})", measures.final
+    if figure == "best":
+        at, accuracy = at.replace("last", "best (by held-out images)"), measures.at_best
     ends = []
     for label, runs in curves.items():
         gaps = spread([gap for run in runs if (gap := measures.gap(run)) is not None], 1)
-        above = f" (training accuracy: {gaps} more)" if gaps else ""
-        ends.append(f"{label}{': ' * bool(label)}{spread([measures.final(run) for run in runs], 1)}{above}")
+        above = f" (gap {gaps})" if gaps else ""
+        ends.append(f"{label}{': ' * bool(label)}{spread([accuracy(run) for run in runs], 2)}{above}")
     return [
         f"### {heading(figure)}",
         "",
         f"![Loss and accuracy over epochs]({figure}.png)",
         "",
         *([wrapped(f"The report says: {said}."), ""] if said else []),
-        wrapped(f"Test accuracy at the last epoch, in points ({num_seeds(curves)}): {'; '.join(ends)}."),
+        wrapped(f"Test accuracy {at}: {'; '.join(ends)}."),
         "",
     ]
 
