@@ -136,7 +136,7 @@ def head(results: Results, quick: bool) -> list[str]:
             * quick
         ),
         wrapped(
-            f"{len(runs)} runs. Pictures: {PICTURES.get(data, data)} (fingerprint {said('fingerprint')}); "
+            f"Runs: {len(runs)}. Pictures: {PICTURES.get(data, data)} (fingerprint {said('fingerprint')}); "
             f"{said('num_train')} for training, {said('num_test')} for testing. Device: {said('device')}; precision: "
             f"{said('precision')}; torch {said('torch')}; commit {said('commit')} (+: with changes). Epochs: "
             f"{', '.join(sorted({str(len(run.rows)) for run in runs}, key=int))}."
@@ -233,7 +233,8 @@ def spread(values: Sequence[float], digits: int) -> str:
 def section(figure: str, curves: Mapping[str, Sequence[Run]], findings: Sequence[tuple[Claim, Finding]]) -> list[str]:
     """A figure, what the report says of it, and what is seen here."""
     said = "; ".join(
-        f"*{claim.says}*: {found.number} (n = {found.num}), **{found.verdict}**" for claim, found in findings
+        f"*{claim.says}*: {found.number}" + f" (n = {found.num}), **{found.verdict}**" * bool(found.num)
+        for claim, found in findings
     )
     at, accuracy = f"at the last epoch, in points ({num_seeds(curves)})", measures.final
     if figure == "best":
