@@ -20,10 +20,11 @@ test-lowest: .venv/ready ## the tests with the lowest versions that pyproject.to
 test-faults: .venv/ready ## runs killed at 50 random points and at named ones, and their table in docs/faults.md
 	CNNLAB_FAULTS=50 .venv/bin/pytest tests/test_resume.py
 
-bench: .venv/ready ## throughput against a bare loop and a DataLoader; what whitening costs; two runs at once
-	.venv/bin/python benchmarks/throughput.py --save cpu
-	.venv/bin/python benchmarks/whitening.py --save whitening_cpu
-	.venv/bin/python benchmarks/at_once.py --epochs 3 --save at_once_cpu
+bench: .venv/ready ## speed against the limit and against what people use today, in one table: make bench SAVE=cpu
+	.venv/bin/python benchmarks/table.py $(if $(SAVE),--save $(SAVE))
+
+growth: .venv/ready ## how cost grows with batch, images, jobs and runs: make growth SAVE=growth_cpu
+	.venv/bin/python benchmarks/growth.py $(if $(SAVE),--save $(SAVE))
 
 study: .venv/ready ## the lab report's figures, redone; make study DATA="data=image_folder data.root=FOLDER"
 	.venv/bin/python -m study $(DATA)
@@ -48,4 +49,4 @@ lock: ## requirements.lock out of pyproject.toml
 	.venv/bin/uv pip install --quiet --python .venv --no-deps --editable .
 	touch .venv/ready
 
-.PHONY: demo test lint test-lowest test-faults bench study board sheets lock
+.PHONY: demo test lint test-lowest test-faults bench growth study board sheets lock

@@ -65,8 +65,17 @@ class Bench:
         self.options, self.folder, self.cache = options, folder, folder / "cache"
         self.always: tuple[str, ...] = ()
         self.count = 0
-        source = CIFAR10([], DRAWN, str(self.cache))
-        cached(source.folder / f"{DRAWN[:16]}.npz", self.draw)
+        self.prepare(DRAWN, self.draw)
+
+    def prepare(self, sha256: str, make: Callable[[], tuple[Images, Images]]) -> None:
+        """Put pictures where CIFAR-10 is looked for."""
+        cached(CIFAR10([], sha256, str(self.cache)).folder / f"{sha256[:16]}.npz", make)
+
+    def find_machine(self) -> Numbers:
+        """What the numbers depend on; on a GPU, cnnlab's steps are graphs from now on."""
+        machine = self.contender("limit", self.options.batch_size, 1)["machine"]
+        self.always = () if machine["device"] == "cpu" else ("cuda_graph=true",)
+        return machine
 
     def draw(self) -> tuple[Images, Images]:
         data = Shapes(self.options.all_images, self.options.all_images // 5).load()
@@ -79,18 +88,16 @@ class Bench:
         folder.mkdir()
         return folder
 
-    def words(self, *words: str) -> list[str]:
+    def words(self, *words: str, sha256: str = DRAWN) -> list[str]:
         """The command `train.py` on the drawn pictures. Ten images are held out, one of every class."""
-        held_out = 10 / self.options.all_images
-        common = (f"data.sha256={DRAWN}", f"cache_dir={self.cache}", f"val_fraction={held_out:g}", "name=bench")
-        batch = f"batch_size={self.options.batch_size}"
-        ours = (*common, *self.always, batch, "norm=standard", "aug=pad_crop_flip")
-        return [sys.executable, str(ROOT / "train.py"), *ours, *words]
+        data = (f"data.sha256={sha256}", f"cache_dir={self.cache}", f"val_fraction={10 / self.options.all_images:g}")
+        ours = (*data, *self.always, f"batch_size={self.options.batch_size}", "norm=standard", "aug=pad_crop_flip")
+        return [sys.executable, str(ROOT / "train.py"), "name=bench", *ours, *words]
 
-    def train(self, *words: str) -> Numbers:
+    def train(self, *words: str, sha256: str = DRAWN) -> Numbers:
         """What a run or a sweep took: whole command and each run's epochs and summary."""
         folder = self.place()
-        seconds = command(self.words(*words), folder)
+        seconds = command(self.words(*words, sha256=sha256), folder)
         runs = sorted((folder / "outputs" / "bench").glob("*/summary.json"))
         summaries = [json.loads(path.read_text()) for path in runs]
         ends = [epoch_ends(path.with_name("train.log")) for path in runs]
@@ -206,6 +213,12 @@ def durations(ends: Sequence[float]) -> list[float]:
     return [end - start for start, end in pairwise(ends)]
 
 
+def save(name: str, machine: Numbers, found: Numbers) -> None:
+    """Write benchmarks/results/NAME.json."""
+    about = {"command": shlex.join(["python", *sys.argv]), "finished": now(), **machine, "git": git_state()}
+    write_text(ROOT / "benchmarks" / "results" / f"{name}.json", json.dumps(about | found, indent=1) + "\n")
+
+
 # What a row of the table says: its measurement, its name, the ratio of one round, the aims on a processor and on a GPU.
 Row = tuple[str, str, Callable[[Numbers], float], str, str]
 
@@ -245,7 +258,7 @@ MEASUREMENTS = tuple(dict.fromkeys(row[0] for row in ROWS))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", nargs="+", choices=MEASUREMENTS, default=MEASUREMENTS, metavar="NAME", help="see above"
+        "--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS), metavar="NAME", help="see above"
     )
     parser.add_argument("--rounds", type=int, default=3, help="default %(default)s; sweep and at once: one")
     parser.add_argument("--images", type=int, help="of an epoch (default 20000, on a GPU 50000)")
@@ -266,10 +279,9 @@ def main() -> None:
     rounds: dict[str, list[Numbers]] = {name: [] for name in options.only}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
-        machine = bench.contender("limit", options.batch_size, 1)["machine"]
+        machine = bench.find_machine()
         on_gpu = machine["device"] != "cpu"
         options.images = options.images or (50_000 if on_gpu else 20_000)
-        bench.always = ("cuda_graph=true",) if on_gpu else ()
         bench.train("num_train_images=512", "trainer.max_epochs=1")  # what is cached, is cached now
         for number in range(options.rounds):
             for name in options.only:
@@ -277,19 +289,14 @@ def main() -> None:
                     rounds[name].append(getattr(bench, name)())
                     print(f"round {number + 1}/{options.rounds}, {name}: {json.dumps(rounds[name][-1])}", flush=True)
 
-    about = {"command": shlex.join(["python", *sys.argv]), "finished": now(), **machine, "git": git_state()}
     found = {row[1]: [row[2](of_round) for of_round in rounds[row[0]]] for row in ROWS if row[0] in rounds}
-    table = Table("", "median", "range", "aim", title=f"{machine['device']}, {machine['cpu']}, {about['finished']}")
+    table = Table("", "median", "range", "aim", title=f"{machine['device']}, {machine['cpu']}, {now()}")
     for _, name, _, *aims in ROWS:
         if values := found.get(name):
             table.add_row(name, f"{median(values):.3g}", f"{min(values):.3g} to {max(values):.3g}", aims[on_gpu])
     Console(width=120).print(table)
     if options.save:
-        path = ROOT / "benchmarks" / "results" / f"{options.save}.json"
-        options.only = list(options.only)
-        write_text(
-            path, json.dumps(about | {"options": vars(options), "ratios": found, "rounds": rounds}, indent=1) + "\n"
-        )
+        save(options.save, machine, {"options": vars(options), "ratios": found, "rounds": rounds})
 
 
 if __name__ == "__main__":

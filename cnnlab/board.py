@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
@@ -52,9 +52,13 @@ class TensorBoard(TensorBoardLogger):
         self.experiment.close()
 
     def add_picture(self, name: str, step: int) -> None:
-        """A PNG file of the run directory."""
-        with Image.open(Path(self.save_dir, f"{name}.png")) as picture:
-            self.experiment.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+        """A PNG file of the run directory, as it is: `add_image` would decode it and encode it again."""
+        path = Path(self.save_dir, f"{name}.png")
+        with Image.open(path) as picture:
+            size = {"width": picture.width, "height": picture.height, "colorspace": len(picture.getbands())}
+        image = Summary.Image(encoded_image_string=path.read_bytes(), **size)
+        summary = Summary(value=[Summary.Value(tag=name, image=image)])
+        self.experiment._get_file_writer().add_summary(summary, step)
 
     def save(self) -> None:
         """The configuration is in .hydra/; hparams.yaml would repeat it."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,13 +196,13 @@ def record_failure(run: RunDirectory, about: dict[str, Any], error: BaseExceptio
 
 
 def train(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> None:
-    """Read the data, which is where most goes wrong, then import torch and train."""
+    """Read the data while torch is imported, and train."""
     from cnnlab.data.images import load_once
 
-    data = load_once(data_source(config.data))
-    from cnnlab.run import train
-
-    train(config, run, data, about)
+    with ThreadPoolExecutor() as beside:
+        imported = beside.submit(importlib.import_module, "cnnlab.run")
+        data = load_once(data_source(config.data))
+        imported.result().train(config, run, data, about)
 
 
 def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:

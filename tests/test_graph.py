@@ -3,8 +3,16 @@
 Without a GPU all but the recording is real: its replay is the recorded function, called again (see faults.py).
 """
 
+import csv
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
-from test_resume import differences, left_by, said, zygote  # noqa: F401
+import torch
+from conftest import ROOT
+from test_resume import differences, left_by, only_run, said, zygote  # noqa: F401
+
+from cnnlab.graph import unsupported
 
 COMMON = (
     *("data=shapes", "data.num_train=800", "data.num_test=60", "batch_size=10", "model.channels=[8,8,8]"),
@@ -27,17 +35,63 @@ GRAPH = [("", 0, "graph")]
 
 
 @pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("killed", [False, True], ids=["undisturbed", "killed"])
-def test_bit_for_bit(zygote, tmp_path, name, killed):  # noqa: F811
+def test_killed_and_typed_again_it_is_the_plain_run_bit_for_bit(zygote, tmp_path, name):  # noqa: F811
     command = COMMON + RUNS[name]
     assert zygote.run(tmp_path / "plain", command=command)["status"] == 0, said(tmp_path / "plain")
     output, words = tmp_path / "graph", ("cuda_graph=true", "checkpoint.every_n_minutes=0.0001")
-    if killed:  # in the middle of the second epoch
-        step = 100 if "moving average" in name else 5
-        faults = [*GRAPH, ("step", step, "SIGKILL")]
-        assert zygote.run(output, *words, command=command, faults=faults)["status"] == -9, said(output)
+    one_by_one = "callbacks=ema" in command  # it looks at every step
+    middle = ("step", 100 if one_by_one else 5, "SIGKILL")  # of the second epoch
+    assert zygote.run(output, *words, command=command, faults=[*GRAPH, middle])["status"] == -9, said(output)
     result = zygote.run(output, *words, command=command, faults=GRAPH)
     assert result["status"] == 0, said(output)
-    assert result["counts"]["step"] < 240 or "moving average" in name  # many steps at once
-    assert "No CUDA graph" not in said(output)
+    assert (result["counts"]["step"] < 20) != one_by_one  # of 240; many at once
     assert differences(left_by(tmp_path / "plain"), left_by(output)) == []
+
+
+def test_without_a_gpu_the_steps_are_done_one_by_one(zygote, tmp_path):  # noqa: F811
+    command = (*COMMON, "trainer.accelerator=cpu", "cuda_graph=true", "trainer.max_epochs=1")
+    assert zygote.run(tmp_path / "outputs", command=command)["counts"]["step"] == 72
+    assert "No CUDA graph: it needs a GPU" in said(tmp_path / "outputs")
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({}, ""),
+        ({"device": "mps"}, "needs a GPU"),
+        ({"world_size": 2}, "several processes"),
+        ({"resident": "host"}, "resident=host"),
+        ({"optimizer": torch.optim.RMSprop}, "RMSprop"),
+        ({"optimizer": partial(torch.optim.SGD, fused=False)}, "fused=true"),
+        ({"scheduler": partial(torch.optim.lr_scheduler.OneCycleLR, cycle_momentum=True)}, "cycle_momentum"),
+        ({"precision": "16-mixed"}, "float16"),
+    ],
+)
+def test_what_a_graph_cannot_do_is_said(given, reason):
+    trainer = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device(given.get("device", "cuda"))),
+        world_size=given.get("world_size", 1),
+        precision_plugin=SimpleNamespace(precision=given.get("precision", "bf16-mixed")),
+    )
+    classifier = SimpleNamespace(
+        make_optimizer=given.get("optimizer", partial(torch.optim.SGD, fused=True)),
+        make_scheduler=given.get("scheduler", partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9)),
+    )
+    data = SimpleNamespace(resident=given.get("resident", "device"))
+    said_of_it = unsupported(trainer, classifier, data)
+    assert reason in said_of_it
+    assert bool(reason) == bool(said_of_it)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a recorded graph needs a GPU")
+@pytest.mark.parametrize("name", RUNS)
+def test_a_recorded_graph_trains_as_the_steps_do(command, tmp_path, name):
+    losses = []
+    for words in ((), ("cuda_graph=true",)):
+        output = tmp_path / f"outputs{len(words)}"
+        result = command(str(ROOT / "train.py"), *COMMON, *RUNS[name], *words, f"output_dir={output}")
+        assert result.returncode == 0, result.stderr
+        assert "No CUDA graph" not in result.stdout
+        with open(only_run(output) / "metrics.csv", newline="") as file:
+            losses.append([float(row["train/loss"]) for row in csv.DictReader(file)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
