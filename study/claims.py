@@ -16,7 +16,7 @@ from cnnlab.report.statistics import CONFIDENCE, Estimate, estimate
 from study import measures
 from study.measures import CHANCE, CRAWL, FLAT, GAP, TARGET, Measure, accuracy
 from study.results import Results, Run
-from study.variants import BASELINE, CURVES, ONE_EPOCH
+from study.variants import BASELINE, BY_CHANNEL, CURVES, MOMENTUM, ONE_EPOCH, ZCA
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot be told"
 SAME = 1.0  # points within which two settings perform alike
@@ -246,19 +246,26 @@ def train_falls(run: Run) -> float:
 
 # ---------------------------------------------------------------------------------------------------------- the claims
 
-BEFORE_20 = seen(
-    f"the first epoch with a gap above {GAP:g} points is before 20",
-    (BASELINE,),
-    lambda run: (measures.onset(run) or math.inf) < 20,
-    overfitting,
-)
+
+def overfits_before_20(variant: str) -> Way:
+    return seen(
+        f"{variant}: the first epoch with a gap above {GAP:g} points is before 20",
+        (variant,),
+        lambda run: (measures.onset(run) or math.inf) < 20,
+        overfitting,
+    )
+
+
+def flattens_near_15(variant: str) -> Way:
+    return seen(
+        f"{variant}: the first epoch after which it gains less than {FLAT:g} point is 15 ± {NEAR}",
+        (variant,),
+        lambda run: is_flat_near(run, 15),
+        flattening,
+    )
+
+
 DIVERGES = seen(f"{measures.ACCURACY.name} below {CHANCE:g}, or failed", ("lr=0.1",), measures.diverges, ending)
-FLATTENS = seen(
-    f"the first epoch after which it gains less than {FLAT:g} point is 15 ± {NEAR}",
-    (BASELINE,),
-    lambda run: is_flat_near(run, 15),
-    flattening,
-)
 DELAYS = seen(
     f"the first epoch with a gap above {GAP:g} points is later than the baseline's",
     ("fig11", BASELINE),
@@ -314,11 +321,13 @@ CLAIMS = (
         "... as training loss is averaged over the whole epoch",
         exceeds(measures.AVERAGING, ONE_EPOCH, 0.5),
     ),
-    Claim("fig03", "questions 17, 19", "the baseline overfits a little before epoch 20", BEFORE_20),
-    Claim("fig03", "question 17", "its test accuracy has flattened near epoch 15", FLATTENS),
+    Claim("fig03", "questions 17, 19", "the baseline overfits a little before epoch 20", overfits_before_20(BASELINE)),
+    Claim("fig03", "question 17", "its test accuracy has flattened near epoch 15", flattens_near_15(BASELINE)),
     Claim(
         "fig03", "question 17", "its training accuracy goes on rising after that", exceeds(measures.GOES_ON, BASELINE)
     ),
+    Claim("fig03", "questions 17, 19", "... with momentum 0.9: overfits before epoch 20", overfits_before_20(MOMENTUM)),
+    Claim("fig03", "question 17", "... with momentum 0.9: flat near epoch 15", flattens_near_15(MOMENTUM)),
     Claim("fig04", "question 19", "normalisation makes training faster", faster("fig04")),
     Claim("fig04", "question 19", "... and steadier", less(measures.FALLS, "fig04")),
     Claim("fig05", "question 21", "PCA whitening can make convergence better", faster("fig05")),
@@ -328,6 +337,18 @@ CLAIMS = (
         "question 21",
         "PCA whitening and min-max scaling perform alike",
         difference(measures.ACCURACY, "fig05", "fig06", alike, f", within ±{SAME:g}"),
+    ),
+    Claim(
+        "fig06",
+        "question 21",
+        "... ZCA whitening and min-max scaling",
+        difference(measures.ACCURACY, ZCA, "fig06", alike, f", within ±{SAME:g}"),
+    ),
+    Claim(
+        "fig06",
+        "question 21",
+        "... PCA whitening of every pixel's channels and min-max scaling",
+        difference(measures.ACCURACY, BY_CHANNEL, "fig06", alike, f", within ±{SAME:g}"),
     ),
     Claim("fig06", "question 21", "PCA whitening is the steadier of the two", less(measures.FALLS, "fig05", "fig06")),
     Claim("fig07", "question 22", "crops and flips give better results", more(measures.ACCURACY, "fig07")),

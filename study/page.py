@@ -191,7 +191,7 @@ listed). Nothing is corrected for the number of claims: of twenty such intervals
 def claims_table(findings: Sequence[tuple[Claim, Finding]]) -> list[str]:
     rows = [
         f"| {int(claim.figure[3:])} | {claim.place} | {claim.says} | {claim.way.measured} "
-        f"| {found.number} | {found.num} | {found.verdict} |"
+        f"| {found.number} | {found.num} | {found.verdict * bool(found.num)} |"
         for claim, found in findings
     ]
     head = ["| fig. | in the report | it says that | measured here | found | n | |", "|---|---|---|---|---|---|---|"]

@@ -30,6 +30,8 @@ class Variant:
 RATES = ("0.0001", "0.001", "0.01", "0.1")
 SIZES = ("16", "32", "64", "128", "256")
 ADAM_RATES = ("0.001", "0.01")
+MOMENTUM = "momentum"  # the baseline with momentum 0.9, which the report does not speak of
+ZCA, BY_CHANNEL = "zca", "pca-by-channel"  # what else may be meant by PCA whitening
 ONE_EPOCH = "one-epoch"
 
 # What figures 1 and 2 share with others is one run: a run is its configuration.
@@ -37,6 +39,9 @@ CURVES: Mapping[str, Mapping[str, str]] = {
     "fig01": {rate: f"lr={rate}" for rate in RATES},
     "fig02": {size: {"32": "lr=0.01", "128": BASELINE}.get(size, f"batch={size}") for size in SIZES},
     **{f"fig{number:02}": {"": f"fig{number:02}"} for number in range(3, 14)},
+    "fig03": {"as stated": BASELINE, "momentum 0.9": MOMENTUM},
+    "fig05": {"PCA": "fig05", "ZCA": ZCA, "PCA by channel": BY_CHANNEL},
+    "fig10": {"rate 0.0001": "fig10", **{f"rate {rate}": f"adam-lr={rate}" for rate in ADAM_RATES}},
 }
 
 
@@ -51,6 +56,9 @@ def variants() -> list[Variant]:
             if key.startswith("batch")
         ),
         *(Variant(f"adam-lr={rate}", ("experiment=fig10", f"optim.lr={rate}")) for rate in ADAM_RATES),
+        Variant(MOMENTUM, ("experiment=fig03", "optim=sgd_momentum")),
+        Variant(ZCA, ("experiment=fig05", "norm=zca")),
+        Variant(BY_CHANNEL, ("experiment=fig05", "norm.per=channel")),
         Variant(ONE_EPOCH, ("experiment=fig01", "optim.lr=0.01", "trainer.max_epochs=1"), reevaluate=True),
         *([Variant("best", ("experiment=best",))] if (CONF / "experiment" / "best.yaml").exists() else []),
     ]
