@@ -5,6 +5,7 @@
                   CUDA graph.
     template      lightning-hydra-template: torchvision transforms, one picture at a time, in DataLoader workers;
                   Lightning; torchmetrics logged at every step; logs, checkpoints and progress bar; float32
+    template-bf16 the same with precision="bf16-mixed"
     torchvision   the same Lightning module, with torchvision's v2 transforms on whole uint8 batches after the transfer.
                   All images of a batch get the same crop and flip: v2 draws once a call.
     kornia        the same, with kornia's modules, which draw for every image
@@ -104,6 +105,7 @@ def graphed(step: Callable[..., Tensor], *example: Tensor) -> Callable[..., Tens
     """The same step as a CUDA graph, of the shapes of the example."""
     inputs = [tensor.clone() for tensor in example]
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
             step(*inputs)
@@ -211,9 +213,12 @@ def loader(images: Dataset, options: argparse.Namespace, training: bool = True) 
     )
 
 
-def fit(module: Template, training: Dataset, test: Dataset, options: argparse.Namespace) -> list[float]:
+def fit(
+    module: Template, training: Dataset, test: Dataset, options: argparse.Namespace, precision: Any = "32-true"
+) -> list[float]:
     folder = Path("lightning")
     Trainer(
+        precision=precision,
         accelerator=DEVICE.type,
         devices=1,
         max_epochs=options.epochs,
@@ -226,6 +231,10 @@ def fit(module: Template, training: Dataset, test: Dataset, options: argparse.Na
 
 def template(data: DataSet, norm: Standard, options: argparse.Namespace) -> list[float]:
     return fit(Template(), *per_picture(data, norm), options)
+
+
+def template_bf16(data: DataSet, norm: Standard, options: argparse.Namespace) -> list[float]:
+    return fit(Template(), *per_picture(data, norm), options, precision="bf16-mixed")
 
 
 def uint8_tensors(images: Images) -> TensorDataset:
@@ -320,7 +329,7 @@ def rate(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
 
 
 CONTENDERS: dict[str, Callable[[DataSet, Standard, argparse.Namespace], list[float]]] = {
-    one.__name__: one for one in (limit, template, torchvision, kornia, plain)
+    one.__name__.replace("_", "-"): one for one in (limit, template, template_bf16, torchvision, kornia, plain)
 }
 
 

@@ -59,6 +59,7 @@ def by_images(bench: Bench, sizes: Sequence[int]) -> Points:
     """Seconds of the second epoch; largest memory in bytes."""
     points = []
     drawn = CIFAR10([], DRAWN, str(bench.cache)).load()
+    bench.options.batch_size = 128
     for size in sizes:
         sha256 = f"{size:015}".ljust(64, "f")
         bench.prepare(sha256, partial(repeated, drawn, size))
@@ -138,7 +139,7 @@ def draw(path: Path, found: dict[str, Points]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS), metavar="NAME")
-    parser.add_argument("--images", type=int, default=20_480, help="of an epoch, in `batch` (default %(default)s)")
+    parser.add_argument("--images", type=int, help="of an epoch, in `batch` (default 20480, on a GPU 49152)")
     parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json and docs/NAME.png")
     parser.add_argument("--smoke", action="store_true", help="the smallest sizes")
     options = parser.parse_args()
@@ -148,6 +149,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
         machine = bench.find_machine()
+        options.images = options.images or (20_480 if machine["device"] == "cpu" else 49_152)
         found: dict[str, Points] = {}
         for name in options.only:
             measure, sizes, smallest = MEASUREMENTS[name]

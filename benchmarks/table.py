@@ -13,7 +13,8 @@ its range.
     start         from typing to the checkpoint after the first step, data cached, over `python -c "import lightning"`
     sweep         four runs of all images, whole command, over four times the seconds that one of them was fitting
     at once       a sweep of two runs, two at once with half of the cores each, over one after the other
-    memory        the largest resident size, or on a GPU the largest allocation, over that of the limit, all images
+    memory        the largest resident size of the process, or on a GPU the largest allocation, over that of the limit,
+                  which holds all images as float32, and cnnlab as uint8
 
     python benchmarks/table.py                    about 35 minutes on two cores; leave the machine alone
     python benchmarks/table.py --save NAME        also write benchmarks/results/NAME.json, with every number
@@ -26,6 +27,7 @@ import json
 import os
 import pty
 import re
+import select
 import shlex
 import subprocess
 import sys
@@ -47,7 +49,7 @@ from cnnlab.data.shapes import Shapes
 from cnnlab.records import git_state, now, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = ("template", "torchvision", "kornia", "plain")
+PEERS = ("template", "template-bf16", "torchvision", "kornia", "plain")
 DRAWN = "0" * 64  # in place of the archive's SHA-256: drawn pictures, never fetched
 
 Numbers = dict[str, Any]
@@ -178,29 +180,23 @@ def command(words: Sequence[str], folder: Path, until: str | None = None) -> flo
     start = time.perf_counter()
     process = subprocess.Popen(words, cwd=folder, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    if until:
-        while process.poll() is None and not any(folder.glob(until)):
-            time.sleep(0.005)
-        seconds = time.perf_counter() - start
-        process.kill()
-        process.wait()
-        os.close(ours)
-        return seconds
     printed = b""
-    while piece := read(ours):
-        printed = (printed + piece)[-5000:]
+    while True:
+        if until and any(folder.glob(until)):
+            seconds = time.perf_counter() - start
+            process.kill()
+            process.wait()
+            os.close(ours)
+            return seconds
+        if select.select([ours], [], [], 0.005 if until else None)[0]:
+            try:
+                printed = (printed + os.read(ours, 1 << 16))[-5000:]
+            except OSError:  # the last process that could write there has ended
+                break
     os.close(ours)
-    if process.wait():
+    if process.wait() or until:
         sys.exit(f"{shlex.join(words)}\n{printed.decode(errors='replace')}")
     return time.perf_counter() - start
-
-
-def read(terminal: int) -> bytes:
-    """What was written on it; nothing once the last process that could has ended."""
-    try:
-        return os.read(terminal, 1 << 16)
-    except OSError:
-        return b""
 
 
 def epoch_ends(train_log: Path) -> list[float]:
@@ -230,6 +226,7 @@ def rate_over(name: str, measurement: str = "training") -> Callable[[Numbers], f
 ROWS: list[Row] = [
     ("training", "training, images/s: over the limit", rate_over("limit"), ">= 0.95", ">= 0.85"),
     ("training", "over lightning-hydra-template's way", rate_over("template"), ">= 3", ">= 20"),
+    ("training", "over the same in bfloat16", rate_over("template-bf16"), "", ""),
     ("training", "over torchvision v2 on batches", rate_over("torchvision"), "", ""),
     ("training", "over kornia on batches", rate_over("kornia"), "", ""),
     ("training", "over a plain loop as pytorch-cifar's", rate_over("plain"), "", ""),
@@ -268,7 +265,7 @@ def main() -> None:
     parser.add_argument("--sweep-epochs", type=int, default=5, help="of all images, in `sweep` (default %(default)s)")
     parser.add_argument("--all-images", type=int, default=50_000, help="default %(default)s")
     parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json")
-    parser.add_argument("--smoke", action="store_true", help="384 images, one round, one epoch")
+    parser.add_argument("--smoke", action="store_true", help="640 images, one round, one epoch")
     options = parser.parse_args()
     if options.smoke:
         options.images = options.all_images = 640
@@ -282,7 +279,7 @@ def main() -> None:
         machine = bench.find_machine()
         on_gpu = machine["device"] != "cpu"
         options.images = options.images or (50_000 if on_gpu else 20_000)
-        bench.train("num_train_images=512", "trainer.max_epochs=1")  # what is cached, is cached now
+        bench.start()  # what is cached, is cached now
         for number in range(options.rounds):
             for name in options.only:
                 if number == 0 or name not in ("sweep", "at_once"):
@@ -294,6 +291,8 @@ def main() -> None:
     for _, name, _, *aims in ROWS:
         if values := found.get(name):
             table.add_row(name, f"{median(values):.3g}", f"{min(values):.3g} to {max(values):.3g}", aims[on_gpu])
+    precision = "; ".join(f"{who} in {what}" for who, what in machine["precision"].items())
+    table.caption = f"{precision}; {options.workers} workers for every DataLoader" + "; cuda_graph=true" * on_gpu
     Console(width=120).print(table)
     if options.save:
         save(options.save, machine, {"options": vars(options), "ratios": found, "rounds": rounds})

@@ -13,6 +13,7 @@ within one stage by name:
     MIX        combines images and labels, each image with the one before it in the batch
 """
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -261,8 +262,13 @@ def grey(images: Tensor) -> Tensor:
     """Luma, ITU-R BT.601: (B, 3, H, W) -> (B, 1, H, W). Images of other than three channels: their mean."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
-    weights = torch.tensor((0.2989, 0.587, 0.114), device=images.device)
-    return (images * weights[:, None, None]).sum(1, keepdim=True)
+    return (images * constant((0.2989, 0.587, 0.114), images.device)[:, None, None]).sum(1, keepdim=True)
+
+
+@functools.lru_cache
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers on a device, moved there once: a CUDA graph cannot record that."""
+    return torch.tensor(values, device=device)
 
 
 class Noise(Augmentation):

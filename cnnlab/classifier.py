@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.plugins import Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau
@@ -58,7 +59,6 @@ class Classifier(LightningModule):
         self.warmup_epochs, self.decay_all, self.test_flips = warmup_epochs, decay_all, test_flips
         self.sums = Sums()
         self.evaluation_sums = Sums()
-        self.graph: StepGraph | None = None  # does the training steps, if there is one
         self.measured: dict[str, float] = {}  # the metrics of the epoch, in full precision
         self.confusion = MulticlassConfusionMatrix(num_classes)
 
@@ -66,11 +66,9 @@ class Classifier(LightningModule):
         return self.network(images)
 
     def training_step(self, batch: Batch | slice, batch_idx: int) -> Tensor:
-        if self.graph is not None:
-            assert isinstance(batch, slice)
-            return self.graph(batch)
-        images, labels = cast(Batch, batch)
-        return self.loss_of(images, labels)
+        if isinstance(batch, slice):  # of the epoch's steps
+            return cast(StepGraph, data_of(self.trainer).graph)(batch)
+        return self.loss_of(*batch)
 
     def loss_of(self, images: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch, (); it and the accuracy are summed up."""
@@ -80,16 +78,16 @@ class Classifier(LightningModule):
         return loss
 
     def backward(self, loss: Tensor, *_: Any) -> None:
-        if self.graph is None:  # which has its own
+        if loss.requires_grad:  # a graph has done it
             loss.backward()
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        if self.graph is None:
+        if data_of(self.trainer).graph is None:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         elif optimizer_closure is not None:
-            optimizer_closure()  # the training step, which does everything
+            optimizer_closure()  # the training step, which is all of it
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the logits (B, num_classes)."""
@@ -134,7 +132,8 @@ class Classifier(LightningModule):
         """Lightning refuses to clip for fused optimizers in mixed precision, as float16 would need other gradients."""
         plugin = self.trainer.precision_plugin
         if getattr(plugin, "scaler", None) is None:
-            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0)
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 

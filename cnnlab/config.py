@@ -217,12 +217,12 @@ def defaults_of(config: DictConfig) -> dict[str, Any]:
 
     A value that is another one's, ${optim.lr}, is what that one is in the configuration.
     """
-    defaults = dict(leaves(_option_file("train")))
+    defaults = dict(leaves(option_file("train")))
     for group, options in chosen(config).items():
         for option in options:
             if (CONF / group / f"{option}.yaml").exists() and group not in ("experiment", "debug"):
                 prefix = f"{group}.{option}." if group in LISTED else f"{group}."
-                defaults |= {prefix + path: value for path, value in leaves(_option_file(f"{group}/{option}"))}
+                defaults |= {prefix + path: value for path, value in leaves(option_file(f"{group}/{option}"))}
     return {
         path: OmegaConf.select(config, value[2:-1]) if re.fullmatch(r"\$\{[\w.]+\}", str(value)) else value
         for path, value in defaults.items()
@@ -241,12 +241,13 @@ def default_option(group: str) -> str:
 
 
 @functools.cache
-def _option_file(name: str) -> dict[str, Any]:
+def option_file(name: str) -> dict[str, Any]:
+    """What a file in conf/ says, with what it inherits: option_file("trainer/ddp")."""
     content = yaml.safe_load((CONF / f"{name}.yaml").read_text()) or {}
     inherited: dict[str, Any] = {}
     for parent in content.pop("defaults", []):
         if "/" in name and isinstance(parent, str) and parent != "_self_":
-            inherited |= _option_file(f"{name.rsplit('/', 1)[0]}/{parent}")
+            inherited |= option_file(f"{name.rsplit('/', 1)[0]}/{parent}")
     content.pop("hydra", None)
     return inherited | content
 
@@ -334,7 +335,7 @@ def data_source(node: DictConfig) -> Any:
 def check(config: DictConfig) -> None:
     """Refuse, with a UserError, what cannot work: types, ranges, targets, and values that do not fit together."""
     if added := sorted(
-        set(map(str, ours(config))) - _option_file("train").keys() - {*GROUPS, "trainer", "logger", "launcher"}
+        set(map(str, ours(config))) - option_file("train").keys() - {*GROUPS, "trainer", "logger", "launcher"}
     ):
         raise UserError(f"+{added[0]} adds what nothing reads. python train.py --help shows what can be typed.")
     if missing := sorted(OmegaConf.missing_keys(ours(config))):

@@ -5,15 +5,18 @@ and Lightning's loop takes 0.4 ms more. The graph holds all of a step: the rows 
 the batch; forward and backward; clipping; the optimizer; the sums of the metrics. `CHUNK` replays are one batch to
 Lightning, whose counters are moved on by the rest, so that a checkpoint, a schedule or a resumed run cannot tell.
 
-The optimizer's rate is read from the device, and written there when the schedule has changed it; every other number of
-the optimizer is part of the recording.
+The optimizer's rate is read from the device as float32, and written there when the schedule has changed it; every
+other number of the optimizer is part of the recording. A run with a graph is the run without, but for rounding: SGD
+multiplies by that rate, and whitening after crops is done for one batch at a time.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import inspect
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 from cnnlab.data.module import ImageData
@@ -35,22 +38,46 @@ def capture(step: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-def unsupported(trainer: Trainer, classifier: "Classifier", data: ImageData) -> str:
-    """Why this run's steps cannot be a graph; empty if they can."""
+def unsupported(trainer: Trainer, classifier: "Classifier", data: ImageData, added: Collection[str]) -> str:
+    """Why this run's steps cannot be a graph; empty if they can.
+
+    added: arguments of Lightning's Trainer that no file in conf/ has.
+    """
     optimizer = classifier.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
-    if trainer.strategy.root_device.type != "cuda":
-        return f"it needs a GPU, and this run is on {trainer.strategy.root_device.type}"
-    if trainer.world_size > 1:
-        return "several processes wait for each other in every step"
-    if data.resident != "device":
-        return f"resident={data.resident} gathers the images elsewhere"
-    if not isinstance(optimizer, OPTIMIZERS) or not optimizer.defaults["fused"]:
-        return f"it needs SGD, Adam or AdamW with fused=true, and the optimizer is {type(optimizer).__name__}"
-    if getattr(classifier.make_scheduler, "keywords", {}).get("cycle_momentum"):
-        return "sched.cycle_momentum=true changes the momentum, which is part of the recording"
-    if trainer.precision_plugin.precision == "16-mixed":
-        return "float16 looks at every gradient before it is used; bf16-mixed does not"
+    cycle = inspect.signature(classifier.make_scheduler).parameters.get("cycle_momentum")
+    looking = [
+        name
+        for name in ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+        if any(overrides(callback, name) for callback in cast(Any, trainer).callbacks)
+    ]
+    for case, reason in (
+        (
+            trainer.strategy.root_device.type != "cuda",
+            f"it needs a GPU, and this run is on {trainer.strategy.root_device.type}",
+        ),
+        (not isinstance(trainer.strategy, SingleDeviceStrategy), "processes wait for each other in every step"),
+        (data.resident != "device", f"resident={data.resident} gathers the images elsewhere"),
+        (
+            not isinstance(optimizer, OPTIMIZERS) or not optimizer.defaults["fused"],
+            f"it needs SGD, Adam or AdamW with fused=true, and the optimizer is {type(optimizer).__name__}",
+        ),
+        (optimizer.defaults.get("dampening"), "optim.dampening makes the first step another one"),
+        (cycle and cycle.default, "sched.cycle_momentum=true changes the momentum, which is part of the recording"),
+        (trainer.precision_plugin.precision == "16-mixed", "float16 looks at gradients before it uses them"),
+        (added, f"trainer.{', trainer.'.join(added)} may want to look between two steps"),
+        (looking, f"a callback has {', '.join(looking)}, which is within a step"),
+    ):
+        if case:
+            return reason
     return ""
+
+
+def overrides(callback: Callback, name: str) -> bool:
+    return getattr(type(callback), name) is not getattr(Callback, name)
+
+
+def looks_at_every_step(callback: Callback) -> bool:
+    return overrides(callback, "on_train_batch_start") or overrides(callback, "on_train_batch_end")
 
 
 class StepGraph:
@@ -98,17 +125,19 @@ class StepGraph:
 
     def step(self) -> None:
         """All of one step, without a look at what it computes."""
-        classifier, optimizer = self.classifier, self.classifier.trainer.optimizers[0]
-        rows = self.number * self.data.batch_size + self.places
-        images, labels = self.data.training_batch({key: values[rows] for key, values in self.plan.items()})
-        with classifier.trainer.precision_plugin.forward_context():
-            loss = classifier.loss_of(images, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        classifier.configure_gradient_clipping(optimizer, classifier.trainer.gradient_clip_val)
-        optimizer.step()
-        self.loss.copy_(loss.detach())
-        self.number += 1
+        classifier, trainer = self.classifier, self.classifier.trainer
+        optimizer = trainer.optimizers[0]
+        with torch.autocast(self.data.device.type, enabled=False):  # which is for the network alone
+            rows = self.number * self.data.batch_size + self.places
+            images, labels = self.data.training_batch({key: values[rows] for key, values in self.plan.items()})
+            with trainer.precision_plugin.forward_context():
+                loss = classifier.loss_of(images, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            classifier.configure_gradient_clipping(optimizer, trainer.gradient_clip_val)
+            optimizer.step()
+            self.loss.copy_(loss.detach())
+            self.number += 1
 
     def warm_up(self) -> None:
         for _ in range(WARM_UP):
@@ -190,7 +219,3 @@ def count_more(trainer: Trainer, steps: int) -> None:
     optimizer_progress.step.increment_by(steps)
     optimizer_progress.zero_grad.increment_by(steps)
     loop._batches_that_stepped += steps
-
-
-def looks_at_every_step(callback: Callback) -> bool:
-    return type(callback).on_train_batch_end is not Callback.on_train_batch_end

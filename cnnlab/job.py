@@ -15,10 +15,10 @@ import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any, cast
 
 from hydra.conf import HydraConf
@@ -196,13 +196,19 @@ def record_failure(run: RunDirectory, about: dict[str, Any], error: BaseExceptio
 
 
 def train(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> None:
-    """Read the data while torch is imported, and train."""
+    """Read the data, which is where most goes wrong, then import torch and train.
+
+    Data that were prepared before are as they should be: torch is imported while they are read.
+    """
     from cnnlab.data.images import load_once
 
-    with ThreadPoolExecutor() as beside:
-        imported = beside.submit(importlib.import_module, "cnnlab.run")
-        data = load_once(data_source(config.data))
-        imported.result().train(config, run, data, about)
+    source = data_source(config.data)
+    if source.prepared and source.prepared.exists():
+        Thread(target=importlib.import_module, args=("cnnlab.run",)).start()
+    data = load_once(source)
+    from cnnlab.run import train
+
+    train(config, run, data, about)
 
 
 def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:

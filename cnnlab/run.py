@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from cnnlab.board import TensorBoard
 from cnnlab.callbacks import ProgressBar, Records
 from cnnlab.checkpoint import CheckpointFiles
 from cnnlab.classifier import Classifier, schedule
-from cnnlab.config import UserError, instantiate, leaves, plain
+from cnnlab.config import UserError, instantiate, leaves, option_file, plain
 from cnnlab.data.images import DataSet
 from cnnlab.data.module import ImageData
 from cnnlab.records import RunDirectory, git_state, log, source_changes, write_text
@@ -74,7 +74,7 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     if config.trainer.sync_batchnorm and trainer.strategy.root_device.type != "cuda":
         raise UserError("trainer.sync_batchnorm=true needs GPUs: torch has it for nothing else. Type it as false.")
     if config.cuda_graph:
-        use_graph(trainer, classifier, datamodule, records)
+        use_graph(trainer, classifier, datamodule, records, added=config.trainer.keys() - option_file("trainer/auto"))
     summary = {"status": "running"} | dict(about) | describe(trainer, classifier, datamodule)
     if trainer.is_global_zero:
         open_records(run, summary, trainer, datamodule)
@@ -98,6 +98,7 @@ def fit_and_test(trainer: Trainer, classifier: Classifier, datamodule: ImageData
     started = time.perf_counter()
     trainer.fit(classifier, datamodule, ckpt_path=checkpoint.newest(records.run.checkpoints), weights_only=True)
     train_seconds = records.seconds_before + time.perf_counter() - started
+    datamodule.graph = None  # and with it the memory that was recorded
 
     best, rows = records.best, records.rows
     at_last = test(trainer, classifier, datamodule, records.last)
@@ -172,9 +173,14 @@ def make_trainer(config: DictConfig, run: RunDirectory, records: Records) -> Tra
     return trainer
 
 
-def use_graph(trainer: Trainer, classifier: Classifier, datamodule: ImageData, records: Records) -> None:
-    """Let a CUDA graph do the training steps, or say why not."""
-    if reason := graph.unsupported(trainer, classifier, datamodule):
+def use_graph(
+    trainer: Trainer, classifier: Classifier, datamodule: ImageData, records: Records, added: Collection[str]
+) -> None:
+    """Let a CUDA graph do the training steps, or say why not.
+
+    added: arguments of Lightning's Trainer that no file in conf/ has.
+    """
+    if reason := graph.unsupported(trainer, classifier, datamodule, added):
         log.info(f"No CUDA graph: {reason}.")
         return
     watched = records.every_n_steps or any(
@@ -182,7 +188,7 @@ def use_graph(trainer: Trainer, classifier: Classifier, datamodule: ImageData, r
         for callback in cast(Any, trainer).callbacks
         if not isinstance(callback, Records | ProgressBar)
     )
-    classifier.graph = datamodule.graph = graph.StepGraph(classifier, datamodule, chunk=1 if watched else graph.CHUNK)
+    datamodule.graph = graph.StepGraph(classifier, datamodule, chunk=1 if watched else graph.CHUNK)
 
 
 def computes_in_bf16(accelerator: str) -> bool:

@@ -83,8 +83,8 @@ class Trained(nn.Module):
         return torch.cat([self(chunk.to(device)).cpu() for chunk in pixels.split(evaluated_together(device))])
 
 
-def open_run(path: Path) -> tuple[Trained, DictConfig, dict[str, Any]]:
-    """The model of a run directory, its configuration and its summary.
+def open_run(path: Path, epoch: str = "best") -> tuple[Trained, DictConfig, dict[str, Any]]:
+    """The model of a run directory at its best or its last epoch, its configuration and its summary.
 
     Raises: UserError if it is no run, or a run without a checkpoint of its best epoch; CheckpointError if that is
         damaged.
@@ -96,7 +96,7 @@ def open_run(path: Path) -> tuple[Trained, DictConfig, dict[str, Any]]:
     data = summary["data"]
     network = instantiate(config.model, num_classes=len(data["classes"]), in_channels=3, image_size=data["input_size"])
     norm = instantiate(config.norm)
-    saved = CheckpointFiles().load_checkpoint(best)
+    saved = CheckpointFiles().load_checkpoint(best.with_name(f"{epoch}.ckpt"))
     prefix = "network."
     weights = {key.removeprefix(prefix): value for key, value in saved["state_dict"].items() if key.startswith(prefix)}
     network.load_state_dict(weights)

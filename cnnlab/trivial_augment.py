@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnlab.augment import Augmentation, Stage, blend, grey, inverse_matrix
+from cnnlab.augment import Augmentation, Stage, blend, constant, grey, inverse_matrix
 
 NUM_STEPS = 31  # of strength
 # from the weakest to the strongest; what has no strength counts as 0
@@ -90,11 +90,10 @@ class TrivialAugment(Augmentation):
 def smooth(images: Tensor) -> Tensor:
     """Inside, the mean of the nine neighbours, the middle one counted five times; the edge stays."""
     channels = images.shape[1]
-    kernel = torch.ones(3, 3, device=images.device)
-    kernel[1, 1] = 5
-    middle = F.conv2d(images, (kernel / 13).expand(channels, 1, 3, 3), groups=channels)
+    kernel = constant((1.0, 1.0, 1.0, 1.0, 5.0, 1.0, 1.0, 1.0, 1.0), images.device).view(3, 3) / 13
+    middle = F.conv2d(images, kernel.expand(channels, 1, 3, 3), groups=channels)
     smoothed = images.clone()
-    smoothed[:, :, 1:-1, 1:-1] = middle.round()
+    smoothed[:, :, 1:-1, 1:-1].copy_(middle.round())
     return smoothed
 
 

@@ -26,7 +26,7 @@ from study import results
 from study.variants import Variant, settings, variants
 
 ROOT = Path(__file__).parent.parent
-QUICK = ("num_train_images=10000", "trainer.max_epochs=5")
+QUICK = ("num_train_images=10000", "trainer.max_epochs=6")
 OURS = ("seed", "name", "experiment", "hydra", "plan", "rerun")  # words that the study chooses itself
 
 
@@ -94,8 +94,8 @@ def train(words: Sequence[str]) -> int:
 
 
 def reevaluated(path: Path) -> tuple[float, float] | None:
-    """Loss and accuracy on the training images with the weights of the best epoch; None if these are gone."""
-    if not (path / "checkpoints" / "best.ckpt").exists():
+    """Loss and accuracy on the training images, as they are, with the last weights; None if these are gone."""
+    if not (path / "checkpoints" / "last.ckpt").exists() or RunDirectory(path).summary()["status"] != "done":
         return None
     from cnnlab.config import data_source
     from cnnlab.data.images import Images, load_once
@@ -103,7 +103,7 @@ def reevaluated(path: Path) -> tuple[float, float] | None:
     from cnnlab.run import make_data
     from cnnlab.trained import open_run
 
-    model, config, _ = open_run(path)
+    model, config, _ = open_run(path, "last")
     data = load_once(data_source(config.data))
     index = make_data(config, data).train_index.numpy()
     found = evaluate(model, Images(data.train.pixels[index], data.train.labels[index], data.train.classes))
@@ -119,8 +119,7 @@ def collect(planned: Sequence[Planned], folder: Path) -> dict[tuple[str, int], r
     new = [run for run in planned if results.has_result(run.path) and not is_held(run, held)]
     refuse_others(new, planned, held, folder)
     for run in new:
-        measured = reevaluated(run.path) if run.variant.reevaluate else None
-        held[run.key] = results.collected(run.variant.key, run.settings, run.path, measured)
+        held[run.key] = results.collected(run.variant.key, run.settings, run.path, reevaluated(run.path))
     if new:
         results.write(folder, held.values())
     return held

@@ -1,12 +1,13 @@
 """What the claims' words mean, as formulas over a run's rows. Takes no torch.
 
-Accuracies and differences of accuracies are in points: percent of the images. Where training disturbs the images or the
-network (crops, flips, mixed labels, dropout), training accuracy is what was reached on the disturbed ones.
+Accuracies and differences of accuracies are in points: percent of the images. What a run says of its training images
+was measured while it trained, on what crops, flips, mixed labels and dropout left of them; so they are evaluated once
+more, as they are, with the last weights.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from statistics import fmean
 
 from study.results import Run
 
@@ -14,6 +15,7 @@ TARGET = 0.95  # of the smaller of two best test accuracies
 GAP = 5.0  # points between training and test accuracy that are called overfitting
 FLAT = 1.0  # points that a curve that has flattened still gains
 RISING = 2  # a curve that flattens only in its last epochs is still rising
+HALVES = 6  # epochs: two halves with neighbours
 CHANCE = 15.0  # points: a training that ends below has learned nothing; guessing has 10
 CRAWL = 0.5  # a training that ends below this share of the best setting's accuracy has hardly begun
 
@@ -51,30 +53,31 @@ def at_best(run: Run) -> float:
 
 
 def gap(run: Run) -> float | None:
-    """Training minus test accuracy at the last epoch, in points; minus held-out accuracy where images are held out."""
-    gaps = _gaps(run)
-    return gaps[-1] if gaps and not run.failed else None
+    """Training minus test accuracy of the last weights, in points, both on images as they are."""
+    trained = run.number("reevaluated_train_acc")
+    return None if trained is None else 100 * trained - final(run)
 
 
 def onset(run: Run) -> int | None:
-    """The first epoch whose training accuracy is more than GAP points above the test accuracy; None: there is none."""
-    return next((epoch for epoch, value in enumerate(_gaps(run), 1) if value > GAP), None)
+    """The first epoch whose training accuracy is more than GAP points above the test accuracy; None: there is none.
+
+    Of a run that disturbs neither images nor network.
+    """
+    pairs = zip(accuracy(run, "train"), accuracy(run), strict=True)
+    return next((epoch for epoch, (train, test) in enumerate(pairs, 1) if train - test > GAP), None)
 
 
-def _gaps(run: Run) -> list[float]:
-    tested = accuracy(run) or accuracy(run, "val")
-    return [train - test for train, test in zip(accuracy(run, "train"), tested, strict=True)]
+def roughness(values: Sequence[float]) -> float:
+    """How far a curve is from the middle between its neighbours, on the mean: 0 for a straight line, rising or not."""
+    return fmean(
+        abs(value - (before + after) / 2) for before, value, after in zip(values, values[1:], values[2:], strict=False)
+    )
 
 
-def falls(values: Sequence[float]) -> float:
-    """The sum over epochs of what a curve loses against the epoch before."""
-    return sum(max(0.0, before - after) for before, after in pairwise(values))
-
-
-def early_and_late_falls(values: Sequence[float]) -> tuple[float, float]:
-    """The falls in the first half of the epochs and in the second, with the step between them in the second."""
+def early_and_late(values: Sequence[float]) -> tuple[float, float]:
+    """The roughness of the first half of the epochs and of the second."""
     half = len(values) // 2
-    return falls(values[:half]), falls(values[max(half - 1, 0) :])
+    return roughness(values[:half]), roughness(values[half:])
 
 
 def epochs_to(values: Sequence[float], target: float) -> float | None:
@@ -106,7 +109,8 @@ def lead(first: Run, second: Run) -> float | None:
 
 def flattens(values: Sequence[float]) -> int | None:
     """The first epoch after which a curve gains less than FLAT; None if that is one of the last RISING epochs."""
-    epoch = next(epoch for epoch, value in enumerate(values, 1) if max(values[epoch - 1 :]) - value < FLAT)
+    flat = (epoch for epoch, value in enumerate(values, 1) if max(values[epoch - 1 :]) - value < FLAT)
+    epoch = next(flat, len(values))
     return epoch if epoch <= len(values) - RISING else None
 
 
@@ -148,20 +152,26 @@ def averaging(run: Run) -> float | None:
     return (during - after) / (during - test) if during > test else None
 
 
-def of_test(formula: Callable[[list[float]], float], least: int = 2) -> Callable[[Run], float | None]:
+def of_test(formula: Callable[[list[float]], float], least: int) -> Callable[[Run], float | None]:
     """A formula on the test accuracy over the epochs, of a run with at least so many."""
     return lambda run: formula(accuracy(run)) if len(run.rows) >= least else None
 
 
 ACCURACY = Measure("test accuracy at the last epoch", "points", final)
-FALLS = Measure("falls of the test accuracy", "points", of_test(falls))
-EARLY_FALLS = Measure("falls in the first half of the epochs", "points", of_test(lambda a: early_and_late_falls(a)[0]))
-EARLINESS = Measure(
-    "falls in the first half of the epochs minus those in the second",
+ROUGHNESS = Measure(
+    "roughness of the test accuracy in the second half of the epochs",
     "points",
-    of_test(lambda a: early_and_late_falls(a)[0] - early_and_late_falls(a)[1]),
+    of_test(lambda values: early_and_late(values)[1], least=HALVES),
+    form="+.2f",
+)
+EARLY_ROUGHNESS = Measure(
+    "roughness in the first half of the epochs",
+    "points",
+    of_test(lambda values: early_and_late(values)[0], least=HALVES),
+    form="+.2f",
 )
 OVERFITTING = Measure("gap at the last epoch", "points", gap)
+LOWEST_AT = Measure("epoch of the lowest test loss", "epochs", lambda run: loss_rise(run)[0] if run.rows else None)
 LOWEST_LOSS = Measure("lowest test loss", "", lambda run: min(run.curve("test/loss"), default=None), form="+.3f")
 GOES_ON = Measure("gain after epoch 15, training minus test accuracy", "points", goes_on)
 EXCESS = Measure(

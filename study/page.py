@@ -128,13 +128,7 @@ def head(results: Results, quick: bool) -> list[str]:
     text = [
         "# The lab report's figures, redone",
         "",
-        *(
-            [
-                "**The quick form: few images and epochs. It shows that everything works; its verdicts mean nothing.**",
-                "",
-            ]
-            * quick
-        ),
+        *([QUICK, ""] * quick),
         wrapped(
             f"Runs: {len(runs)}. Pictures: {PICTURES.get(data, data)} (fingerprint {said('fingerprint')}); "
             f"{said('num_train')} for training, {said('num_test')} for testing. Device: {said('device')}; precision: "
@@ -167,12 +161,13 @@ a(e) is the test accuracy after epoch e, in points (percent of the images).
 
 - **Faster**: fewer epochs to the target, {measures.TARGET:g} times the smaller of the two settings' best a, seed by
   seed, so that both reach it; interpolated between epochs.
-- **Steadier**: smaller falls, the sum over epochs of max(0, a(e-1) - a(e)). A curve that still rises steeply hides
-  falls, and one that has flattened shows them. Unstable early: larger falls in the first half of the epochs than in the
-  second, and than the baseline's there.
-- **Overfits**: a gap, training minus test accuracy, above {measures.GAP:g} points, from the first epoch that has one.
-  With crops, flips, mixed labels or dropout, training accuracy is measured as training goes, on what is disturbed, and
-  the gap is smaller for that reason too.
+- **Steadier**: less rough in the second half of the epochs. Roughness is the mean over epochs of
+  |a(e) - (a(e-1) + a(e+1)) / 2|: nothing for a straight line, whether it rises or not. Unsteady early: rougher in the
+  first half of the epochs than the baseline.
+- **Overfits**: a gap, training minus test accuracy of the last weights, both on images as they are, without crops,
+  flips, mixed labels or dropout. Where the baseline begins to overfit: the first epoch whose training accuracy,
+  measured as it trains, is more than {measures.GAP:g} points above the test accuracy. Delayed: a later epoch of the
+  lowest test loss.
 - **Has flattened**: from the first epoch after which a gains less than {measures.FLAT:g} point; if that is one of the
   last {measures.RISING}, the curve is still rising. Near epoch 15: within {NEAR}.
 - **Better**: a higher a at the last epoch, which is not chosen by the test images, as the best one is.
@@ -222,7 +217,10 @@ def summary_table(results: Results) -> list[str]:
             spread([value for run in runs if (value := run.number("epoch_seconds")) is not None], 1),
         )
         changed = re.sub(r"data\S* |val_fraction=0.0", "", runs[0].facts["settings"]).strip()
-        text.append(f"| {variant} | {changed} | {' | '.join(cells)} | {len(runs)} |")
+        failed = sum(run.failed for run in runs)
+        text.append(
+            f"| {variant} | {changed} | {' | '.join(cells)} | {len(runs)}{f' ({failed} diverged)' * bool(failed)} |"
+        )
     return [*text, ""]
 
 

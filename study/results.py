@@ -31,8 +31,7 @@ FACTS = (  # columns of runs.csv
     "best_epoch",
     "best_test_acc",
     "last_test_acc",
-    "last_train_acc",
-    "reevaluated_train_loss",  # of the finished weights; what an epoch's row says is the mean while they change
+    "reevaluated_train_loss",  # of the last weights, images as they are; an epoch's row is the mean as weights change
     "reevaluated_train_acc",
     "train_seconds",
     "epoch_seconds",  # median
@@ -91,7 +90,7 @@ def identity(path: Path) -> str:
 def collected(variant: str, settings: str, path: Path, reevaluated: tuple[float, float] | None) -> Run:
     """What is kept of a run directory whose run has a result.
 
-    reevaluated: loss and accuracy on the training images with the weights of the best epoch, where measured.
+    reevaluated: loss and accuracy on the training images with the last weights, where measured.
     """
     directory = RunDirectory(path)
     summary = directory.summary()
@@ -112,7 +111,6 @@ def collected(variant: str, settings: str, path: Path, reevaluated: tuple[float,
         "best_epoch": summary.get("best_epoch", ""),
         "best_test_acc": metrics.get("test/acc", ""),
         "last_test_acc": metrics.get("last/test/acc", ""),
-        "last_train_acc": metrics.get("last/train/acc", ""),
         "train_seconds": summary.get("train_seconds", ""),
         "epoch_seconds": median(row["epoch_seconds"] for row in rows) if rows else "",
         "started": summary["started"],

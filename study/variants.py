@@ -18,13 +18,11 @@ class Variant:
         key: its name in the files.
         words: for train.py. Neighbours that differ in the last word's value alone are one sweep.
         over_seeds: whether a claim hangs on a difference to it, so that it is run with further seeds.
-        reevaluate: whether the training images are evaluated with the finished weights.
     """
 
     key: str
     words: tuple[str, ...]
     over_seeds: bool = True
-    reevaluate: bool = False
 
 
 RATES = ("0.0001", "0.001", "0.01", "0.1")
@@ -59,7 +57,7 @@ def variants() -> list[Variant]:
         Variant(MOMENTUM, ("experiment=fig03", "optim=sgd_momentum")),
         Variant(ZCA, ("experiment=fig05", "norm=zca")),
         Variant(BY_CHANNEL, ("experiment=fig05", "norm.per=channel")),
-        Variant(ONE_EPOCH, ("experiment=fig01", "optim.lr=0.01", "trainer.max_epochs=1"), reevaluate=True),
+        Variant(ONE_EPOCH, ("experiment=fig01", "optim.lr=0.01", "trainer.max_epochs=1")),
         *([Variant("best", ("experiment=best",))] if (CONF / "experiment" / "best.yaml").exists() else []),
     ]
 

@@ -120,10 +120,19 @@ def called_again(step):
 
     recorded = memory()
 
+    class Recordable(torch.overrides.TorchFunctionMode):
+        """Refuses what waits for a device or copies to it, which a recording cannot hold."""
+
+        def __torch_function__(self, function, types, arguments=(), named=None):
+            refused = ("tensor", "__setitem__", "item", "tolist", "__bool__", "__int__", "__float__", "nonzero")
+            assert function.__name__ not in refused, function.__name__
+            return function(*arguments, **(named or {}))
+
     def replay() -> None:
         assert memory() == recorded
         assert all(rate == torch.tensor(group["lr"]) for group, rate in zip(optimizer.param_groups, rates, strict=True))
-        step()
+        with Recordable():
+            step()
 
     return replay
 

@@ -8,9 +8,3 @@ def test_the_table(command):
     assert result.returncode == 0, result.stderr
     for row in ("over the limit", "over kornia", "with norm=pca", "first step", "four runs", "two runs at once"):
         assert row in result.stdout
-
-
-def test_how_cost_grows(command):
-    result = command(str(ROOT / "benchmarks" / "growth.py"), "--smoke", timeout=900)
-    assert result.returncode == 0, result.stderr
-    assert [line.partition(":")[0] for line in result.stdout.splitlines()] == ["batch", "images", "sweep", "report"]

@@ -64,7 +64,11 @@ class CIFAR10:
 
     def load(self) -> DataSet:
         """Read the converted arrays; fetch and convert the archive if they are not there."""
-        return cached(self.folder / f"{self.sha256[:16]}.npz", self._read)
+        return cached(self.prepared, self._read)
+
+    @property
+    def prepared(self) -> Path:
+        return self.folder / f"{self.sha256[:16]}.npz"
 
     def _read(self) -> tuple[Images, Images]:
         archive = self.fetch()

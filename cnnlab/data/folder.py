@@ -115,7 +115,11 @@ class ImageFolder:
 
     def load(self) -> DataSet:
         """Read the cached arrays; decode the pictures if there are none."""
-        return cached(self.folder / f"{self.digest()[:16]}.npz", lambda: (self._decode("train"), self._decode("test")))
+        return cached(self.prepared, lambda: (self._decode("train"), self._decode("test")))
+
+    @property
+    def prepared(self) -> Path:
+        return self.folder / f"{self.digest()[:16]}.npz"
 
     def _decode(self, part: str) -> Images:
         import numpy as np

@@ -124,10 +124,17 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
 
 
 class Source(Protocol):
-    """What every data set option offers. Nothing here takes torch, but for pictures that torch draws."""
+    """What every data set option offers. Nothing here takes torch, but for pictures that torch draws.
+
+    Attributes:
+        prepared: the file that is made by the first `load` and read by every other one; None: there is none.
+    """
 
     name: str
     image_size: int
+
+    @property
+    def prepared(self) -> Path | None: ...
 
     @property
     def num_train(self) -> int: ...

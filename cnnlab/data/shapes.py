@@ -42,6 +42,7 @@ class Shapes:
         self.noise, self.clutter, self.drawing_seed = noise, clutter, drawing_seed
 
     name = "shapes"
+    prepared = None
     num_classes = len(CLASSES)
 
     def check(self) -> None:
