@@ -245,8 +245,8 @@ def test_two_node_jobs_survive_what_happens_to_them(slurm, alone, tmp_path, comm
     until(lambda: epochs(first), process=driver)
     slurm.said("scontrol", "requeue", first)
     until(lambda: epochs(second), process=driver)
-    slurm.said("scancel", "--signal=USR1", second)
     driver.send_signal(signal.SIGINT)
+    slurm.said("scancel", "--signal=USR1", second)
     status, printed = ended(driver)
     assert status == 130, printed
     assert "Typed again, the command waits for them." in printed
