@@ -367,7 +367,10 @@ def machine() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
         "cpu": model[1] if model else platform.processor(),
         "num_threads": torch.get_num_threads(),
-        "precision": {"cnnlab and limit": "bfloat16" if BF16 else "float32", "the others": "float32"},
+        "precision": {
+            "cnnlab and limit": "bfloat16" if BF16 else "float32",
+            "the others, but for template-bf16": "float32",
+        },
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
 
