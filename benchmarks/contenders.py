@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -308,7 +308,7 @@ def pipeline(data: DataSet, norm: Standard, options: argparse.Namespace) -> dict
         current_epoch=0, num_training_batches=ours.num_batches, global_rank=0, world_size=1,
         strategy=SimpleNamespace(root_device=DEVICE),
     )  # fmt: skip
-    ours.trainer = trainer  # type: ignore[assignment]
+    ours.trainer = cast(Any, trainer)
     ours.setup("fit")
     theirs = loader(per_picture(data, norm)[0], options)
     rates: dict[str, list[float]] = {"cnnlab": [], "DataLoader": []}

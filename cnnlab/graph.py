@@ -1,7 +1,7 @@
 """The training step as a CUDA graph: recorded once, replayed many times between two looks of Lightning.
 
 A step of this network is some dozens of kernels of a few microseconds each. Started one by one they wait for Python,
-and Lightning's loop takes 0.4 ms more. The graph holds all of a step: the rows of the plan, by a counter on the device;
+and for Lightning's loop. The graph holds all of a step: the rows of the plan, by a counter on the device;
 the batch; forward and backward; clipping; the optimizer; the sums of the metrics. `CHUNK` replays are one batch to
 Lightning, whose counters are moved on by the rest, so that a checkpoint, a schedule or a resumed run cannot tell.
 
@@ -18,6 +18,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cnnlab.data.module import ImageData
 from cnnlab.data.plan import Plan
@@ -206,8 +207,8 @@ def on_side_stream(work: Callable[[], Any], device: torch.device) -> None:
 def step_schedules(trainer: Trainer) -> None:
     """What Lightning does between two steps."""
     for config in trainer.lr_scheduler_configs:
-        if config.interval == "step":
-            config.scheduler.step()  # type: ignore[call-arg]
+        if config.interval == "step" and not isinstance(config.scheduler, ReduceLROnPlateau):  # that wants a metric
+            config.scheduler.step()
             trainer.fit_loop.epoch_loop.scheduler_progress.increment_by(1)
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +87,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(PICTURES) as archive:
         archive.extractall(folder, filter="data")
     return folder
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from zygote import Zygote  # takes torch, which most tests leave to the processes that they start
+
+    made = Zygote(tmp_path_factory.mktemp("zygote"))
+    yield made
+    made.process.communicate()

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 from lightning import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from test_resume import differences, left_by, only_run, said, zygote  # noqa: F401
+from zygote import differences, left_by, only_run, said
 
 from cnnlab.graph import unsupported
 
@@ -40,7 +40,7 @@ GRAPH = [("", 0, "graph")]
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_killed_and_typed_again_it_is_the_plain_run_bit_for_bit(zygote, tmp_path, name):  # noqa: F811
+def test_killed_and_typed_again_it_is_the_plain_run_bit_for_bit(zygote, tmp_path, name):
     command = COMMON + RUNS[name]
     assert zygote.run(tmp_path / "plain", command=command)["status"] == 0, said(tmp_path / "plain")
     output, words = tmp_path / "graph", ("cuda_graph=true", "checkpoint.every_n_minutes=0.0001")
@@ -53,7 +53,7 @@ def test_killed_and_typed_again_it_is_the_plain_run_bit_for_bit(zygote, tmp_path
     assert differences(left_by(tmp_path / "plain"), left_by(output)) == []
 
 
-def test_without_a_gpu_the_steps_are_done_one_by_one(zygote, tmp_path):  # noqa: F811
+def test_without_a_gpu_the_steps_are_done_one_by_one(zygote, tmp_path):
     command = (*COMMON, "trainer.accelerator=cpu", "cuda_graph=true", "trainer.max_epochs=1")
     assert zygote.run(tmp_path / "outputs", command=command)["counts"]["step"] == 72
     assert "No CUDA graph: it needs a GPU" in said(tmp_path / "outputs")

@@ -1,6 +1,5 @@
 """Killed anywhere and typed again, a run ends where the undisturbed one does: bit for bit."""
 
-import csv
 import json
 import math
 import os
@@ -10,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
@@ -18,7 +17,7 @@ import pytest
 import torch
 from conftest import ROOT
 from faults import POINTS
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from zygote import COMMAND, Zygote, differences, left_by, only_run, said
 
 from cnnlab.callbacks import DivergedError, Records
 from cnnlab.checkpoint import CheckpointFiles
@@ -26,58 +25,6 @@ from cnnlab.records import RunDirectory
 
 NUM_POINTS = int(os.environ.get("CNNLAB_FAULTS", "4"))  # random ones, beside those that have a name
 LONG = NUM_POINTS > 4
-TIMES = ("epoch_seconds", "images_per_second")
-COMMAND = (
-    *("data=shapes", "data.num_train=400", "data.num_test=60", "batch_size=40", "model.channels=[8,8,8]"),
-    *("model.hidden=32", "model.dropout=0.5", "model.batch_norm=true", "aug=[crop_flip,noise,cutmix]"),
-    *("optim=adam", "optim.lr=0.003", "sched=onecycle", "callbacks=[ema,early_stopping]", "callbacks.ema.decay=0.9"),
-    *("callbacks.early_stopping.patience=2", "+callbacks.early_stopping.min_delta=1"),  # stops after three epochs
-    *("norm=zca", "norm.num_components=20", "trainer.max_epochs=5"),
-    *("trainer.accelerator=cpu", "checkpoint.every_n_steps=2", "deterministic=true"),
-    "seed=1",  # with which the last epoch is not the best: there are two tests
-)
-
-
-class Zygote:
-    """The process that forks runs; see faults.py."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        own = {"CNNLAB_CACHE": str(folder / "cache"), "COLUMNS": "200", "PYTHONPATH": str(ROOT)}  # where train.py is
-        environment = os.environ | own
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "faults.py")],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout.readline() == "ready\n"
-
-    def run(
-        self,
-        output: Path,
-        *words: str,
-        command: Sequence[str] = COMMAND,
-        faults: Sequence[tuple[str, int, str]] = (),
-        environment: dict[str, str] | None = None,
-    ) -> dict:
-        """Type the command, with more words; returns exit status and counts."""
-        arguments = [*command, f"output_dir={output}", *words]
-        request = {"arguments": arguments, "faults": faults, "log": f"{output}.log", "environment": environment or {}}
-        return self.ask(request)
-
-    def ask(self, request: dict) -> dict:
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
-
-
-@pytest.fixture(scope="module")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    made = Zygote(tmp_path_factory.mktemp("zygote"))
-    yield made
-    made.process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -88,63 +35,6 @@ def undisturbed(zygote, tmp_path_factory) -> tuple[dict, dict]:
     result = zygote.run(output)
     assert result["status"] == 0, said(output)
     return left_by(output), result["counts"]
-
-
-def said(output: Path) -> str:
-    """What the runs have printed."""
-    return Path(f"{output}.log").read_text()
-
-
-def only_run(output: Path) -> Path:
-    [run] = (output / "runs").glob("shapes-*")
-    return run
-
-
-def left_by(output: Path) -> dict:
-    """Everything that a run leaves and that must not depend on how often it was killed."""
-    run = only_run(output)
-    with open(run / "metrics.csv", newline="") as file:
-        rows = [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
-    checkpoints = {}
-    for name in ("last", "best"):
-        saved = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
-        kept = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step", "callbacks")
-        checkpoints[name] = {key: saved[key] for key in kept if key in saved}
-        checkpoints[name]["random"] = [process["random"] for process in saved["records"]["processes"]]
-    summary = json.loads((run / "summary.json").read_text())
-    board = EventAccumulator(str(run), size_guidance={"images": 0})
-    board.Reload()
-    points = {
-        tag: [(event.step, event.value) for event in board.Scalars(tag)]
-        for tag in board.Tags()["scalars"]
-        if tag not in TIMES
-    }
-    return {
-        "rows": rows,
-        "checkpoints": checkpoints,
-        "summary": {key: summary[key] for key in ("status", "metrics", "confusion", "best_epoch", "epochs_done")},
-        "points": points,
-        "filters": [(event.step, event.encoded_image_string) for event in board.Images("filters")],
-        "files": sorted(path.name for path in run.rglob("*") if "tfevents" not in path.name),
-    }
-
-
-def differences(first, second, path: str = "") -> list[str]:
-    """Where two nested structures of numbers, texts and tensors are not the same to the last bit."""
-    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        return [] if first.dtype == second.dtype and first.equal(second) else [path]
-    if type(first) is not type(second):
-        return [path]
-    if isinstance(first, dict):
-        if first.keys() != second.keys():
-            return [f"{path}: {sorted(map(str, first.keys() ^ second.keys()))}"]
-        return [found for key in first for found in differences(first[key], second[key], f"{path}/{key}")]
-    if isinstance(first, list | tuple):
-        if len(first) != len(second):
-            return [f"{path}: {len(first)} and {len(second)}"]
-        pairs = enumerate(zip(first, second, strict=True))
-        return [found for place, (a, b) in pairs for found in differences(a, b, f"{path}/{place}")]
-    return [] if first == second else [f"{path}: {first!r} and {second!r}"]
 
 
 NAMED = {
