@@ -106,14 +106,20 @@ def mistakes(
     wrong = np.flatnonzero(labels != predicted)
     worst = wrong[np.argsort(-confidence[wrong].astype(float), kind="stable")][:num]
     columns, rows = 8, max(-(-len(worst) // 8), 1)
-    figure = matplotlib.figure.Figure(figsize=(1.5 * columns, 1.95 * rows), layout="constrained")
-    for axis in figure.subplots(rows, columns, squeeze=False).flat:
-        axis.axis("off")
-    for axis, place in zip(figure.axes, worst, strict=False):
-        axis.imshow(pixels[place])
+    side, caption, margin = 1.0, 0.5, 0.25  # a picture is 1 wide; what it is taken for stands above it
+    width, height = columns * (side + margin) + margin, rows * (side + caption) + margin + 0.6 * caption
+    figure = matplotlib.figure.Figure(figsize=(1.2 * width, 1.2 * height))
+    axis = figure.add_axes((0, 0, 1, 1))  # one: an axis for every picture takes four times as long
+    axis.axis("off")
+    for number, place in enumerate(worst):
+        left = margin + number % columns * (side + margin)
+        top = 1.6 * caption + number // columns * (side + caption)
+        axis.imshow(pixels[place], extent=(left, left + side, top + side, top))
         said = f"{classes[labels[place]]}\ntaken for {classes[predicted[place]]}, {confidence[place]:.2f}"
-        axis.set_title(said, fontsize=8)
-    figure.suptitle(f"{len(wrong):,} of {len(labels):,} test images are mistaken; the most confident ones", fontsize=10)
+        axis.text(left + side / 2, top - 0.06, said, fontsize=8, ha="center", va="bottom")
+    axis.set(xlim=(0, width), ylim=(height, 0))
+    title = f"{len(wrong):,} of {len(labels):,} test images are mistaken; the most confident ones"
+    axis.text(width / 2, 0.25, title, fontsize=10, ha="center", va="center")
     save(figure, path)
 
 
