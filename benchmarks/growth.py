@@ -5,8 +5,7 @@
     sweep     seconds of a whole sweep of tiny runs, by number of jobs: linear models, 100 images, one epoch each
     report    seconds of `python -m cnnlab report` over those runs
 
-Whole commands, one after the other, once each; the second epoch is measured. A straight line is drawn beside what
-should be one: the cost at the largest size, in proportion.
+Whole commands, one after the other, once each; the second epoch is measured, or the second and third in `batch`.
 
     python benchmarks/growth.py --save growth_cpu     about 40 minutes on two cores; leave the machine alone
     python benchmarks/growth.py --smoke               a minute, to see that it runs; its numbers mean nothing
@@ -110,28 +109,40 @@ MEASUREMENTS: dict[str, tuple[Callable[[Bench, Sequence[int]], Points], list[int
 def draw(path: Path, found: dict[str, Points]) -> None:
     """A panel for every measurement."""
     figure = matplotlib.figure.Figure(figsize=(10, 7), layout="constrained")
-    axes = figure.subplots(2, 2).flat
-    panels = (
-        ("batch", "images per batch", "images per second", ("cnnlab", "limit")),
-        ("images", "training images", "seconds per epoch; memory in GB", ("seconds", "bytes")),
-        ("sweep", "jobs of a sweep", "seconds, whole command", ("seconds",)),
-        ("report", "runs", "seconds, whole report", ("seconds",)),
-    )
-    for axis, (name, xlabel, ylabel, series) in zip(axes, panels, strict=True):
-        points = found.get(name, [])
-        sizes = [point["size"] for point in points]
-        for key in series:
-            values = [point[key] / (1e9 if key == "bytes" else 1) for point in points]
-            axis.plot(sizes, values, "o-", label={"bytes": "memory, GB"}.get(key, key))
-            if name != "batch" and points:
-                axis.plot(sizes, [values[-1] * size / sizes[-1] for size in sizes], ":", color="grey")
-        axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="linear" if name == "batch" else "log")
-        if name == "batch":
-            axis.set_ylim(bottom=0)
-            axis.set_xticks(sizes, sizes, minor=False)
+    axes = dict(zip(MEASUREMENTS, figure.subplots(2, 2).flat, strict=True))
+    values = {name: {key: [point[key] for point in points] for key in points[0]} for name, points in found.items()}
+    if "batch" in found:
+        axis, of = axes["batch"], values["batch"]
+        for name in ("cnnlab", "limit"):
+            axis.plot(of["size"], of[name], "o-", label=name)
+        axis.set(xlabel="images per batch", ylabel="images per second", xscale="log")
+        axis.set_ylim(0, 1.1 * max(*of["cnnlab"], *of["limit"]))
+        axis.set_xticks(of["size"], of["size"])
+        axis.legend()
+    if "images" in found:
+        axis, of = axes["images"], values["images"]
+        thousands = np.array(of["size"]) / 1000
+        axis.plot(thousands, of["seconds"], "o-", label="seconds per epoch")
+        memory = axis.twinx()
+        memory.plot(thousands, np.array(of["bytes"]) / 1e9, "s--", color="C1", label="memory, GB (right)")
+        memory.set_ylim(0, None)
+        axis.set(xlabel="training images, in thousands", ylabel="seconds per epoch", xlim=(0, None), ylim=(0, None))
+        axis.legend(handles=[*axis.lines, *memory.lines])
+    if "sweep" in found:
+        axis, of = axes["sweep"], values["sweep"]
+        axis.plot(of["size"], of["seconds"], "o-", label="whole command")
+        proportional = [of["seconds"][-1] * size / of["size"][-1] for size in of["size"]]
+        axis.plot(of["size"], proportional, ":", color="grey", label="in proportion to the largest")
+        axis.set(xlabel="jobs of a sweep", ylabel="seconds", xscale="log", yscale="log")
+        axis.legend()
+    if "report" in found:
+        axis, of = axes["report"], values["report"]
+        axis.plot(of["size"], of["seconds"], "o-")
+        axis.set(xlabel="runs in a report", ylabel="seconds, whole command", xscale="log")
+        axis.set_ylim(0, 1.1 * max(of["seconds"]))
+    for axis in axes.values():
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
-        if len(series) > 1:
-            axis.legend()
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=90)
 

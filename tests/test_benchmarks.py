@@ -1,5 +1,7 @@
 """The benchmarks run; what they measure is for them to say."""
 
+import importlib
+
 from conftest import ROOT
 
 
@@ -8,3 +10,12 @@ def test_the_table(command):
     assert result.returncode == 0, result.stderr
     for row in ("over the limit", "over kornia", "with norm=pca", "first step", "four runs", "two runs at once"):
         assert row in result.stdout
+
+
+def test_the_pages_have_the_numbers_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    page = importlib.import_module("page")
+    for path in page.PAGES:
+        text = path.read_text()
+        assert "\n| training, images/s: over the limit |" in text, path
+        assert page.filled(text) == text, "python benchmarks/page.py"

@@ -395,20 +395,20 @@ def markdown(sweep: Sweep) -> str:
     """The report as text: what a pull request or a notebook takes."""
     parts = [f"# {sweep.question()}", sweep.answer()]
     if sweep.ranking:
-        parts += ["## Ranking", _markdown_table(ranking_table(sweep))]
+        parts += ["## Ranking", markdown_table(ranking_table(sweep))]
         for axis in sweep.axes:
             if len(table := effects_table(sweep, axis)) > 1:
-                parts += [f"## Effect of {axis}", _markdown_table(table)]
-        parts += ["## Classes, with the best setting", _markdown_table(per_class_table(sweep))]
+                parts += [f"## Effect of {axis}", markdown_table(table)]
+        parts += ["## Classes, with the best setting", markdown_table(per_class_table(sweep))]
     if lines := outside(sweep):
         parts += ["## Not in the averages", "\n".join(f"- {line}" for line in lines)]
     if sweep.ranking:
         parts += ["## Commands", "\n".join(f"    {command}" for command in commands(sweep))]
-        parts += ["## Of what the runs are made", _markdown_table(facts(sweep))]
+        parts += ["## Of what the runs are made", markdown_table(facts(sweep))]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(rows: list[list[str]]) -> str:
+def markdown_table(rows: list[list[str]]) -> str:
     lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
     return "\n".join(f"| {line} |" for line in (lines[0], " | ".join("---" for _ in rows[0]), *lines[1:]))
 
