@@ -23,7 +23,7 @@ from cnnlab.config import UserError, check, refusing, run_path
 from cnnlab.job import die_with_parent
 from cnnlab.records import RunDirectory
 from study import results
-from study.variants import Variant, settings, variants
+from study.variants import SEARCH, Variant, settings, variants
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("num_train_images=10000", "trainer.max_epochs=6")
@@ -156,7 +156,8 @@ def study(options: argparse.Namespace) -> int:
         raise UserError(f"--only {unknown[0]}: there is no such variant. Type some of {','.join(known)}.")
     if options.seeds < 1:
         raise UserError(f"--seeds {options.seeds} is not allowed. Type a number from 1.")
-    chosen = [known[key] for key in options.only or known]
+    everything = [key for key in known if not (options.quick and key.startswith(SEARCH))]
+    chosen = [known[key] for key in options.only or everything]
     planned = plan(chosen, words, options.seeds, options.all)
     folder = options.out or (
         Path(planned[0].config.output_dir, "study-quick", "page") if options.quick else ROOT / "docs" / "study"

@@ -18,7 +18,7 @@ from cnnlab.report.statistics import estimate
 from study import measures
 from study.claims import CLAIMS, DOUBLE, NEAR, SAME, Claim, Finding, in_words
 from study.results import Results, Run, by_variant
-from study.variants import CURVES, variants
+from study.variants import CURVES, SEARCH, variants
 
 MOST = 3.0  # where the loss axis ends; guessing has 2.3
 QUICK = "**The quick form: few images and epochs. It shows that everything works; its verdicts mean nothing.**"
@@ -38,7 +38,7 @@ def write(folder: Path, runs: Iterable[Run], quick: bool) -> Path:
         shown["best"] = {"": list(best.values())}
     for figure, curves in shown.items():
         draw(folder / f"{figure}.png", curves, f"{heading(figure)} ({num_seeds(curves)})")
-    text = [*head(results, quick), FORMULAS, *claims_table(findings), *summary_table(results)]
+    text = [*head(results, quick), FORMULAS, *claims_table(findings), *summary_table(results), *search_table(results)]
     text += ["## The figures", "", "Lines are means over seeds, bands reach from the lowest to the highest.", ""]
     for figure, curves in shown.items():
         text += section(figure, curves, [pair for pair in findings if pair[0].figure == figure])
@@ -118,12 +118,15 @@ def head(results: Results, quick: bool) -> list[str]:
     """What was run, on what, and how to run it again."""
     runs = [run for seeds in results.values() for run in seeds.values()]
 
+    redone = [run for run in runs if not run.facts["variant"].startswith((SEARCH, "best"))] or runs
+
     def said(name: str) -> str:
-        return ", ".join(sorted({run.facts[name] for run in runs}))
+        return ", ".join(sorted({run.facts[name] for run in redone}))
 
     data = next((word[5:] for word in runs[0].facts["settings"].split() if word.startswith("data=")), "cifar10")
     words = {"cifar10": "", "image_folder": " data=image_folder data.root=FOLDER"}.get(data, f" data={data}")
-    missing = [variant.key for variant in variants() if variant.key not in results]
+    wanted = [variant.key for variant in variants() if not (quick and variant.key.startswith(SEARCH))]
+    missing = [key for key in wanted if key not in results]
     diverged = [f"{run.facts['variant']} (seed {run.facts['seed']})" for run in runs if run.failed]
     text = [
         "# The lab report's figures, redone",
@@ -133,7 +136,7 @@ def head(results: Results, quick: bool) -> list[str]:
             f"Runs: {len(runs)}. Pictures: {PICTURES.get(data, data)} (fingerprint {said('fingerprint')}); "
             f"{said('num_train')} for training, {said('num_test')} for testing. Device: {said('device')}; precision: "
             f"{said('precision')}; torch {said('torch')}; commit {said('commit')} (+: with changes). Epochs: "
-            f"{', '.join(sorted({str(len(run.rows)) for run in runs}, key=int))}."
+            f"{', '.join(sorted({str(len(run.rows)) for run in redone}, key=int))}."
         ),
         "",
         f"    python -m study{' --quick' * quick}{words}",
@@ -206,7 +209,7 @@ def summary_table(results: Results) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     in_order = dict.fromkeys([*(key for curves in CURVES.values() for key in curves.values()), *results])
-    for variant in (key for key in in_order if key in results):
+    for variant in (key for key in in_order if key in results and not key.startswith(SEARCH)):
         runs = list(results[variant].values())
         epochs = sorted({run.facts["best_epoch"] for run in runs if not run.failed}, key=int)
         cells = (
@@ -222,6 +225,31 @@ def summary_table(results: Results) -> list[str]:
             f"| {variant} | {changed} | {' | '.join(cells)} | {len(runs)}{f' ({failed} diverged)' * bool(failed)} |"
         )
     return [*text, ""]
+
+
+def search_table(results: Results) -> list[str]:
+    """How the best recipe was found."""
+    found = {key: run for key in results if key.startswith(SEARCH) for run in results[key].values() if not run.failed}
+    if not found:
+        return []
+    accuracy = {key: 100 * run.curve("val/acc")[-1] for key, run in found.items()}
+    return [
+        "## The search for the best recipe",
+        "",
+        wrapped(
+            "What each change of `experiment=search` does to the accuracy on held-out training images at the last "
+            "epoch, in points, with one seed. What is best is chosen by these numbers; test images have no part in it."
+        ),
+        "",
+        "| change | held-out images | training images, as trained | s/epoch |",
+        "|---|---|---|---|",
+        *(
+            f"| {key.removeprefix(SEARCH).strip() or '(none)'} | {accuracy[key]:.2f} "
+            f"| {100 * found[key].curve('train/acc')[-1]:.2f} | {found[key].number('epoch_seconds'):.1f} |"
+            for key in sorted(found, key=lambda key: -accuracy[key])
+        ),
+        "",
+    ]
 
 
 def spread(values: Sequence[float], digits: int) -> str:

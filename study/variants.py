@@ -31,6 +31,19 @@ ADAM_RATES = ("0.001", "0.01")
 MOMENTUM = "momentum"  # the baseline with momentum 0.9, which the report does not speak of
 ZCA, BY_CHANNEL = "zca", "pca-by-channel"  # what else may be meant by PCA whitening
 ONE_EPOCH = "one-epoch"
+SEARCH = "search"  # for the best recipe: where it began, and single changes of that
+CHANGES = {
+    "lr=0.05": "optim.lr=0.05",
+    "lr=0.2": "optim.lr=0.2",
+    "weight_decay=0.001": "optim.weight_decay=0.001",
+    "decay_all=false": "decay_all=false",
+    "dropout=0": "model.dropout=0.0",
+    "label_smoothing=0.1": "label_smoothing=0.1",
+    "cutout": "aug=[pad_crop_flip,cutout]",
+    "cutmix": "aug=[pad_crop_flip,cutmix]",
+    "ema": "callbacks=ema",
+    "test_flips": "test_flips=true",
+}
 
 # What figures 1 and 2 share with others is one run: a run is its configuration.
 CURVES: Mapping[str, Mapping[str, str]] = {
@@ -58,6 +71,11 @@ def variants() -> list[Variant]:
         Variant(ZCA, ("experiment=fig05", "norm=zca")),
         Variant(BY_CHANNEL, ("experiment=fig05", "norm.per=channel")),
         Variant(ONE_EPOCH, ("experiment=fig01", "optim.lr=0.01", "trainer.max_epochs=1")),
+        Variant(SEARCH, ("experiment=search",), over_seeds=False),
+        *(
+            Variant(f"{SEARCH} {change}", ("experiment=search", word), over_seeds=False)
+            for change, word in CHANGES.items()
+        ),
         *([Variant("best", ("experiment=best",))] if (CONF / "experiment" / "best.yaml").exists() else []),
     ]
 

@@ -157,6 +157,16 @@ def test_the_claims_are_in_the_order_of_the_report():
     assert set(figures) == set(CURVES)
 
 
+def test_the_search_is_ranked_by_held_out_images():
+    runs = [made([0.9, value], variant=f"search {key}", epoch_seconds=1) for key, value in (("a", 0.6), ("b", 0.7))]
+    for run in runs:
+        for row in run.rows:
+            row["val/acc"] = row.pop("test/acc")
+    rows = [line for line in page.search_table(of(*runs)) if line.startswith("|")]
+    assert rows[2:] == ["| b | 70.00 | 70.00 | 1.0 |", "| a | 60.00 | 60.00 | 1.0 |"]
+    assert page.search_table(of(made([0.5]))) == []
+
+
 # --------------------------------------------------------------------------------------------------------- what is run
 
 
