@@ -3,6 +3,7 @@
 import io
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from cnnlab.records import atomic_path, write_text
 from cnnlab.report.page import COLORS
 from cnnlab.report.statistics import estimate
 from study import measures
-from study.claims import CLAIMS, DOUBLE, NEAR, SAME, Claim, Finding, in_words
+from study.claims import CLAIMS, DOUBLE, FAILS, HOLDS, NEAR, SAME, UNKNOWN, Claim, Finding, in_words
 from study.results import Results, Run, by_variant
 from study.variants import CURVES, SEARCH, variants
 
@@ -192,8 +193,11 @@ def claims_table(findings: Sequence[tuple[Claim, Finding]]) -> list[str]:
         f"| {found.number} | {found.num} | {found.verdict * bool(found.num)} |"
         for claim, found in findings
     ]
+    verdicts = Counter(found.verdict for _, found in findings if found.num)
+    counted = ", ".join(f"**{verdict}**: {verdicts[verdict]}" for verdict in (HOLDS, FAILS, UNKNOWN))
+    told = wrapped(f"Of {len(rows)} statements, {sum(verdicts.values())} are measured here; {counted}.")
     head = ["| fig. | in the report | it says that | measured here | found | n | |", "|---|---|---|---|---|---|---|"]
-    return ["## The report's claims", "", *head, *rows, ""]
+    return ["## The report's claims", "", told, "", *head, *rows, ""]
 
 
 def summary_table(results: Results) -> list[str]:

@@ -66,7 +66,10 @@ def variants() -> list[Variant]:
             for size, key in CURVES["fig02"].items()
             if key.startswith("batch")
         ),
-        *(Variant(f"adam-lr={rate}", ("experiment=fig10", f"optim.lr={rate}")) for rate in ADAM_RATES),
+        *(
+            Variant(f"adam-lr={rate}", ("experiment=fig10", f"optim.lr={rate}"), over_seeds=False)
+            for rate in ADAM_RATES
+        ),
         Variant(MOMENTUM, ("experiment=fig03", "optim=sgd_momentum")),
         Variant(ZCA, ("experiment=fig05", "norm=zca")),
         Variant(BY_CHANNEL, ("experiment=fig05", "norm.per=channel")),
