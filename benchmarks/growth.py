@@ -7,7 +7,7 @@
 
 Whole commands, one after the other, once each; the second epoch is measured, or the second and third in `batch`.
 
-    python benchmarks/growth.py --save growth_cpu     about 40 minutes on two cores; leave the machine alone
+    python benchmarks/growth.py --save growth_cpu     50 minutes on two cores; leave the machine alone
     python benchmarks/growth.py --smoke               a minute, to see that it runs; its numbers mean nothing
 
 `--save NAME` writes benchmarks/results/NAME.json and the picture docs/NAME.png.

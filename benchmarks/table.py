@@ -16,7 +16,7 @@ its range.
     memory        the largest resident size of the process, or on a GPU the largest allocation, over that of the limit,
                   which holds all images as float32, and cnnlab as uint8
 
-    python benchmarks/table.py                    about 35 minutes on two cores; leave the machine alone
+    python benchmarks/table.py                    20 minutes on two cores with --rounds 1; leave the machine alone
     python benchmarks/table.py --save NAME        also write benchmarks/results/NAME.json, with every number
     python benchmarks/table.py --only training    some of the above
     python benchmarks/table.py --smoke            a few minutes, to see that it runs; its numbers mean nothing

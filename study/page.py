@@ -14,7 +14,7 @@ from PIL import Image
 
 from cnnlab.config import CONF
 from cnnlab.records import atomic_path, write_text
-from cnnlab.report.page import COLORS
+from cnnlab.report.page import COLORS, markdown_table
 from cnnlab.report.statistics import estimate
 from study import measures
 from study.claims import CLAIMS, DOUBLE, FAILS, HOLDS, NEAR, SAME, UNKNOWN, Claim, Finding, in_words
@@ -237,6 +237,15 @@ def search_table(results: Results) -> list[str]:
     if not found:
         return []
     accuracy = {key: 100 * run.curve("val/acc")[-1] for key, run in found.items()}
+    rows = [
+        [
+            key.removeprefix(SEARCH).strip() or "(none)",
+            f"{accuracy[key]:.2f}",
+            f"{100 * found[key].curve('train/acc')[-1]:.2f}",
+            f"{found[key].number('epoch_seconds'):.1f}",
+        ]
+        for key in sorted(found, key=lambda key: -accuracy[key])
+    ]
     return [
         "## The search for the best recipe",
         "",
@@ -245,13 +254,7 @@ def search_table(results: Results) -> list[str]:
             "epoch, in points, with one seed. What is best is chosen by these numbers; test images have no part in it."
         ),
         "",
-        "| change | held-out images | training images, as trained | s/epoch |",
-        "|---|---|---|---|",
-        *(
-            f"| {key.removeprefix(SEARCH).strip() or '(none)'} | {accuracy[key]:.2f} "
-            f"| {100 * found[key].curve('train/acc')[-1]:.2f} | {found[key].number('epoch_seconds'):.1f} |"
-            for key in sorted(found, key=lambda key: -accuracy[key])
-        ),
+        *markdown_table([["change", "held-out images", "training images, as trained", "s/epoch"], *rows]).splitlines(),
         "",
     ]
 

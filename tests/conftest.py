@@ -20,7 +20,7 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
 
 # What some tests need that pip cannot install, by the marker of such a test: whether it is here, and how to get it. A
 # newcomer's first `pytest` passes without a cluster, a browser or a download: there these tests are skipped, and each
-# says what it needs. .ci/run installs all of it and sets CNNLAB_ALL: there nothing is skipped; what is missing fails.
+# says what it needs. .ci/run installs all of it and sets CNNLAB_ALL: there what is missing fails.
 NEEDED = {
     "pictures": (PICTURES, "the CIFAR-10 pictures: set CNNLAB_PICTURES to a folder or .tar.gz of them"),
     "browser": (BROWSER, "Chromium: apt-get install chromium"),
@@ -40,7 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if ALL and not (needing and at_hand):
             raise pytest.UsageError(f"CNNLAB_ALL is set, and {what if needing else f'no test needs {marker}'}")
         for item in needing:
-            item.add_marker(pytest.mark.skipif(not at_hand, reason=f"not on this machine: {what}"))
+            reason = f"needs {what}. With CNNLAB_ALL, as in CI, it fails instead"
+            item.add_marker(pytest.mark.skipif(not at_hand, reason=reason))
 
 
 def until(condition: Callable[[], Any], timeout: float = 120, process: subprocess.Popen | None = None) -> Any:
