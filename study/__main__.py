@@ -23,7 +23,7 @@ from cnnlab.config import UserError, check, refusing, run_path
 from cnnlab.job import die_with_parent
 from cnnlab.records import RunDirectory
 from study import results
-from study.variants import SEARCH, Variant, settings, variants
+from study.variants import BEST, SEARCH, Variant, settings, variants
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("num_train_images=10000", "trainer.max_epochs=6")
@@ -51,9 +51,9 @@ class Planned:
 
 
 def plan(chosen: Sequence[Variant], words: Sequence[str], seeds: int, everything: bool) -> list[Planned]:
-    """The runs in their order: one seed of everything, then further seeds where a claim hangs on a difference.
+    """The runs in their order: one seed of everything, further seeds where a claim hangs on a difference, the search.
 
-    Raises: UserError.
+    everything: with further seeds of all but the search. Raises: UserError.
     """
     composed = {variant: configuration([*words, *variant.words]) for variant in chosen}
     for config in composed.values():
@@ -61,11 +61,11 @@ def plan(chosen: Sequence[Variant], words: Sequence[str], seeds: int, everything
     planned = []
     for seed in range(seeds):
         for variant, config in composed.items():
-            if seed == 0 or variant.over_seeds or everything:
+            if seed == 0 or variant.over_seeds or (everything and not variant.key.startswith(SEARCH)):
                 own = deepcopy(config)
                 own.seed = seed
                 planned.append(Planned(variant, seed, own, run_path(own), settings(config)))
-    return planned
+    return sorted(planned, key=lambda run: run.variant.key.startswith((SEARCH, BEST)))
 
 
 def commands(planned: Sequence[Planned], words: Sequence[str]) -> Iterator[list[str]]:
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", help="for train.py: data=image_folder data.root=FOLDER, output_dir=FOLDER")
     parser.add_argument("--quick", action="store_true", help="fewer images and epochs: to see that everything works")
     parser.add_argument("--seeds", type=int, help="for what hangs on a difference; 3, with --quick 2")
-    parser.add_argument("--all", action="store_true", help="figures 1 and 2 over all seeds too")
+    parser.add_argument("--all", action="store_true", help="all seeds of figures 1 and 2 and of Adam's rates too")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="fig03,fig04,...: these alone")
     parser.add_argument("--page", action="store_true", help="train nothing")
     parser.add_argument("--out", type=Path, help="the folder of page and files; docs/study")

@@ -2,12 +2,14 @@
 
 A number is a mean over seeds with its 95% interval by Student's t; differences are taken seed by seed. A claim holds if
 the whole interval is on its side, does not hold if it is all on the other side, and cannot be told otherwise, as with
-one seed. What is seen or not seen in a run holds if every seed shows it, and does not if none does.
+one seed, or if a seed has no such number. What is seen or not seen in a run holds if every seed shows it, and does not
+if none does.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import stats
@@ -16,7 +18,7 @@ from cnnlab.report.statistics import CONFIDENCE, Estimate, estimate
 from study import measures
 from study.measures import CHANCE, CRAWL, FLAT, GAP, TARGET, Measure, accuracy
 from study.results import Results, Run
-from study.variants import BASELINE, BY_CHANNEL, CURVES, MOMENTUM, ONE_EPOCH, ZCA
+from study.variants import BASELINE, BY_CHANNEL, CURVES, MOMENTUM, ONE_EPOCH, WITH_MOMENTUM, ZCA
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot be told"
 SAME = 1.0  # points within which two settings perform alike
@@ -55,12 +57,14 @@ class Claim:
         figure: whose runs it is about.
         place: where the report says it.
         says: what, in our words.
+        asked_here: whether the report does not say it, and it is a question of ours.
     """
 
     figure: str
     place: str
     says: str
     way: Way
+    asked_here: bool = False
 
 
 # ------------------------------------------------------------------------------------------------------ ways to measure
@@ -99,13 +103,16 @@ def mean(
     unit: str = "",
     form: str = "+.1f",
 ) -> Way:
-    """A number of every seed's runs of the variants; seeds that have none are left out."""
+    """A number of every seed's runs of the variants. Where a seed has none, nothing can be told."""
 
     def find(results: Results) -> Finding:
-        values = [value for runs in seeds_of(results, *variants) if (value := of(*runs)) is not None]
+        seeds = seeds_of(results, *variants)
+        values = [value for runs in seeds if (value := of(*runs)) is not None]
         if not values:
-            return Finding("nothing to measure" if seeds_of(results, *variants) else "not run yet", 0, UNKNOWN)
+            return Finding("nothing to measure" if seeds else "not run yet", 0, UNKNOWN)
         made = estimate(values)
+        if len(values) < len(seeds):
+            return Finding(f"{in_words(made, unit, form)}; nothing in other seeds", made.num, UNKNOWN)
         return Finding(in_words(made, unit, form), made.num, verdict(made))
 
     return Way(measured, find)
@@ -128,6 +135,10 @@ def less(measure: Measure, first: str, second: str = BASELINE) -> Way:
     return difference(measure, first, second, lambda made: above(made, sign=-1))
 
 
+def overfits_less(first: str, second: str = BASELINE) -> Way:
+    return less(measures.OVERFITTING, first, second)
+
+
 def faster(first: str, second: str = BASELINE) -> Way:
     name = f"epochs to the target: {first} minus {second}"
     return mean(name, (first, second), measures.lead, lambda made: above(made, sign=-1), "epochs")
@@ -138,36 +149,48 @@ def exceeds(measure: Measure, variant: str, threshold: float = 0) -> Way:
     return mean(name, (variant,), measure.of, lambda made: above(made, threshold), measure.unit, measure.form)
 
 
-def seen(measured: str, variants: tuple[str, ...], shows: Callable[..., bool | None], says: Callable[..., str]) -> Way:
-    """Whether every seed shows something; `shows` is None where nothing can be said, `says` tells what there is."""
+def delays_overfitting(first: str, second: str = BASELINE) -> Way:
+    name = f"epoch of the lowest test loss: {first} minus {second}, if the loss of this has risen again"
+    return mean(name, (first, second), measures.delay, above, "epochs")
+
+
+def still_overfits(first: str, second: str = BASELINE) -> Way:
+    name = f"gap at the last epoch, if that of {second} is above {GAP:g}; above {GAP:g}"
+    return mean(name, (first, second), measures.gap_where_others_overfit, lambda made: above(made, GAP), "points")
+
+
+def seen(measured: str, variants: tuple[str, ...], shows: Callable[..., bool], says: Callable[..., str]) -> Way:
+    """Whether every seed shows something; `says` tells what there is."""
 
     def find(results: Results) -> Finding:
         seeds = seeds_of(results, *variants)
         if not seeds:
             return Finding("not run yet", 0, UNKNOWN)
         shown = [shows(*runs) for runs in seeds]
-        verdict = HOLDS if all(shown) else FAILS if not any(shown) and None not in shown else UNKNOWN
+        verdict = HOLDS if all(shown) else UNKNOWN if any(shown) else FAILS
         return Finding(" / ".join(dict.fromkeys(says(*runs) for runs in seeds)), len(seeds), verdict)
 
     return Way(measured, find)
 
 
-def per_doubling(name: str, of: Callable[[Sequence[Sequence[Run]]], Iterator[float]], unit: str) -> Way:
-    """What falls with every doubling of the batch size; `of` has a number for the runs of every size."""
+def falls_with_size(name: str, of: Callable[[Sequence[Sequence[Run]]], Iterator[float]], form: str) -> Way:
+    """Whether a number falls as the batch grows; `of` has one for the runs of every size."""
+    sizes = list(CURVES["fig02"])
 
     def find(results: Results) -> Finding:
         runs = [list(results.get(key, {}).values()) for key in CURVES["fig02"].values()]
         if not all(runs):
             return Finding("not run yet", 0, UNKNOWN)
-        if min(len(run.rows) for of_size in runs for run in of_size) < measures.HALVES:
+        if min(len(run.rows) for of_size in runs for run in of_size) <= measures.WINDOW:
             return Finding("nothing to measure", 0, UNKNOWN)
         values = list(of(runs))
-        line = stats.linregress(np.log2([float(size) for size in CURVES["fig02"]]), values)
-        half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 2) * line.stderr)
-        made = Estimate(float(line.slope), half_width, len(values), math.nan)
-        return Finding(in_words(made, unit, "+.2f"), made.num, above(made, sign=-1))
+        order = stats.kendalltau(list(map(int, sizes)), values)
+        told = order.pvalue < 1 - CONFIDENCE
+        numbers = ", ".join(f"{size}: {value:{form}}" for size, value in zip(sizes, values, strict=True))
+        verdict = UNKNOWN if not told else HOLDS if order.statistic < 0 else FAILS
+        return Finding(f"{numbers} (p = {order.pvalue:.2f})", len(values), verdict)
 
-    return Way(f"{name} per doubling of the batch: a line through the sizes' means (n: sizes)", find)
+    return Way(f"{name}, means of every size; their order by Kendall's tau (n: sizes)", find)
 
 
 def best_of(first: str, others: Sequence[str]) -> Way:
@@ -175,7 +198,9 @@ def best_of(first: str, others: Sequence[str]) -> Way:
 
     def find(results: Results) -> Finding:
         finals = {
-            other: [measures.final(run) for run in results[other].values()] for other in others if other in results
+            other: [measures.final(one) for _, one in seeds]
+            for other in others
+            if (seeds := seeds_of(results, first, other))
         }
         if not finals:
             return Finding("not run yet", 0, UNKNOWN)
@@ -183,7 +208,7 @@ def best_of(first: str, others: Sequence[str]) -> Way:
         found = more(measures.ACCURACY, first, best).find(results)
         return Finding(f"{found.number} (to {best})", found.num, found.verdict)
 
-    return Way(f"{measures.ACCURACY.name}: {first} minus the best other figure's", find)
+    return Way(f"{measures.ACCURACY.name}: {first} minus the best of figures 3 to 12, as stated", find)
 
 
 # ----------------------------------------------------------------------------------------------- what is seen in a run
@@ -198,7 +223,7 @@ def crawls(variant: str, best: str) -> Way:
         f"{measures.ACCURACY.name} below {CRAWL:g} x that of {best}",
         (variant, best),
         lambda run, other: measures.final(run) < CRAWL * measures.final(other),
-        lambda run, other: f"{measures.final(run):.1f} against {ending(other)}",
+        lambda run, other: f"{ending(run)} against {ending(other)}",
     )
 
 
@@ -208,11 +233,15 @@ def is_flat_near(run: Run, epoch: int) -> bool:
 
 
 def flattening(run: Run) -> str:
+    if run.failed:
+        return ending(run)
     found = measures.flattens(accuracy(run))
     return f"epoch {found}" if found else f"still rising at epoch {len(run.rows)}"
 
 
 def overfitting(run: Run) -> str:
+    if run.failed:
+        return ending(run)
     epoch, rise = measures.loss_rise(run)
     found = measures.onset(run)
     begins = f"from epoch {found}" if found else f"not in {len(run.rows)} epochs"
@@ -220,39 +249,51 @@ def overfitting(run: Run) -> str:
 
 
 def mean_roughness(sizes: Sequence[Sequence[Run]]) -> Iterator[float]:
-    return (float(np.mean([measures.early_and_late(accuracy(run))[1] for run in runs])) for runs in sizes)
+    return (float(np.mean([measures.roughness(accuracy(run))[1] for run in runs])) for runs in sizes)
 
 
 def mean_epochs(sizes: Sequence[Sequence[Run]]) -> Iterator[float]:
-    """To TARGET x the smallest of all sizes' best accuracies."""
-    target = TARGET * min(max(accuracy(run), default=0) for runs in sizes for run in runs)
-    return (float(np.mean([measures.epochs_to(accuracy(run), target) or 0 for run in runs])) for runs in sizes)
+    """To TARGET x the smallest of all sizes' best accuracies, by smooth curves."""
+    curves = [[measures.smooth(accuracy(run)) for run in runs] for runs in sizes]
+    target = TARGET * min(max(curve) for of_size in curves for curve in of_size)
+    return (float(np.mean([measures.epochs_to(curve, target) for curve in of_size])) for of_size in curves)
 
 
 # ---------------------------------------------------------------------------------------------------------- the claims
 
 
-def overfits_before_20(variant: str) -> Way:
+def begins_to_overfit_near(epoch: int, variant: str) -> Way:
     return seen(
-        f"{variant}: the first epoch with training more than {GAP:g} points above test accuracy is 17 ± {NEAR}",
+        f"{variant}: the first epoch with training more than {GAP:g} points above test accuracy is {epoch} ± {NEAR}",
         (variant,),
-        lambda run: abs((measures.onset(run) or math.inf) - 17) <= NEAR,
+        lambda run: abs((measures.onset(run) or math.inf) - epoch) <= NEAR,
         overfitting,
     )
 
 
-def flattens_near_15(variant: str) -> Way:
+def flattens_near(epoch: int, variant: str) -> Way:
     return seen(
-        f"{variant}: the first epoch after which it gains less than {FLAT:g} point is 15 ± {NEAR}",
+        f"{variant}: the first epoch after which it gains less than {FLAT:g} point is {epoch} ± {NEAR}",
         (variant,),
-        lambda run: is_flat_near(run, 15),
+        lambda run: is_flat_near(run, epoch),
         flattening,
     )
 
 
+def with_momentum(figure: str, place: str, what: str, ways: Mapping[str, Callable[[str, str], Way]]) -> Iterator[Claim]:
+    """The same against the baseline with momentum, which overfits."""
+    for says, way in ways.items():
+        claim = f"{what} with momentum 0.9: {says}"
+        yield Claim(figure, place, claim, way(WITH_MOMENTUM[figure], MOMENTUM), asked_here=True)
+
+
+def within(first: str, second: str) -> Way:
+    return difference(measures.ACCURACY, first, second, alike, f", within ±{SAME:g}")
+
+
 DIVERGES = seen(f"{measures.ACCURACY.name} below {CHANCE:g}, or failed", ("lr=0.1",), measures.diverges, ending)
 SECONDS = mean(
-    f"seconds per epoch (median), without fitting: fig05 over fig06, on the same device; above {DOUBLE:g}",
+    f"seconds of the fastest epoch, without fitting: fig05 over fig06, on the same device; above {DOUBLE:g}",
     ("fig05", "fig06"),
     measures.times_slower,
     lambda made: above(made, DOUBLE),
@@ -261,20 +302,29 @@ SECONDS = mean(
 )
 OTHERS = [figure for figure in CURVES if "fig02" < figure < "fig13"]
 
+
+def better(first: str, second: str = BASELINE) -> Way:
+    return more(measures.ACCURACY, first, second)
+
+
+def steadier(first: str, second: str = BASELINE) -> Way:
+    return less(measures.ROUGHNESS, first, second)
+
+
 CLAIMS = (
-    Claim("fig01", "question 16", "too large a learning rate diverges (0.1)", DIVERGES),
-    Claim("fig01", "question 16", "too small a learning rate crawls (0.0001)", crawls("lr=0.0001", "lr=0.01")),
+    Claim("fig01", "question 16", "too large a learning rate (here 0.1) diverges", DIVERGES),
+    Claim("fig01", "question 16", "too small a learning rate (here 0.0001) crawls", crawls("lr=0.0001", "lr=0.01")),
     Claim(
         "fig02",
         "question 16",
         "large batches are steadier, small ones noisier",
-        per_doubling("roughness of the test accuracy", mean_roughness, "points"),
+        falls_with_size(measures.ROUGHNESS.name, mean_roughness, ".2f"),
     ),
     Claim(
         "fig02",
         "question 16",
         "small batches may need more epochs",
-        per_doubling("epochs to the target", mean_epochs, "epochs"),
+        falls_with_size("epochs to the target", mean_epochs, ".1f"),
     ),
     Claim(
         "fig02",
@@ -288,60 +338,108 @@ CLAIMS = (
         "... as training loss is averaged over the whole epoch",
         exceeds(measures.AVERAGING, ONE_EPOCH, 0.5),
     ),
-    Claim("fig03", "questions 17, 19", "the baseline overfits a little before epoch 20", overfits_before_20(BASELINE)),
-    Claim("fig03", "question 17", "its test accuracy has flattened near epoch 15", flattens_near_15(BASELINE)),
     Claim(
-        "fig03", "question 17", "its training accuracy goes on rising after that", exceeds(measures.GOES_ON, BASELINE)
+        "fig03", "question 17", "with more epochs, overfitting is evident", exceeds(measures.OVERFITTING, BASELINE, GAP)
     ),
-    Claim("fig03", "questions 17, 19", "... with momentum 0.9: overfits before epoch 20", overfits_before_20(MOMENTUM)),
-    Claim("fig03", "question 17", "... with momentum 0.9: flat near epoch 15", flattens_near_15(MOMENTUM)),
+    Claim("fig03", "question 19", "... and begins a little before epoch 20", begins_to_overfit_near(17, BASELINE)),
+    Claim("fig03", "question 17", "test accuracy has flattened near epoch 15", flattens_near(15, BASELINE)),
+    Claim("fig03", "question 17", "... and training accuracy goes on rising", exceeds(measures.GOES_ON, BASELINE)),
+    Claim(
+        "fig03",
+        "question 17",
+        "the baseline with momentum 0.9: overfitting is evident",
+        exceeds(measures.OVERFITTING, MOMENTUM, GAP),
+        asked_here=True,
+    ),
+    Claim(
+        "fig03",
+        "question 19",
+        "the baseline with momentum 0.9: overfits from a little before epoch 20",
+        begins_to_overfit_near(17, MOMENTUM),
+        asked_here=True,
+    ),
+    Claim(
+        "fig03",
+        "question 17",
+        "the baseline with momentum 0.9: test accuracy has flattened near epoch 15",
+        flattens_near(15, MOMENTUM),
+        asked_here=True,
+    ),
     Claim("fig04", "question 19", "normalisation makes training faster", faster("fig04")),
-    Claim("fig04", "question 19", "... and steadier", less(measures.ROUGHNESS, "fig04")),
+    Claim("fig04", "question 19", "... and steadier", steadier("fig04")),
     Claim("fig05", "question 21", "PCA whitening can make convergence better", faster("fig05")),
     Claim("fig05", "question 21", "... and takes nearly twice the time", SECONDS),
+    Claim("fig05", "question 21", "ZCA whitening makes convergence faster", faster(ZCA), asked_here=True),
+    Claim(
+        "fig05",
+        "question 21",
+        "PCA whitening of every pixel's channels makes convergence faster",
+        faster(BY_CHANNEL),
+        asked_here=True,
+    ),
+    Claim("fig06", "question 21", "PCA whitening and min-max scaling perform alike", within("fig05", "fig06")),
+    Claim("fig06", "question 21", "PCA whitening is the steadier of the two", steadier("fig05", "fig06")),
+    Claim("fig06", "question 21", "ZCA whitening performs like min-max scaling", within(ZCA, "fig06"), asked_here=True),
     Claim(
         "fig06",
         "question 21",
-        "PCA whitening and min-max scaling perform alike",
-        difference(measures.ACCURACY, "fig05", "fig06", alike, f", within ±{SAME:g}"),
+        "ZCA whitening is steadier than min-max scaling",
+        steadier(ZCA, "fig06"),
+        asked_here=True,
     ),
     Claim(
         "fig06",
         "question 21",
-        "... ZCA whitening and min-max scaling",
-        difference(measures.ACCURACY, ZCA, "fig06", alike, f", within ±{SAME:g}"),
+        "PCA whitening of every pixel's channels performs like min-max scaling",
+        within(BY_CHANNEL, "fig06"),
+        asked_here=True,
     ),
     Claim(
         "fig06",
         "question 21",
-        "... PCA whitening of every pixel's channels and min-max scaling",
-        difference(measures.ACCURACY, BY_CHANNEL, "fig06", alike, f", within ±{SAME:g}"),
+        "PCA whitening of every pixel's channels is steadier than min-max scaling",
+        steadier(BY_CHANNEL, "fig06"),
+        asked_here=True,
     ),
-    Claim(
-        "fig06", "question 21", "PCA whitening is the steadier of the two", less(measures.ROUGHNESS, "fig05", "fig06")
-    ),
-    Claim("fig07", "question 22", "crops and flips give better results", more(measures.ACCURACY, "fig07")),
-    Claim("fig07", "question 22", "... with less overfitting", less(measures.OVERFITTING, "fig07")),
+    Claim("fig07", "question 22", "crops and flips give better results", better("fig07")),
+    Claim("fig07", "question 22", "... with less overfitting", overfits_less("fig07")),
     Claim("fig07", "question 22", "... and a less steady test curve", more(measures.ROUGHNESS, "fig07")),
-    Claim(
-        "fig08",
-        "question 25",
-        "CutMix, too, should give better results (none are stated)",
-        more(measures.ACCURACY, "fig08"),
+    *with_momentum(
+        "fig07",
+        "question 22",
+        "crops and flips",
+        {
+            "better results": better,
+            "less overfitting": overfits_less,
+            "a less steady test curve": partial(more, measures.ROUGHNESS),
+        },
     ),
-    Claim("fig08", "question 25", "... with less overfitting", less(measures.OVERFITTING, "fig08")),
+    Claim("fig08", "question 25", "CutMix gives better results", better("fig08"), asked_here=True),
+    Claim("fig08", "question 25", "CutMix overfits less", overfits_less("fig08"), asked_here=True),
+    *with_momentum("fig08", "question 25", "CutMix", {"better results": better, "less overfitting": overfits_less}),
     Claim("fig09", "question 26", "a falling learning rate converges faster", faster("fig09")),
-    Claim("fig09", "question 26", "... and more steadily", less(measures.ROUGHNESS, "fig09")),
-    Claim("fig09", "questions 26, 27", "... to a better accuracy", more(measures.ACCURACY, "fig09")),
+    Claim("fig09", "question 26", "... and more steadily", steadier("fig09")),
+    Claim("fig09", "questions 26, 27", "... to a better accuracy", better("fig09")),
+    *with_momentum(
+        "fig09", "questions 26, 27", "a falling rate", {"faster": faster, "more steadily": steadier, "better": better}
+    ),
     Claim("fig10", "question 28", "Adam does not converge at 0.01, unlike at 0.0001", crawls("adam-lr=0.01", "fig10")),
-    Claim("fig10", "question 28", "... nor at 0.001", crawls("adam-lr=0.001", "fig10")),
-    Claim("fig11", "question 29", "dropout reduces overfitting", less(measures.OVERFITTING, "fig11")),
-    Claim("fig11", "question 29", "... delays it", more(measures.LOWEST_AT, "fig11")),
-    Claim("fig11", "question 29", "... and does not end it", exceeds(measures.OVERFITTING, "fig11", GAP)),
+    Claim("fig10", "question 28", "Adam does not converge at 0.001", crawls("adam-lr=0.001", "fig10"), asked_here=True),
+    Claim("fig11", "question 29", "dropout reduces overfitting", overfits_less("fig11")),
+    Claim("fig11", "question 29", "... delays it much", delays_overfitting("fig11")),
+    Claim("fig11", "question 29", "... and does not end it", still_overfits("fig11")),
+    *with_momentum(
+        "fig11",
+        "question 29",
+        "dropout",
+        {"less overfitting": overfits_less, "much later": delays_overfitting, "but some": still_overfits},
+    ),
     Claim("fig12", "question 34", "batch normalisation converges faster", faster("fig12")),
-    Claim("fig12", "question 34", "... to a better accuracy", more(measures.ACCURACY, "fig12")),
-    Claim("fig12", "question 34", "... and a lower held-out loss", less(measures.LOWEST_LOSS, "fig12")),
+    Claim("fig12", "question 34", "... to a better accuracy", better("fig12")),
+    Claim("fig12", "question 34", "... and a lower held-out loss", less(measures.LAST_LOSS, "fig12")),
     Claim("fig12", "question 34", "its test curve is unsteady early", more(measures.EARLY_ROUGHNESS, "fig12")),
+    Claim("fig12", "question 34", "... unlike its training curve", exceeds(measures.UNSTEADIER, "fig12")),
+    Claim("fig12", "question 34", "... and it settles", exceeds(measures.SETTLES, "fig12")),
     Claim("fig13", "section 3.6", "all improvements together are best", best_of("fig13", OTHERS)),
-    Claim("fig13", "section 3.6", "... by much against the baseline", more(measures.ACCURACY, "fig13")),
+    Claim("fig13", "section 3.6", "... by much against the baseline", better("fig13")),
 )

@@ -8,6 +8,10 @@ more, as they are, with the last weights.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import cast
+
+import numpy as np
+from scipy.signal import savgol_filter
 
 from study.results import Run
 
@@ -15,7 +19,7 @@ TARGET = 0.95  # of the smaller of two best test accuracies
 GAP = 5.0  # points between training and test accuracy that are called overfitting
 FLAT = 1.0  # points that a curve that has flattened still gains
 RISING = 2  # a curve that flattens only in its last epochs is still rising
-HALVES = 6  # epochs: two halves with neighbours
+WINDOW = 5  # epochs that a smooth curve is fitted to at a time
 CHANCE = 15.0  # points: a training that ends below has learned nothing; guessing has 10
 CRAWL = 0.5  # a training that ends below this share of the best setting's accuracy has hardly begun
 
@@ -67,17 +71,21 @@ def onset(run: Run) -> int | None:
     return next((epoch for epoch, (train, test) in enumerate(pairs, 1) if train - test > GAP), None)
 
 
-def roughness(values: Sequence[float]) -> float:
-    """How far a curve is from the middle between its neighbours, on the mean: 0 for a straight line, rising or not."""
-    return fmean(
-        abs(value - (before + after) / 2) for before, value, after in zip(values, values[1:], values[2:], strict=False)
-    )
+def smooth(values: Sequence[float]) -> list[float]:
+    """A curve without its noise: in the middle of WINDOW epochs, the parabola through them (Savitzky and Golay, 1964).
+
+    As it is, if it is shorter than that.
+    """
+    if len(values) < WINDOW:
+        return list(values)
+    return cast(list[float], savgol_filter(values, WINDOW, polyorder=2).tolist())
 
 
-def early_and_late(values: Sequence[float]) -> tuple[float, float]:
-    """The roughness of the first half of the epochs and of the second."""
+def roughness(values: Sequence[float]) -> tuple[float, float]:
+    """How far a curve is from its smooth one, on the mean, in the first half of the epochs and in the second."""
+    off = np.abs(np.subtract(values, smooth(values)))
     half = len(values) // 2
-    return roughness(values[:half]), roughness(values[half:])
+    return float(off[:half].mean()), float(off[half:].mean())
 
 
 def epochs_to(values: Sequence[float], target: float) -> float | None:
@@ -95,11 +103,11 @@ def epochs_to(values: Sequence[float], target: float) -> float | None:
 def lead(first: Run, second: Run) -> float | None:
     """How many epochs the first run needs more than the second to TARGET x the smaller of their best test accuracies.
 
-    Both reach that; None if one has learned nothing.
+    By smooth curves; both reach that. None if one has learned nothing.
     """
-    curves = accuracy(first), accuracy(second)
-    if not all(curves) or diverges(first) or diverges(second):
+    if diverges(first) or diverges(second):
         return None
+    curves = smooth(accuracy(first)), smooth(accuracy(second))
     target = TARGET * min(map(max, curves))
     one, other = (epochs_to(curve, target) for curve in curves)
     assert one is not None
@@ -126,18 +134,35 @@ def diverges(run: Run) -> bool:
     return run.failed or final(run) < CHANCE
 
 
+def delay(first: Run, second: Run) -> float | None:
+    """How many epochs later the first run's test loss is lowest; None if the second's still falls when it ends."""
+    if not (first.rows and second.rows):
+        return None
+    one, other = (loss_rise(run)[0] for run in (first, second))
+    return one - other if other <= len(second.rows) - RISING else None
+
+
+def gap_where_others_overfit(first: Run, second: Run) -> float | None:
+    """The first run's gap; None if the second's is not above GAP."""
+    return gap(first) if (gap(second) or 0) > GAP else None
+
+
 def goes_on(run: Run) -> float | None:
-    """What the training accuracy gains after epoch 15 more than the test accuracy does."""
-    gains = [values[-1] - values[14] for part in ("train", "test") if len(values := accuracy(run, part)) > 15]
-    return gains[0] - gains[1] if gains else None
+    """What the training accuracy gains after epoch 15 more than the test accuracy does, as means over three epochs."""
+    curves = accuracy(run, "train"), accuracy(run)
+    if len(run.rows) < 19:
+        return None
+    gains = [fmean(values[-3:]) - fmean(values[13:16]) for values in curves]
+    return gains[0] - gains[1]
 
 
 def times_slower(first: Run, second: Run) -> float | None:
-    """The seconds per epoch of one run over another's; None if they ran on different devices."""
-    seconds = [run.number("epoch_seconds") for run in (first, second)]
-    if first.facts["device"] != second.facts["device"] or seconds[0] is None or not seconds[1]:
-        return None
-    return seconds[0] / seconds[1]
+    """The seconds of one run's fastest epoch over another's; None if they ran on different devices.
+
+    The fastest, as whatever else a machine does makes epochs slower and never faster.
+    """
+    seconds = [min(run.curve("epoch_seconds"), default=0) for run in (first, second)]
+    return seconds[0] / seconds[1] if first.facts["device"] == second.facts["device"] and all(seconds) else None
 
 
 def averaging(run: Run) -> float | None:
@@ -152,27 +177,42 @@ def averaging(run: Run) -> float | None:
     return (during - after) / (during - test) if during > test else None
 
 
-def of_test(formula: Callable[[list[float]], float], least: int) -> Callable[[Run], float | None]:
-    """A formula on the test accuracy over the epochs, of a run with at least so many."""
-    return lambda run: formula(accuracy(run)) if len(run.rows) >= least else None
+def rough(formula: Callable[[tuple[float, float], tuple[float, float]], float]) -> Callable[[Run], float | None]:
+    """A formula of the roughness, early and late, of test and training accuracy; None if there are too few epochs."""
+    return lambda run: (
+        formula(roughness(accuracy(run)), roughness(accuracy(run, "train"))) if len(run.rows) > WINDOW else None
+    )
 
 
 ACCURACY = Measure("test accuracy at the last epoch", "points", final)
 ROUGHNESS = Measure(
     "roughness of the test accuracy in the second half of the epochs",
     "points",
-    of_test(lambda values: early_and_late(values)[1], least=HALVES),
+    rough(lambda test, train: test[1]),
     form="+.2f",
 )
 EARLY_ROUGHNESS = Measure(
-    "roughness in the first half of the epochs",
+    "roughness of the test accuracy in the first half of the epochs",
     "points",
-    of_test(lambda values: early_and_late(values)[0], least=HALVES),
+    rough(lambda test, train: test[0]),
+    form="+.2f",
+)
+UNSTEADIER = Measure(
+    "roughness in the first half of the epochs, test minus training accuracy",
+    "points",
+    rough(lambda test, train: test[0] - train[0]),
+    form="+.2f",
+)
+SETTLES = Measure(
+    "roughness of the test accuracy, first minus second half of the epochs",
+    "points",
+    rough(lambda test, train: test[0] - test[1]),
     form="+.2f",
 )
 OVERFITTING = Measure("gap at the last epoch", "points", gap)
-LOWEST_AT = Measure("epoch of the lowest test loss", "epochs", lambda run: loss_rise(run)[0] if run.rows else None)
-LOWEST_LOSS = Measure("lowest test loss", "", lambda run: min(run.curve("test/loss"), default=None), form="+.3f")
+LAST_LOSS = Measure(
+    "test loss at the last epoch", "", lambda run: run.curve("test/loss")[-1] if run.rows else None, form="+.3f"
+)
 GOES_ON = Measure("gain after epoch 15, training minus test accuracy", "points", goes_on)
 EXCESS = Measure(
     "training minus test loss of epoch 1",

@@ -12,6 +12,7 @@ from statistics import median
 
 from cnnlab.config import UserError
 from cnnlab.records import Row, RunDirectory, atomic_path
+from study.variants import SEARCH
 
 FACTS = (  # columns of runs.csv
     "variant",
@@ -88,7 +89,7 @@ def identity(path: Path) -> str:
 
 
 def collected(variant: str, settings: str, path: Path, reevaluated: tuple[float, float] | None) -> Run:
-    """What is kept of a run directory whose run has a result.
+    """What is kept of a run directory whose run has a result; of the search, nothing of the test images.
 
     reevaluated: loss and accuracy on the training images with the last weights, where measured.
     """
@@ -115,6 +116,8 @@ def collected(variant: str, settings: str, path: Path, reevaluated: tuple[float,
         "epoch_seconds": median(row["epoch_seconds"] for row in rows) if rows else "",
         "started": summary["started"],
     }
+    if variant.startswith(SEARCH):
+        facts |= {"best_test_acc": "", "last_test_acc": ""}
     if reevaluated:
         facts |= dict(zip(("reevaluated_train_loss", "reevaluated_train_acc"), reevaluated, strict=True))
     return Run({name: _text(facts.get(name, "")) for name in FACTS}, rows)

@@ -17,7 +17,7 @@ from study import claims, measures, page, results
 from study.__main__ import collect, commands, main, plan
 from study.claims import FAILS, HOLDS, UNKNOWN, Finding
 from study.results import FACTS, Run
-from study.variants import BASELINE, CURVES, ONE_EPOCH, variants
+from study.variants import BASELINE, CURVES, ONE_EPOCH, SEARCH, variants
 
 SMALL = (
     *("data=shapes", "data.num_train=300", "data.num_test=50", "num_train_images=null", "trainer.max_epochs=2"),
@@ -45,10 +45,13 @@ def of(*runs: Run) -> results.Results:
 # ------------------------------------------------------------------------------------------------------------ formulas
 
 
-def test_roughness_does_not_see_a_slope():
-    assert measures.roughness([10, 20, 30, 40]) == 0
-    assert measures.roughness([10, 30, 20, 40]) == pytest.approx((15 + 15) / 2)
-    assert measures.early_and_late([10, 20, 30, 40, 45, 40]) == (0, pytest.approx(5))
+def test_roughness_does_not_see_a_smooth_curve():
+    assert measures.roughness([epoch * (40 - epoch) for epoch in range(20)]) == pytest.approx((0, 0), abs=1e-9)
+    zigzag = [(-1) ** epoch for epoch in range(9)]
+    assert measures.smooth(zigzag)[4] == pytest.approx((17 - 2 * 12 - 2 * 3) / 35)  # weights: -3, 12, 17, 12, -3
+    early, late = measures.roughness([10 * epoch for epoch in range(10)] + [100 + value for value in zigzag + [-1]])
+    assert early < 0.5 < late
+    assert measures.smooth([1, 5, 2]) == [1, 5, 2]
 
 
 def test_the_target_is_interpolated_and_shared():
@@ -65,6 +68,22 @@ def test_overfitting_begins_with_the_first_large_gap():
     assert measures.onset(run) == 3
     assert measures.loss_rise(run) == (3, pytest.approx(0.01))
     assert measures.onset(made([0.5, 0.6])) is None
+
+
+def test_a_delay_needs_a_loss_that_rises_again():
+    overfits, later = made([0.5, 0.6, 0.5, 0.5, 0.5]), made([0.4, 0.5, 0.55, 0.6, 0.5])
+    assert measures.delay(later, overfits) == 2
+    assert measures.delay(overfits, later) is None
+    some, much = ({"reevaluated_train_acc": trained} for trained in (0.52, 0.9))
+    assert measures.gap_where_others_overfit(made([0.5], **some), made([0.5], **much)) == pytest.approx(2)
+    assert measures.gap_where_others_overfit(made([0.5], **much), made([0.5], **some)) is None
+
+
+def test_training_that_goes_on_after_epoch_15():
+    test = [0.5] * 20
+    train = [0.5] * 13 + [0.6] * 4 + [0.7] * 3
+    assert measures.GOES_ON.of(made(test, train)) == pytest.approx(10)
+    assert measures.GOES_ON.of(made(test[:18], train[:18])) is None
 
 
 def test_the_gap_is_that_of_the_last_weights_on_images_as_they_are():
@@ -90,9 +109,14 @@ def test_the_share_of_the_excess_that_averaging_explains():
 
 
 def test_times_are_compared_on_one_device_alone():
-    one, other = made([0.5], epoch_seconds=30), made([0.5], epoch_seconds=20)
-    assert measures.times_slower(one, other) == pytest.approx(1.5)
-    assert measures.times_slower(one, made([0.5], epoch_seconds=20, device="H100")) is None
+    def timed(*seconds: float, **facts: str) -> Run:
+        run = made([0.5] * len(seconds), **facts)
+        for row, value in zip(run.rows, seconds, strict=True):
+            row["epoch_seconds"] = value
+        return run
+
+    assert measures.times_slower(timed(90, 30), timed(20, 200)) == pytest.approx(1.5)
+    assert measures.times_slower(timed(30), timed(20, device="H100")) is None
 
 
 # ------------------------------------------------------------------------------------------------------------ verdicts
@@ -141,14 +165,88 @@ def test_what_is_seen_must_be_seen_in_every_seed():
     assert verdict(0.1, 0.5) == UNKNOWN
 
 
-def test_larger_batches_are_compared_by_a_straight_line():
+def test_larger_batches_are_compared_by_their_order():
     def saw(height: float) -> list[float]:
-        return [0.5, 0.5 + height, 0.5, 0.5 + height, 0.5, 0.5 + height]
+        return [0.5, 0.5 + height] * 5
 
-    runs = [made(saw(0.01 * (5 - place)), variant=key) for place, key in enumerate(CURVES["fig02"].values())]
     way = next(claim.way for claim in claims.CLAIMS if claim.figure == "fig02")
-    assert way.find(of(*runs)) == Finding("-1.00 ± 0.00 points", 5, HOLDS)
-    assert way.find(of(*(made([0.5], variant=key) for key in CURVES["fig02"].values()))).verdict == UNKNOWN
+    keys = list(CURVES["fig02"].values())
+    assert (
+        way.find(of(*(made(saw(0.01 * (5 - place)), variant=key) for place, key in enumerate(keys)))).verdict == HOLDS
+    )
+    assert (
+        way.find(of(*(made(saw(0.01 * (5 + place)), variant=key) for place, key in enumerate(keys)))).verdict == FAILS
+    )
+    heights = (0.05, 0.04, 0.02, 0.03, 0.01)  # one pair the other way round
+    found = way.find(of(*(made(saw(height), variant=key) for height, key in zip(heights, keys, strict=True))))
+    assert (found.num, found.verdict) == (5, UNKNOWN)
+    assert found.number.endswith("(p = 0.08)")
+    assert way.find(of(*(made([0.5], variant=key) for key in keys))).num == 0
+
+
+SLOW = [0.02 * epoch for epoch in range(1, 21)]
+FAST = [min(2 * value, 0.4) for value in SLOW]
+ROUGH = [value + 0.05 * (-1) ** epoch for epoch, value in enumerate(SLOW)]
+
+
+@pytest.mark.parametrize(
+    ("way", "first", "second"),
+    [
+        (claims.faster, {"test": FAST}, {"test": SLOW}),
+        (claims.steadier, {"test": SLOW}, {"test": ROUGH}),
+        (claims.better, {"test": [0.5, 0.6]}, {"test": [0.6, 0.5]}),
+        (claims.overfits_less, {"reevaluated_train_acc": 0.6}, {"reevaluated_train_acc": 0.9}),
+        (claims.delays_overfitting, {"test": [0.4, 0.5, 0.6, 0.5]}, {"test": [0.6, 0.5, 0.5, 0.5]}),
+    ],
+)
+def test_every_way_has_a_direction(way, first, second):
+    """Three seeds that differ a little: it holds, and the other way round it does not."""
+
+    def verdict(one: dict, other: dict) -> str:
+        runs = []
+        for seed in range(3):
+            for variant, about in (("fig12", one), (BASELINE, other)):
+                about = {"test": [0.5, 0.5]} | about
+                test = [value + 0.001 * seed * (variant == BASELINE) for value in about.pop("test")]
+                runs.append(made(test, variant=variant, seed=seed, **about))
+        return way("fig12").find(of(*runs)).verdict
+
+    assert verdict(first, second) == HOLDS
+    assert verdict(second, first) in ((FAILS, UNKNOWN) if way is claims.delays_overfitting else (FAILS,))
+
+
+def test_a_seed_that_learns_nothing_lets_nothing_be_told():
+    runs = [made(SLOW, seed=seed) for seed in range(3)]
+    runs += [made(FAST, variant="fig12", seed=seed) for seed in range(2)]
+    runs += [made([0.1], variant="fig12", seed=2, status="diverged")]
+    found = claims.faster("fig12").find(of(*runs))
+    assert (found.num, found.verdict) == (2, UNKNOWN)
+    assert "nothing in other seeds" in found.number
+
+
+def test_adam_is_compared_with_its_own_best_rate():
+    way = claims.crawls("adam-lr=0.01", "fig10")
+    assert way.find(of(made([0.1], variant="adam-lr=0.01"), made([0.6], variant="fig10"))).verdict == HOLDS
+    assert way.find(of(made([0.5], variant="adam-lr=0.01"), made([0.6], variant="fig10"))).verdict == FAILS
+
+
+def test_the_best_of_the_others_has_the_highest_mean_over_the_same_seeds():
+    runs = [made([0.7], variant="fig13", seed=seed) for seed in range(2)]
+    runs += [made([0.6], variant="fig04", seed=seed) for seed in range(2)]
+    runs += [made([level], variant="fig12", seed=seed) for seed, level in enumerate((0.65, 0.5, 0.9))]
+    assert claims.best_of("fig13", ["fig04", "fig12"]).find(of(*runs)).number.endswith("(to fig04)")
+
+
+def test_every_claim_can_be_told_of_trainings_that_diverge_in_epoch_1(tmp_path):
+    failed = Run(dict.fromkeys(FACTS, "") | {"status": "diverged", "settings": "", "device": "cpu"}, [])
+    runs = [
+        Run({**failed.facts, "variant": variant.key, "seed": str(seed)}, [])
+        for variant in variants()
+        for seed in (0, 1)
+    ]
+    text = page.write(tmp_path, runs, quick=False).read_text()
+    assert "diverged in epoch 1" in text
+    assert page.search_table(of(*runs))[-2].count("diverged") == 1
 
 
 def test_the_claims_are_in_the_order_of_the_report():
@@ -163,7 +261,7 @@ def test_the_search_is_ranked_by_held_out_images():
         for row in run.rows:
             row["val/acc"] = row.pop("test/acc")
     rows = [line for line in page.search_table(of(*runs)) if line.startswith("|")]
-    assert rows[2:] == ["| b | 70.00 | 70.00 | 1.0 |", "| a | 60.00 | 60.00 | 1.0 |"]
+    assert rows[2:] == ["| b | 70.00 | 70.00 | 1.0 | 1 |", "| a | 60.00 | 60.00 | 1.0 | 1 |"]
     assert page.search_table(of(made([0.5]))) == []
 
 
@@ -194,6 +292,15 @@ def test_one_seed_of_everything_comes_first_and_neighbours_are_one_sweep():
         "-m data=shapes experiment=fig03,fig04 seed=1",
         "-m data=shapes experiment=fig01 optim.lr=0.01 trainer.max_epochs=1 seed=1",
     ]
+    last = plan([KNOWN[SEARCH], KNOWN["fig03"]], ["data=shapes"], 2, everything=True)[-1]
+    assert last.key == (SEARCH, 0)
+
+
+def test_of_the_search_nothing_of_the_test_images_is_kept(tmp_path):
+    [run] = plan([KNOWN[SEARCH]], SMALL, 1, False)
+    finished(run)
+    facts = collect([run], tmp_path)[SEARCH, 0].facts
+    assert (facts["last_test_acc"], facts["best_test_acc"]) == ("", "")
 
 
 # ------------------------------------------------------------------------------------------------------------ the files
