@@ -76,6 +76,7 @@ class Records(Checkpoint):
             "epoch_done": self.epoch_done,
             "should_stop": trainer.should_stop,
             "torch": str(torch.__version__),
+            "precision": trainer.precision,
             "code": code_digest(),
             "seconds": self.seconds_before + time.perf_counter() - self.began,
             "lr": self.lr,
@@ -89,6 +90,12 @@ class Records(Checkpoint):
             raise UserError(
                 f"{trainer.ckpt_path} was written by torch {state['torch']}, and this is {torch.__version__}: the run "
                 f"would not end where it would have. Install that version, or type rerun=true to train it anew."
+            )
+        if (precision := state.get("precision", trainer.precision)) != trainer.precision:
+            raise UserError(
+                f"{trainer.ckpt_path} was written in precision {precision}, and this device computes in "
+                f"{trainer.precision}: the run would not end where it would have. Go on with it where the other one is "
+                f"at hand, or type rerun=true to train it anew."
             )
         if state["code"] != code_digest():
             log.warning("The source code has changed since this run was interrupted; rerun=true trains it anew.")

@@ -60,16 +60,20 @@ def previous(path: Path) -> Path:
     return path.with_name("previous.ckpt")
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest checkpoint that is what was written, if there is one; says which was not, and why."""
+def newest(folder: Path, put_aside: bool = True) -> Path | None:
+    """The newest checkpoint that is what was written, if there is one.
+
+    put_aside: give those that are not another name, and say why.
+    """
     last = folder / "last.ckpt"
     for path in (last, previous(last)):
         if path.exists():
             if not (reason := damage(path)):
                 return path
-            aside = path.with_name(f"{path.name}.damaged")
-            path.replace(aside)
-            log.warning(f"{path} {reason}; it is not used, and kept as {aside.name}.")
+            if put_aside:
+                aside = path.with_name(f"{path.name}.damaged")
+                path.replace(aside)
+                log.warning(f"{path} {reason}; it is not used, and kept as {aside.name}.")
     return None
 
 

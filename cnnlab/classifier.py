@@ -5,6 +5,7 @@ own for a network this small.
 """
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -166,6 +167,9 @@ class Classifier(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.publish(self.sums.means("train", self.trainer))
+        for kept in self.trainer.lr_scheduler_configs:
+            if isinstance(kept.scheduler, ReduceLROnPlateau):
+                kept.scheduler.step(self.measured[f"{self.held_out}/acc"])
 
     def publish(self, metrics: dict[str, float]) -> None:
         """Keep the metrics, and offer them to callbacks that watch one."""
@@ -199,16 +203,16 @@ def schedule(
     """A schedule as Lightning takes it. Its class decides how it is stepped.
 
     A class that asks for the length of the training gets it, in steps, and is stepped after every step; others are
-    stepped after every epoch, ReduceLROnPlateau by the monitored metric.
+    stepped after every epoch. ReduceLROnPlateau is kept by Lightning and stepped by `Classifier`, before the epoch is
+    saved: Lightning would do it after that, and a resumed run would miss it.
     """
     parameters = inspect.signature(scheduler).parameters
     for name in ("total_steps", "T_max"):
         if name in parameters:
             return {"scheduler": scheduler(optimizer, **{name: num_steps}), "interval": "step"}
     made = scheduler(optimizer)
-    return {"scheduler": made, "interval": "epoch"} | (
-        {"monitor": monitor} if isinstance(made, ReduceLROnPlateau) else {}
-    )
+    ours = {"monitor": monitor, "frequency": sys.maxsize} if isinstance(made, ReduceLROnPlateau) else {}
+    return {"scheduler": made, "interval": "epoch"} | ours
 
 
 class Sums:

@@ -53,8 +53,23 @@ NOT_IDENTITY = (
     "cuda_graph",
 )
 
+# Arguments of Lightning's Trainer with which an epoch would not be what it is here: a step for every batch, then one
+# evaluation.
+NOT_OURS = (
+    "accumulate_grad_batches",
+    "check_val_every_n_epoch",
+    "fast_dev_run",
+    "max_steps",
+    "max_time",
+    "min_steps",
+    "val_check_interval",
+)
+
+NULLABLE = ("checkpoint.every_n_minutes",)  # knobs with a default that may be null
+
 # What the knobs may be, wherever they appear; shown to the user as it stands.
 LIMITS = {
+    "accelerator": "accelerator in ('auto', 'cpu', 'gpu', 'cuda', 'mps')",
     "alpha": "alpha > 0",
     "batch_size": "batch_size >= 1",
     "betas": "len(betas) == 2 and all(0 <= beta < 1 for beta in betas)",
@@ -84,11 +99,15 @@ LIMITS = {
     "jobs_per_device": "jobs_per_device >= 1",
     "kernel_size": "kernel_size >= 1 and kernel_size % 2 == 1",
     "label_smoothing": "0 <= label_smoothing < 1",
+    "limit_test_batches": "limit_test_batches > 0",
+    "limit_train_batches": "limit_train_batches > 0",
+    "limit_val_batches": "limit_val_batches > 0",
     "lr": "lr > 0",
     "lr_decay": "lr_decay >= 0",
     "max_epochs": "max_epochs >= 1",
     "max_lr": "max_lr > 0",
     "max_running": "max_running >= 1",
+    "mode": "mode in ('min', 'max')",
     "momentum": "0 <= momentum < 1",
     "name": "name.strip('/') == name and '..' not in name",
     "noise": "noise >= 0",
@@ -104,6 +123,7 @@ LIMITS = {
     "padding_mode": "padding_mode in ('reflect', 'constant')",
     "patch_size": "patch_size >= 1",
     "patience": "patience >= 1",
+    "precision": "precision in ('auto', '32-true', 'bf16-mixed', '16-mixed')",
     "pct_start": "0 < pct_start < 1",
     "per": "per in ('channel', 'pixel')",
     "resident": "resident in ('device', 'host')",
@@ -117,6 +137,7 @@ LIMITS = {
     "size": "size >= 1",
     "std": "std >= 0",
     "step_size": "step_size >= 1",
+    "strategy": "strategy == 'auto' or strategy.startswith('ddp')",
     "stride": "stride >= 1",
     "threads": "threads >= 1",
     "time": "time >= 1",
@@ -306,7 +327,7 @@ def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ImportError):
-            package = str(node["_target_"]).partition(".")[0]
+            package = (cause.name or str(node["_target_"])).partition(".")[0]
             raise UserError(
                 f"{node['_target_']} needs the package {package}, which is not installed ({cause}). Type pip install "
                 f"{package}, or choose another option."
@@ -352,6 +373,11 @@ def check(config: DictConfig) -> None:
     defaults = defaults_of(config)
     for path, value in leaves(job):
         check_value(path, value, defaults.get(path))
+    if refused := [name for name in NOT_OURS if job["trainer"].get(name)]:
+        raise UserError(
+            f"trainer.{refused[0]} is not supported: every batch is a step, and every epoch is evaluated once. Type "
+            f"batch_size for larger steps, num_train_images for shorter epochs, trainer.max_epochs, or debug=one_batch."
+        )
 
     source = data_source(config.data)
     source.check()
@@ -404,11 +430,17 @@ def check(config: DictConfig) -> None:
             f"{source.num_train}, with val_fraction={job['val_fraction']} held out). "
             f"Type batch_size={num_train} or less."
         )
+    held_out = "val" if job["val_fraction"] else "test"
+    metrics = [f"{part}/{metric}" for part in ("train", held_out) for metric in ("loss", "acc")]
     for name, callback in job["callbacks"].items():
         if job["val_fraction"] == 0 and str(callback.get("monitor")).startswith("val/"):
             raise UserError(
                 f"callbacks.{name} watches {callback['monitor']}, but with val_fraction=0 nothing is held out. Type "
                 f"callbacks.{name}.monitor=test/acc to watch the test images, or val_fraction=0.1."
+            )
+        if callback.get("monitor", metrics[0]) not in metrics:
+            raise UserError(
+                f"callbacks.{name}.monitor={callback['monitor']} is not measured. Type one of {', '.join(metrics)}."
             )
     if job["optim"].get("nesterov") and not job["optim"].get("momentum"):
         raise UserError(
@@ -450,6 +482,8 @@ def check_value(path: str, value: Any, default: Any) -> None:
     if isinstance(default, str) and isinstance(value, int | float):  # name=2024
         value = str(value)
     example = f" Type for example {path}={as_typed(default)}, its default." if default is not None else ""
+    if value is None and path in NULLABLE:
+        return
     expected = {bool: "true or false", int: "a whole number", float: "a finite number", list: "a list, [a,b,...]"}
     if default is not None and type(default) in expected:
         accepted = (int, float) if isinstance(default, float) else type(default)

@@ -114,7 +114,7 @@ def open_or_return(config: DictConfig, run: RunDirectory, settings: HydraConf) -
     """
     digest = data_source(config.data).digest()
     summary = run.summary()
-    if summary and config.rerun:
+    if config.rerun and (summary or run.checkpoints.exists()):
         print(f"The old run is kept as {run.put_aside()}.")
     elif summary.get("status") == "done":
         print(recall(run, summary, digest))
@@ -217,6 +217,7 @@ def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:
     child = subprocess.Popen(
         [sys.executable, "-m", "cnnlab.job", str(run.path)],
         env=environment,
+        pass_fds=run.lock_descriptors,  # till the last process has saved, nobody else has the run
         preexec_fn=lambda: die_with_parent(signal.SIGTERM),
     )
 

@@ -67,7 +67,7 @@ class Unchanged(Normalization):
         """There is nothing to learn."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return images / 255
+        return (images / 255).contiguous(memory_format=torch.channels_last)
 
     def inverse(self, images: Tensor) -> Tensor:
         return images * 255

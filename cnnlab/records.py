@@ -109,6 +109,7 @@ class RunDirectory:
     def __init__(self, path: Path):
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self.lock_descriptors: tuple[int, ...] = ()  # a process that has them holds the directory too
 
     @contextmanager
     def owned(self, on_busy: str = "wait") -> Iterator[None]:
@@ -130,8 +131,13 @@ class RunDirectory:
             for partial in self.path.rglob(".*.partial"):  # of a process that was killed while it wrote
                 partial.unlink()
             write_text(holder, f"process {os.getpid()} on {socket.gethostname()} since {now()}")
+            if isinstance(lock, FileLock) and (descriptor := lock._context.lock_file_fd) is not None:
+                self.lock_descriptors = (os.dup(descriptor),)  # of filelock's own one, a fork has none
             yield
         finally:
+            for descriptor in self.lock_descriptors:
+                os.close(descriptor)
+            self.lock_descriptors = ()
             if lock.is_locked:
                 holder.unlink(missing_ok=True)
             lock.release()
@@ -198,12 +204,15 @@ class RunDirectory:
                 folder.rmdir()
 
     def put_aside(self) -> Path:
-        """Move everything into a directory of another name, so that the run can be trained anew."""
+        """Move everything into a directory of another name, so that the run can be trained anew.
+
+        The summary goes last: killed before that, the same is done again.
+        """
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
             number += 1
         aside.mkdir()
-        for entry in list(self.path.iterdir()):
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "summary.json"):
             if entry.name not in (".lock", ".holder", ".queued"):
                 entry.rename(aside / entry.name)
         return aside
@@ -318,10 +327,22 @@ def git_state() -> dict[str, Any]:
 
 
 def source_changes() -> str:
-    """How the source files differ from the commit, as `git diff` writes it; empty if they do not."""
-    command = ["git", "-C", str(Path(__file__).parent.parent), "diff", "HEAD"]
+    """How the source files differ from the commit, as `git diff` writes it; empty if they do not.
+
+    Of files that git does not know yet, code and configuration are taken as new.
+    """
+
+    def git(*arguments: str, statuses: tuple[int, ...] = (0,)) -> str:
+        command = ["git", "-C", str(Path(__file__).parent.parent), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode not in statuses:
+            raise subprocess.CalledProcessError(result.returncode, command)
+        return result.stdout
+
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        new = git("ls-files", "--others", "--exclude-standard", "*.py", "*.yaml").splitlines()
+        added = (git("diff", "--no-index", "/dev/null", name, statuses=(0, 1)) for name in new)
+        return "".join((git("diff", "HEAD"), *added))
     except (OSError, subprocess.CalledProcessError):
         return ""
 

@@ -84,6 +84,8 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
             if hasattr(network, "fit") and not records.last.exists():
                 mixed = torch.randperm(len(datamodule.train_index))[:FITTED_ON]
                 network.fit(datamodule.evaluation_images("train", datamodule.train_index[mixed]))
+            if trainer.global_rank:  # every process drops other neurons
+                torch.manual_seed(config.seed + (trainer.global_rank << 32))
             summary |= fit_and_test(trainer, classifier, datamodule, records)
             if trainer.is_global_zero:
                 close_records(run, summary, trainer, config)
@@ -96,7 +98,8 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
 def fit_and_test(trainer: Trainer, classifier: Classifier, datamodule: ImageData, records: Records) -> dict[str, Any]:
     """Train to the end, then evaluate the test images; return what the summary says of it."""
     started = time.perf_counter()
-    trainer.fit(classifier, datamodule, ckpt_path=checkpoint.newest(records.run.checkpoints), weights_only=True)
+    newest = checkpoint.newest(records.run.checkpoints, put_aside=trainer.is_global_zero)
+    trainer.fit(classifier, datamodule, ckpt_path=newest, weights_only=True)
     train_seconds = records.seconds_before + time.perf_counter() - started
     datamodule.graph = None  # and with it the memory that was recorded
 

@@ -68,6 +68,8 @@ def check_trial(config: DictConfig) -> None:
     check(config)
     if not config.val_fraction:
         raise UserError("A search chooses by held-out images, and with val_fraction=0 there are none.")
+    if config.trainer.devices != 1 or config.trainer.num_nodes != 1:
+        raise UserError("A search trains in this process, on one device. Type trainer.devices=1.")
 
 
 def answer(directories: Sequence[Path]) -> str:

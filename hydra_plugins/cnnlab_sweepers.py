@@ -50,6 +50,13 @@ class GridSweeper(Sweeper):
         )
         words = [tuple(job) for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]]
         composed = {job: self.loader.load_sweep_config(self.config, list(job)) for job in dict.fromkeys(words)}
+        for job, config in composed.items():
+            params = config.hydra.sweeper.get("params") or {}
+            if lost := " ".join(f"{key}={values}" for key, values in params.items() if key not in self.params):
+                experiment = next(word for word in job if word.startswith("experiment="))
+                raise UserError(
+                    f"{experiment} is a sweep of its own, over {lost}. Type python train.py -m {experiment} alone."
+                )
         sweep(self.config, [composed[job] for job in words])
 
 

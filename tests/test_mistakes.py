@@ -34,6 +34,18 @@ MISTAKES = {
     "more words than images": ("model=bow model.num_words=9001 data=shapes", ["num_words=9001", "9000"]),
     "even filter": ("aug=blur aug.blur.kernel_size=4", ["kernel_size=4", "kernel_size % 2 == 1"]),
     "patch larger than the image": ("model=bow model.patch_size=33 data=shapes", ["patch_size=33", "32"]),
+    "mistyped precision": ("trainer.precision=bf16-mxed", ["precision=bf16-mxed", "'bf16-mixed'"]),
+    "mistyped accelerator": ("trainer.accelerator=gpuu", ["accelerator=gpuu", "'gpu'"]),
+    "mistyped strategy": ("trainer.strategy=dpp", ["strategy=dpp", "'ddp'"]),
+    "mistyped mode": ("callbacks=early_stopping callbacks.early_stopping.mode=maxx", ["mode=maxx", "'max'"]),
+    "metric that there is none of": (
+        "callbacks=early_stopping callbacks.early_stopping.monitor=val/accuracy",
+        ["monitor=val/accuracy", "val/acc"],
+    ),
+    "steps of several batches": ("+trainer.accumulate_grad_batches=2", ["accumulate_grad_batches", "batch_size"]),
+    "no end of an epoch": ("+trainer.max_steps=4", ["max_steps", "trainer.max_epochs"]),
+    "no evaluation": ("+trainer.limit_val_batches=0", ["limit_val_batches=0", "limit_val_batches > 0"]),
+    "two sweeps": ("-m experiment=fig01,fig03", ["experiment=fig01 is a sweep of its own", "optim.lr=0.0001,0.001"]),
     "a schedule's own refusal": ("data=shapes sched=plateau sched.factor=1", ["Factor should be < 1.0"]),
     "unknown option": (
         "optim=sdg",

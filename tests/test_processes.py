@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, until
 from test_resume import only_run, processes_of
 
@@ -69,6 +70,12 @@ def test_a_sweep_of_runs_by_two_processes(swept, tmp_path):
         assert (summary["run"], summary["environment"]["num_devices"]) == (found["adam"]["run"], num)
         losses[num] = summary["metrics"]["train/loss"]
     assert [losses[2], losses[4]] == pytest.approx([losses[1]] * 2, rel=1e-3)
+
+
+def test_every_process_drops_other_neurons(swept):
+    for path in swept.glob("runs/*/checkpoints/last.ckpt"):
+        first, second = torch.load(path, weights_only=True)["records"]["processes"]
+        assert not first["random"]["torch"].equal(second["random"]["torch"])
 
 
 def test_torchrun_makes_the_same(swept, tmp_path):

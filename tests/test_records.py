@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from errno import ENOLCK
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from filelock import FileLock
 
-from cnnlab.records import RunDirectory, atomic_path, log, write_text
+from cnnlab import records
+from cnnlab.records import BusyError, RunDirectory, atomic_path, log, write_text
 
 
 def test_a_file_appears_when_its_writing_succeeded(tmp_path):
@@ -86,6 +88,70 @@ def test_put_aside_keeps_every_old_run(tmp_path):
             run.put_aside()
     assert [RunDirectory(tmp_path / f"run.old{number}").summary()["number"] for number in (1, 2)] == [1, 2]
     assert run.summary() == {}
+
+
+def test_killed_as_it_is_put_aside_a_run_has_still_its_summary(tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path / "run")
+    run.write_summary({"number": 1})
+    for name in ("a.png", "checkpoints", "z.png"):
+        (run.path / name).mkdir()
+    moved = []
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, target: (moved.append(path.name), rename(path, target)))
+    run.put_aside()
+    assert len(moved) == 4
+    assert moved[-1] == "summary.json"
+
+
+def test_changes_of_the_source_have_new_files_too(tmp_path, monkeypatch):
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+
+    (tmp_path / "package").mkdir()
+    old, new, data = (tmp_path / "package" / name for name in ("old.py", "new.py", "data.bin"))
+    monkeypatch.setattr(records, "__file__", str(old))
+    assert records.source_changes() == ""
+    old.write_text("x = 1\n")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    assert records.source_changes() == ""
+    old.write_text("x = 2\n")
+    new.write_text("y = 3\n")
+    data.write_text("z")
+    patch = records.source_changes()
+    assert "+x = 2" in patch
+    assert "+y = 3" in patch
+    assert "data.bin" not in patch
+    git("stash", "-q", "--include-untracked")
+    subprocess.run(["git", "-C", tmp_path, "apply"], input=patch, text=True, check=True)
+    assert (old.read_text(), new.read_text()) == ("x = 2\n", "y = 3\n")
+
+
+DRIVER = """
+import subprocess, sys
+from pathlib import Path
+from cnnlab.records import RunDirectory
+run = RunDirectory(Path(sys.argv[1]))
+with run.owned():
+    words = [sys.executable, "-c", "input()"]
+    child = subprocess.Popen(words, pass_fds=run.lock_descriptors, preexec_fn=lambda: None, stdin=subprocess.PIPE)
+    print(child.pid, flush=True)
+    input()
+"""
+
+
+def test_the_processes_of_a_killed_driver_hold_the_directory_till_they_end(tmp_path):
+    words = [sys.executable, "-c", DRIVER, tmp_path]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
+        child = int(driver.stdout.readline())
+        os.kill(child, signal.SIGSTOP)  # it is busy
+        driver.kill()
+    with pytest.raises(BusyError), RunDirectory(tmp_path).owned("fail"):
+        pass
+    os.kill(child, signal.SIGKILL)
+    with RunDirectory(tmp_path).owned("wait"):
+        pass
 
 
 HOLD = """

@@ -44,6 +44,25 @@ def test_the_interval_covers_the_truth_in_95_of_100_cases():
     assert stats.binomtest(sum(covered), 4000, 0.95).pvalue > 1e-3
 
 
+def test_two_seeds_that_differ_by_the_same_say_nothing_of_others():
+    assert not difference({0: 0.51, 1: 0.62}, {0: 0.50, 1: 0.61}).distinguishable
+
+
+@pytest.mark.parametrize(
+    ("kept", "typed", "same"),
+    [
+        ("0.001", "1e-3", True),
+        ("crop_flip+cutmix", "[cutmix,crop_flip]", True),
+        ("crop_flip", "crop_flip", True),
+        ("crop_flip", "[crop_flip]", True),
+        ("0.001", "0.01", False),
+        ("crop_flip+cutmix", "cutmix", False),
+    ],
+)
+def test_settings_are_found_however_they_are_typed(kept, typed, same):
+    assert compare.same(kept, typed) is same
+
+
 def test_differences_are_paired_by_seed():
     """The seeds differ much, the settings little: seed by seed it shows."""
     first = {seed: value + 0.01 + 0.001 * (seed % 2) for seed, value in enumerate(VALUES)}
@@ -94,7 +113,7 @@ def make_run(folder: Path, seed: int, accuracy: float, choices: dict | None = No
         "choices": choices,
         "changes": changes,
         "seed": seed,
-        "overrides": [f"{group}={option}" for group, option in choices.items()] + [f"seed={seed}"],
+        "overrides": [*(f"{group}={option}" for group, option in choices.items()), f"seed={seed}", "launcher=local"],
         "selected_on": "val/acc",
         "best_epoch": 3,
         "epochs_done": 3,
@@ -206,6 +225,13 @@ def test_before_and_after_a_change_of_the_code(tmp_path, command):
     assert (tmp_path / "pictures" / "c.png").exists()
     both = command("-m", "cnnlab", "report", "before", str(tmp_path / "after"))
     assert "code=dddddddddddd has the highest" in both.stdout, both.stderr
+
+
+def test_what_trains_a_setting_again_has_no_words_about_how(two_by_two):
+    for command in page.commands(sweep_of(two_by_two)):
+        assert command.startswith("python train.py -m ")
+        assert "launcher" not in command
+        assert command.count("seed=") == 1
 
 
 def test_a_default_is_a_value_too(tmp_path):

@@ -214,6 +214,32 @@ def test_a_lost_best_checkpoint_is_told_before_training_goes_on(zygote, tmp_path
     assert zygote.run(output, "rerun=true")["status"] == 0
 
 
+PLATEAU = (
+    *(word for word in COMMAND if not word.startswith(("sched", "callbacks", "+callbacks", "optim.lr"))),
+    *("sched=plateau", "sched.patience=1", "optim.lr=0.000001"),  # the accuracy stays what it is
+)
+
+
+@pytest.mark.parametrize("fault", [("step", 14, "SIGTERM"), ("step", 14, "SIGKILL"), ("metrics.csv", 2, "SIGKILL")])
+def test_plateau_waits_as_long_as_in_an_undisturbed_run(zygote, tmp_path, fault):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert zygote.run(whole, command=PLATEAU)["status"] == 0, said(whole)
+    assert float(left_by(whole)["rows"][-1]["lr"]) < 1e-6
+    assert zygote.run(stopped, command=PLATEAU, faults=[fault])["status"] in (143, -9)
+    assert zygote.run(stopped, command=PLATEAU)["status"] == 0
+    assert differences(left_by(whole), left_by(stopped)) == []
+
+
+def test_rerun_trains_anew_what_was_half_put_aside(zygote, tmp_path):
+    """As if it had been killed between the renames: the checkpoint of a finished run is no new training."""
+    output = tmp_path / "outputs"
+    assert zygote.run(output, command=SMALL)["status"] == 0
+    (only_run(output) / "summary.json").unlink()
+    again = zygote.run(output, "rerun=true", command=SMALL)
+    assert again["status"] == 0, said(output)
+    assert again["counts"]["step"] > 0
+
+
 def test_another_version_of_torch_is_refused(zygote, tmp_path):
     output = tmp_path / "outputs"
     assert zygote.run(output, faults=[("step", 5, "SIGKILL")])["status"] == -9
@@ -223,7 +249,11 @@ def test_another_version_of_torch_is_refused(zygote, tmp_path):
     CheckpointFiles().save_checkpoint(changed, last)
     assert zygote.run(output)["status"] == 2
     assert f"was written by torch 2.0.1, and this is {torch.__version__}" in said(output)
-    changed["records"]["torch"] = str(torch.__version__)
+    changed["records"] |= {"torch": str(torch.__version__), "precision": "16-mixed"}
+    CheckpointFiles().save_checkpoint(changed, last)
+    assert zygote.run(output)["status"] == 2
+    assert "was written in precision 16-mixed, and this device computes in" in said(output)
+    del changed["records"]["precision"]  # as before it was kept
     CheckpointFiles().save_checkpoint(changed, last)
     assert zygote.run(output)["status"] == 0
     assert "The source code has changed since this run was interrupted" in said(output)

@@ -167,6 +167,7 @@ def test_mistakes_are_one_paragraph(command, monkeypatch):
         (("optim.lr=interval(0.1,0.001)",), "cannot be searched"),
         (("batch_size=interval(16,64)",), "is not a whole number"),
         (("val_fraction=0.1,0",), "there are none"),
+        (("trainer=ddp",), "trainer.devices=1"),
     ):
         result = command("-X", "importtime", "train.py", "-m", "hydra/sweeper=optuna", "data=shapes", *words)
         assert (result.returncode, result.stdout) == (2, ""), result.stderr[-500:]

@@ -64,6 +64,11 @@ class ImageData(LightningDataModule):
             )
         if num_train_images is not None:
             train = np.sort(np.random.default_rng(seed).permutation(train)[:num_train_images])
+        if len(train) < batch_size:
+            raise UserError(
+                f"batch_size={batch_size} is larger than the {len(train)} images that are trained on. Type "
+                f"batch_size={len(train)} or less."
+            )
         self.train_index, self.held_out_index = torch.from_numpy(train), torch.from_numpy(held_out)
         self.held_out = "val" if val_fraction else "test"
         stages = {stage: {name: a for name, a in self.augmentations.items() if a.stage == stage} for stage in Stage}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def chosen(what: str, among: Path) -> Setting:
     else:
         wanted = dict(part.partition("=")[::2] for part in re.split(r",(?![^\[]*\])", what))
         runs, _ = read(find([among]))
-        runs = [run for run in runs if all(run.value(name) == value for name, value in wanted.items())]
+        runs = [run for run in runs if all(same(run.value(name), value) for name, value in wanted.items())]
     groups = grouped(runs)
     if not groups:
         raise UserError(
@@ -41,6 +42,13 @@ def chosen(what: str, among: Path) -> Setting:
             f"averaged; name more settings."
         )
     return groups[0]
+
+
+def same(kept: str, typed: str) -> bool:
+    """Whether a setting is what was typed: 0.001 and 1e-3, crop_flip+cutmix and [cutmix,crop_flip]."""
+    with suppress(ValueError):
+        return float(kept) == float(typed)
+    return kept == typed or sorted(kept.split("+")) == sorted(typed.strip("[]").split(","))
 
 
 def names(first: Setting, second: Setting) -> list[str]:

@@ -122,12 +122,15 @@ def per_class_table(sweep: Sweep) -> list[list[str]]:
     ]
 
 
+NOT_AGAIN = ("seed", "launcher", "rerun", "plan", "on_busy")  # words that do not belong to a setting
+
+
 def commands(sweep: Sweep) -> list[str]:
     """What trains each setting again, with all its seeds."""
     found = []
     for place in sweep.ranking:
         runs = place.setting.runs
-        words = [word for word in runs[0].summary.get("overrides", []) if not word.startswith("seed=")]
+        words = [word for word in runs[0].summary.get("overrides", []) if re.split(r"[.=]", word)[0] not in NOT_AGAIN]
         seeds = ",".join(str(seed) for seed in sorted(run.seed for run in runs))
         sweeping = ["-m"] if len(runs) > 1 else []
         found.append(" ".join(["python train.py", *sweeping, *map(shlex.quote, words), f"seed={seeds}"]))

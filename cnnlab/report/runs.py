@@ -73,6 +73,7 @@ class Run:
             ("fingerprint", str(data.get("fingerprint", ""))[:12]),
             ("precision", str(environment.get("precision", ""))),
             ("device", str(environment.get("device", ""))),
+            ("devices", str(environment.get("num_devices", ""))),
             ("torch", str(environment.get("torch", ""))),
         )
 

@@ -6,7 +6,7 @@ single runs lie from each other.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -68,8 +68,8 @@ class Difference:
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the 95% interval leaves zero out."""
-        return abs(self.estimate.mean) > self.estimate.half_width
+        """Whether the 95% interval leaves zero out; seeds that differ by the very same amount say nothing of others."""
+        return abs(self.estimate.mean) > self.estimate.half_width > 0
 
 
 def difference(first: dict[int, float], second: dict[int, float]) -> Difference:
@@ -82,6 +82,7 @@ def difference(first: dict[int, float], second: dict[int, float]) -> Difference:
         changes = [first[seed] - second[seed] for seed in common]
         made = estimate(changes)
         if made.std < 1e-12:  # the same for every seed, up to rounding
+            made = replace(made, half_width=0.0)
             return Difference(made, round(made.mean, 12) * math.inf, math.nan, paired=True)
         p_value = float(stats.ttest_1samp(changes, 0).pvalue)
         return Difference(made, made.mean / made.std, p_value, paired=True)
