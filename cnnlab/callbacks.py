@@ -119,6 +119,8 @@ class Records(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved_at = time.monotonic()
+        if trainer.global_rank:  # every process drops other neurons
+            torch.manual_seed(torch.initial_seed() + (trainer.global_rank << 32))
         if state := self.restored:
             processes = state["processes"]
             if len(processes) == trainer.world_size:  # else an epoch's sums stay with the first process

@@ -84,8 +84,6 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
             if hasattr(network, "fit") and not records.last.exists():
                 mixed = torch.randperm(len(datamodule.train_index))[:FITTED_ON]
                 network.fit(datamodule.evaluation_images("train", datamodule.train_index[mixed]))
-            if trainer.global_rank:  # every process drops other neurons
-                torch.manual_seed(config.seed + (trainer.global_rank << 32))
             summary |= fit_and_test(trainer, classifier, datamodule, records)
             if trainer.is_global_zero:
                 close_records(run, summary, trainer, config)
