@@ -102,7 +102,10 @@ def draw(path: Path, curves: Mapping[str, Sequence[Run]], beside: Sequence[Run],
     axes[1].set_ylim(0, 1)
     figure.suptitle(title, fontsize=10)
     figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=max(len(curves), 2), fontsize=8
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=max(len(curves) + bool(beside), 2),
+        fontsize=8,
     )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
