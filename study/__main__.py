@@ -122,7 +122,7 @@ def collect(planned: Sequence[Planned], folder: Path) -> dict[tuple[str, int], r
         held[run.key] = results.collected(run.variant.key, run.settings, run.path, reevaluated(run.path))
     if new:
         results.write(folder, held.values())
-    return held
+    return results.read(folder)  # with the digits that are kept
 
 
 def is_held(run: Planned, held: dict[tuple[str, int], results.Run]) -> bool:

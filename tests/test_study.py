@@ -337,7 +337,9 @@ def test_new_results_replace_old_ones_and_others_are_kept(tmp_path):
     assert [*collect(planned, tmp_path / "page")] == [("fig03", 0)]
     shutil.rmtree(planned[0].path)
     finished(planned[1])
-    assert [*collect(planned, tmp_path / "page")] == [("fig03", 0), ("fig04", 0)]
+    held = collect(planned, tmp_path / "page")
+    assert [*held] == [("fig03", 0), ("fig04", 0)]
+    assert held == results.read(tmp_path / "page")
     finished(planned[1], started="2026-01-02")
     held = collect(planned, tmp_path / "page")
     assert held["fig04", 0].facts["started"] == "2026-01-02"
