@@ -433,14 +433,10 @@ def check(config: DictConfig) -> None:
     held_out = "val" if job["val_fraction"] else "test"
     metrics = [f"{part}/{metric}" for part in ("train", held_out) for metric in ("loss", "acc")]
     for name, callback in job["callbacks"].items():
-        if job["val_fraction"] == 0 and str(callback.get("monitor")).startswith("val/"):
+        if (monitor := callback.get("monitor", metrics[0])) not in metrics:
+            why = "" if job["val_fraction"] else " With val_fraction=0 nothing is held out."
             raise UserError(
-                f"callbacks.{name} watches {callback['monitor']}, but with val_fraction=0 nothing is held out. Type "
-                f"callbacks.{name}.monitor=test/acc to watch the test images, or val_fraction=0.1."
-            )
-        if callback.get("monitor", metrics[0]) not in metrics:
-            raise UserError(
-                f"callbacks.{name}.monitor={callback['monitor']} is not measured. Type one of {', '.join(metrics)}."
+                f"callbacks.{name}.monitor={monitor} is not measured.{why} Type one of {', '.join(metrics)}."
             )
     if job["optim"].get("nesterov") and not job["optim"].get("momentum"):
         raise UserError(

@@ -315,13 +315,8 @@ def code_digest() -> str:
 @functools.cache
 def git_state() -> dict[str, Any]:
     """The commit of the source code, and whether files differ from it; empty outside a repository."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        return {"commit": _git("rev-parse", "HEAD").strip(), "dirty": bool(_git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return {}
 
@@ -331,20 +326,21 @@ def source_changes() -> str:
 
     Of files that git does not know yet, code and configuration are taken as new.
     """
-
-    def git(*arguments: str, statuses: tuple[int, ...] = (0,)) -> str:
-        command = ["git", "-C", str(Path(__file__).parent.parent), *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode not in statuses:
-            raise subprocess.CalledProcessError(result.returncode, command)
-        return result.stdout
-
     try:
-        new = git("ls-files", "--others", "--exclude-standard", "*.py", "*.yaml").splitlines()
-        added = (git("diff", "--no-index", "/dev/null", name, statuses=(0, 1)) for name in new)
-        return "".join((git("diff", "HEAD"), *added))
+        new = _git("ls-files", "-z", "--others", "--exclude-standard", "*.py", "*.yaml").split("\0")[:-1]
+        added = (_git("diff", "--no-index", "/dev/null", name, statuses=(0, 1)) for name in new)
+        return "".join((_git("diff", "HEAD"), *added))
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def _git(*arguments: str, statuses: tuple[int, ...] = (0,)) -> str:
+    """What git says in the folder of the source code. Raises: CalledProcessError if it ends otherwise."""
+    command = ["git", "-C", str(Path(__file__).parent.parent), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode not in statuses:
+        raise subprocess.CalledProcessError(result.returncode, command)
+    return result.stdout
 
 
 def now() -> str:
