@@ -41,11 +41,9 @@ CHANGES = {
     "batch_size=64": "batch_size=64",
     "weight_decay=0.001": "optim.weight_decay=0.001",
     "dropout=0": "model.dropout=0.0",
-    "dropout=0.5": "model.dropout=0.5",
     "label_smoothing=0.1": "label_smoothing=0.1",
     "cutout": "aug=[pad_crop_flip,cutout]",
     "cutmix": "aug=[pad_crop_flip,cutmix]",
-    "trivial_augment": "aug=[pad_crop_flip,trivial_augment]",
     "zca": "norm=zca",
     "test_flips": "test_flips=true",
 }
