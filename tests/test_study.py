@@ -268,6 +268,16 @@ def test_the_search_is_ranked_by_held_out_images():
 # --------------------------------------------------------------------------------------------------------- what is run
 
 
+def test_the_best_recipe_has_its_epoch_by_held_out_images_and_its_minutes():
+    facts = {"settings": "data=shapes val_fraction=0.02 optim.lr=0.1", "train_seconds": "1200"}
+    runs = [made([0.6, 0.9, 0.8], variant="best", **facts)]
+    [row] = [line for line in page.summary_table(of(*runs)) if line.startswith("| best |")]
+    assert row == "| best | val_fraction=0.02 optim.lr=0.1 | 80.00 | 90.00 | 1 |  |  | 1 |"
+    said = " ".join("\n".join(page.section("best", {"": runs}, [])).split())
+    assert "best by held-out images, in points (n = 1): 90.00." in said
+    assert "20 minutes on cpu" in said
+
+
 def test_every_variant_composes_and_is_a_run_of_its_own():
     """`plan` checks every configuration."""
     planned = plan(variants(), ["data=shapes", "name=study"], seeds=1, everything=False)
