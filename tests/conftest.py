@@ -40,7 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if ALL and not (needing and at_hand):
             raise pytest.UsageError(f"CNNLAB_ALL is set, and {what if needing else f'no test needs {marker}'}")
         for item in needing:
-            item.add_marker(pytest.mark.skipif(not at_hand, reason=f"pip cannot install {what}; in CI it must run"))
+            reason = f"not on this machine, and not to be had by pip: {what}. CI has it, and fails if this does not run"
+            item.add_marker(pytest.mark.skipif(not at_hand, reason=reason))
 
 
 def until(condition: Callable[[], Any], timeout: float = 120, process: subprocess.Popen | None = None) -> Any:

@@ -99,7 +99,10 @@ def test_what_a_graph_cannot_do_is_said(given, reason):
     assert bool(reason) == bool(said_of_it)
 
 
-NO_GPU = "only an NVIDIA GPU can record CUDA graphs, and no package provides one; without it a stand-in is tested above"
+NO_GPU = (
+    "recording a CUDA graph needs an NVIDIA GPU, and this machine has none; all but the recording is tested on the "
+    "same runs, bit for bit, by test_killed_and_typed_again_it_is_the_plain_run_bit_for_bit"
+)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
