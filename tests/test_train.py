@@ -258,7 +258,7 @@ def test_debug_overfit_reaches_a_training_accuracy_of_one(tmp_path):
     assert summary["metrics"]["last/train/acc"] == 1
 
 
-TINY = ("data=shapes", "data.num_train=100", "data.num_test=10", "batch_size=16", "logger=none", "debug=one_batch")
+TINY = ("data=shapes", "data.num_train=500", "data.num_test=10", "batch_size=16", "logger=none", "debug=one_batch")
 OPTIONS = [
     (group, option)
     for group in ("norm", "aug", "model", "optim", "sched", "callbacks", "experiment")
