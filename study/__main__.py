@@ -26,6 +26,7 @@ from study import results
 from study.variants import BEST, SEARCH, Variant, settings, variants
 
 ROOT = Path(__file__).parent.parent
+KEPT = ROOT / "docs" / "study"
 QUICK = ("num_train_images=10000", "trainer.max_epochs=6")
 OURS = ("seed", "name", "experiment", "hydra", "plan", "rerun")  # words that the study chooses itself
 
@@ -159,9 +160,7 @@ def study(options: argparse.Namespace) -> int:
     everything = [key for key in known if not (options.quick and key.startswith(SEARCH))]
     chosen = [known[key] for key in options.only or everything]
     planned = plan(chosen, words, options.seeds, options.all)
-    folder = options.out or (
-        Path(planned[0].config.output_dir, "study-quick", "page") if options.quick else ROOT / "docs" / "study"
-    )
+    folder = options.out or (Path(planned[0].config.output_dir, "study-quick", "page") if options.quick else KEPT)
     held = collect(planned, folder)
     failed = []
     if not options.page:
@@ -183,6 +182,8 @@ def study(options: argparse.Namespace) -> int:
         from study import page
 
         print(page.write(folder, held.values(), quick=options.quick))
+        if folder == KEPT:
+            page.write_heads(held.values())
     return int(bool(failed))
 
 

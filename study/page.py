@@ -19,9 +19,10 @@ from cnnlab.report.statistics import estimate
 from study import measures
 from study.claims import CLAIMS, DOUBLE, FAILS, HOLDS, NEAR, SAME, UNKNOWN, Claim, Finding, in_words
 from study.results import Results, Run, by_variant
-from study.variants import BASELINE, BEST, CURVES, SEARCH, variants
+from study.variants import BASELINE, BEST, CURVES, ONE_EPOCH, SEARCH, variants
 
 MOST = 2.4  # where the loss axis ends; guessing has 2.3
+OUTCOME = "\n#\n# Test accuracy"  # what an experiment's file says of its outcome begins so
 QUICK = "**The quick form: few images and epochs. It shows that everything works; its verdicts mean nothing.**"
 PICTURES = {"image_folder": "of a folder", "shapes": "drawn by code", "cifar10": "CIFAR-10, the official pixels"}
 COPIES = {"0f1b308902af7238": "JPEG copies of the CIFAR-10 pictures, not the official pixels"}  # by fingerprint
@@ -44,12 +45,11 @@ def write(folder: Path, runs: Iterable[Run], quick: bool) -> Path:
     """Write figures and page into a folder; return the path of the page."""
     results = by_variant(runs)
     findings = [(claim, claim.way.find(results)) for claim in CLAIMS]
-    shown = {figure: curves for figure in CURVES if (curves := curves_of(results, CURVES[figure]))}
-    if best := results.get(BEST):
-        shown[BEST] = {"": list(best.values())}
+    shown = figures_of(results)
     for figure, curves in shown.items():
         beside = list(results.get(BASELINE, {}).values()) if figure not in ("fig01", "fig02", BASELINE, BEST) else []
         draw(folder / f"{figure}.png", curves, beside, f"{heading(figure)} ({num_seeds(curves)})")
+    draw_settings(folder / "settings.png", results)
     said, asked = ([pair for pair in findings if pair[0].asked_here is here] for here in (False, True))
     text = [
         *head(results, quick),
@@ -64,6 +64,21 @@ def write(folder: Path, runs: Iterable[Run], quick: bool) -> Path:
         text += section(figure, curves, [pair for pair in findings if pair[0].figure == figure])
     write_text(folder / "README.md", "\n".join(text).rstrip() + "\n")
     return folder / "README.md"
+
+
+def write_heads(runs: Iterable[Run]) -> None:
+    """Say what came out at the head of every experiment's file, too."""
+    for figure, curves in figures_of(by_variant(runs)).items():
+        path = CONF / "experiment" / f"{figure}.yaml"
+        head, rest = path.read_text().split("\n\n", 1)
+        said = textwrap.indent(wrapped(outcome(figure, curves), 118), "# ")
+        write_text(path, f"{head.partition(OUTCOME)[0]}\n#\n{said}\n\n{rest}")
+
+
+def figures_of(results: Results) -> dict[str, dict[str, list[Run]]]:
+    """Figure -> label -> runs over seeds, of what has been run."""
+    figures = {**CURVES, BEST: {"": BEST}}
+    return {figure: curves for figure, keys in figures.items() if (curves := curves_of(results, keys))}
 
 
 def curves_of(results: Results, keys: Mapping[str, str]) -> dict[str, list[Run]]:
@@ -110,9 +125,30 @@ def draw(path: Path, curves: Mapping[str, Sequence[Run]], beside: Sequence[Run],
         ncols=max(len(curves) + bool(beside), 2),
         fontsize=8,
     )
+    save(figure, path)
+
+
+def draw_settings(path: Path, results: Results) -> None:
+    """Test accuracy at the last epoch of every setting but that of one epoch: a dot for a seed, a line at the mean."""
+    shown = [key for key in in_order(results) if key != ONE_EPOCH]
+    figure = matplotlib.figure.Figure(figsize=(9, 1 + 0.22 * len(shown)), layout="constrained")
+    axis = figure.subplots()
+    for place, variant in enumerate(shown):
+        values = [measures.final(run) for run in results[variant].values()]
+        axis.plot(values, [place] * len(values), "o", color=COLORS[0], ms=4, alpha=0.7)
+        axis.plot([fmean(values)] * 2, [place - 0.35, place + 0.35], "-", color=COLORS[1], lw=1.5)
+    labels = [f"experiment={BEST}" if key == BEST else changed(results[key]) or "the baseline" for key in shown]
+    axis.set_yticks(range(len(shown)), [textwrap.fill(label, 50) for label in labels], fontsize=8)
+    axis.set(xlabel="test accuracy at the last epoch, in points", ylim=(len(shown) - 0.4, -0.6))
+    axis.grid(alpha=0.3)
+    save(figure, path)
+
+
+def save(figure: matplotlib.figure.Figure, path: Path) -> None:
+    """As a PNG of few colours: a third of the bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    with atomic_path(path) as partial:  # of few colours: a third of the bytes
+    with atomic_path(path) as partial:
         Image.open(buffer).convert("RGB").quantize(256).save(partial, "png", optimize=True)
 
 
@@ -236,12 +272,12 @@ def claims_table(title: str, says: str, findings: Sequence[tuple[Claim, Finding]
 
 def summary_table(results: Results) -> list[str]:
     text = wrapped(
-        "Test accuracies in points, mean ± half of the 95% interval. Gap: training minus test accuracy at the last "
-        "epoch. The best epoch is chosen by the test images; that of `best` by held-out ones."
+        "Test accuracies in points, mean ± half of the 95% interval; a dot of the picture is a seed. Gap: training "
+        "minus test accuracy at the last epoch. The best epoch is chosen by the test images; that of "
+        "`best` by held-out ones."
     )
     rows = [["", "changed against the defaults", "last epoch", "best epoch", "at epoch", "gap", "s/epoch", "n"]]
-    in_order = dict.fromkeys([*(key for curves in CURVES.values() for key in curves.values()), *results])
-    for variant in (key for key in in_order if key in results and not key.startswith(SEARCH)):
+    for variant in in_order(results):
         everyone = list(results[variant].values())
         runs = [run for run in everyone if not run.failed]
         epochs = sorted({run.facts["best_epoch"] for run in runs}, key=int)
@@ -249,7 +285,7 @@ def summary_table(results: Results) -> list[str]:
         rows.append(
             [
                 variant,
-                re.sub(r"data\S* |val_fraction=0\.0\b", "", everyone[0].facts["settings"]).strip(),
+                changed(results[variant]),
                 spread(map(measures.final, runs), 2) or "diverged",
                 spread(map(measures.at_best, runs), 2),
                 " to ".join(epochs[:: len(epochs) - 1 or 1]),
@@ -258,7 +294,20 @@ def summary_table(results: Results) -> list[str]:
                 f"{len(everyone)}{diverged}",
             ]
         )
-    return ["## All settings", "", text, "", *markdown_table(rows).splitlines(), ""]
+    picture = "![Test accuracy at the last epoch of every setting](settings.png)"
+    return ["## All settings", "", text, "", picture, "", *markdown_table(rows).splitlines(), ""]
+
+
+def in_order(results: Results) -> list[str]:
+    """The settings that were run, but for the search, in the order of the figures."""
+    order = dict.fromkeys([*(key for curves in CURVES.values() for key in curves.values()), *results])
+    return [key for key in order if key in results and not key.startswith(SEARCH)]
+
+
+def changed(seeds: Mapping[int, Run]) -> str:
+    """What a setting changes against the defaults, without what all have."""
+    settings = next(iter(seeds.values())).facts["settings"]
+    return re.sub(r"data\S* |val_fraction=0\.0\b", "", settings).strip()
 
 
 def search_table(results: Results) -> list[str]:
@@ -302,21 +351,12 @@ def spread(values: Iterable[float | None], digits: int) -> str:
 
 def section(figure: str, curves: Mapping[str, Sequence[Run]], findings: Sequence[tuple[Claim, Finding]]) -> list[str]:
     """A figure, what it shows, and what became of what the report says of it."""
-    at, accuracy = f"at the last epoch, in points ({num_seeds(curves)})", measures.final
-    if figure == BEST:
-        at, accuracy = at.replace("last epoch", "epoch that is best by held-out images"), measures.at_best
-    ends = []
-    for label, everyone in curves.items():
-        runs = [run for run in everyone if not run.failed]
-        gaps = spread(map(measures.gap, runs), 1)
-        end = spread(map(accuracy, runs), 2) or "diverged"
-        ends.append(f"{label}{': ' * bool(label)}{end}{f' (gap {gaps})' * bool(gaps)}")
     return [
         f"### {heading(figure)}",
         "",
         f"![Loss and accuracy over epochs]({figure}.png)",
         "",
-        wrapped(f"Test accuracy {at}: {'; '.join(ends)}.{took(curves) * (figure == BEST)}"),
+        wrapped(outcome(figure, curves)),
         "",
         *([wrapped(NOTES[figure]), ""] if figure in NOTES else []),
         *(f"- {claim.says}: **{found.verdict if found.num else found.number}**" for claim, found in findings),
@@ -324,14 +364,26 @@ def section(figure: str, curves: Mapping[str, Sequence[Run]], findings: Sequence
     ]
 
 
-def took(curves: Mapping[str, Sequence[Run]]) -> str:
-    """How long one run trained."""
-    runs = [run for runs in curves.values() for run in runs]
-    minutes = spread((seconds / 60 for run in runs if (seconds := run.number("train_seconds"))), 0)
+def outcome(figure: str, curves: Mapping[str, Sequence[Run]]) -> str:
+    """The accuracies that a figure ends with, and how long one training took."""
+    at, accuracy = "last epoch", measures.final
+    if figure == BEST:
+        at, accuracy = "epoch that is best by held-out images", measures.at_best
+    ends = []
+    for label, everyone in curves.items():
+        runs = [run for run in everyone if not run.failed]
+        gaps = spread(map(measures.gap, runs), 1)
+        end = spread(map(accuracy, runs), 2) or "diverged"
+        ends.append(f"{label}{': ' * bool(label)}{end}{f' (gap {gaps})' * bool(gaps)}")
+    everyone = [run for runs in curves.values() for run in runs]
+    minutes = [round(seconds / 60) for run in everyone if (seconds := run.number("train_seconds"))]
+    took = " to ".join(map(str, sorted({min(minutes), max(minutes)}))) if minutes else ""
+    devices = " and ".join(sorted({run.facts["device"] for run in everyone}))
     return (
-        f" One training took {minutes} minutes on {runs[0].facts['device']}, whatever else this did." if minutes else ""
+        f"Test accuracy at the {at}, in points ({num_seeds(curves)}): {'; '.join(ends)}."
+        + f" A training took {took} minutes on {devices}, whatever else this did." * bool(took)
     )
 
 
-def wrapped(text: str) -> str:
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+def wrapped(text: str, width: int = 120) -> str:
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)

@@ -10,14 +10,14 @@ import pytest
 from conftest import ROOT, until
 
 from cnnlab.cli import configuration
-from cnnlab.config import UserError, run_path
+from cnnlab.config import CONF, UserError, run_path
 from cnnlab.records import RunDirectory
 from cnnlab.report.statistics import estimate
 from study import claims, measures, page, results
-from study.__main__ import collect, commands, main, plan
+from study.__main__ import KEPT, collect, commands, main, plan
 from study.claims import FAILS, HOLDS, UNKNOWN, Finding
 from study.results import FACTS, Run
-from study.variants import BASELINE, CURVES, ONE_EPOCH, SEARCH, variants
+from study.variants import BASELINE, BEST, CURVES, ONE_EPOCH, SEARCH, variants
 
 SMALL = (
     *("data=shapes", "data.num_train=300", "data.num_test=50", "num_train_images=null", "trainer.max_epochs=2"),
@@ -276,6 +276,15 @@ def test_the_best_recipe_has_its_epoch_by_held_out_images_and_its_minutes():
     said = " ".join("\n".join(page.section("best", {"": runs}, [])).split())
     assert "best by held-out images, in points (n = 1): 90.00." in said
     assert "20 minutes on cpu" in said
+
+
+@pytest.mark.parametrize("figure", [*CURVES, BEST])
+def test_an_experiment_says_what_came_out(figure):
+    """Its file's head has the page's sentence, of the runs that are kept: python -m study --page writes it."""
+    held = results.by_variant(results.read(KEPT).values())
+    said = page.outcome(figure, page.figures_of(held)[figure])
+    head = (CONF / "experiment" / f"{figure}.yaml").read_text().partition("\n\n")[0]
+    assert said in head.replace("\n# ", " ")
 
 
 def test_every_variant_composes_and_is_a_run_of_its_own():
