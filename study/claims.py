@@ -9,7 +9,6 @@ if none does.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from scipy import stats
@@ -18,12 +17,14 @@ from cnnlab.report.statistics import CONFIDENCE, Estimate, estimate
 from study import measures
 from study.measures import CHANCE, CRAWL, FLAT, GAP, TARGET, Measure, accuracy
 from study.results import Results, Run
-from study.variants import BASELINE, BY_CHANNEL, CURVES, MOMENTUM, ONE_EPOCH, WITH_MOMENTUM, ZCA
+from study.variants import BASELINE, BY_CHANNEL, CURVES, LONGER, MOMENTUM, ONE_EPOCH, WITH_MOMENTUM, ZCA
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot be told"
 SAME = 1.0  # points within which two settings perform alike
 NEAR = 3  # epochs within which "near epoch 15" is right
 DOUBLE = 1.5  # times; "nearly double" is more
+MUCH = 10.0  # points; "by much" is more
+MUCH_LATER = 3  # epochs; "much later" is more
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,17 @@ def less(measure: Measure, first: str, second: str = BASELINE) -> Way:
 
 
 def overfits_less(first: str, second: str = BASELINE) -> Way:
-    return less(measures.OVERFITTING, first, second)
+    name = f"gap at the last epoch: {first} minus {second}, if this is above {GAP:g}"
+    return mean(name, (first, second), measures.smaller_gap, lambda made: above(made, sign=-1), "points")
+
+
+def steadier(first: str, second: str = BASELINE, sign: int = -1) -> Way:
+    name = f"{measures.ROUGHNESS.name}: {first} minus {second}, if neither crawls"
+    return mean(name, (first, second), measures.rougher, lambda made: above(made, sign=sign), "points", "+.2f")
+
+
+def less_steady(first: str, second: str = BASELINE) -> Way:
+    return steadier(first, second, sign=1)
 
 
 def faster(first: str, second: str = BASELINE) -> Way:
@@ -150,8 +161,8 @@ def exceeds(measure: Measure, variant: str, threshold: float = 0) -> Way:
 
 
 def delays_overfitting(first: str, second: str = BASELINE) -> Way:
-    name = f"epoch of the lowest test loss: {first} minus {second}, if the loss of this has risen again"
-    return mean(name, (first, second), measures.delay, above, "epochs")
+    name = f"epoch of the lowest test loss: {first} minus {second}, if this rises again; above {MUCH_LATER}"
+    return mean(name, (first, second), measures.delay, lambda made: above(made, MUCH_LATER), "epochs")
 
 
 def still_overfits(first: str, second: str = BASELINE) -> Way:
@@ -193,7 +204,7 @@ def falls_with_size(name: str, of: Callable[[Sequence[Sequence[Run]]], Iterator[
     return Way(f"{name}, means of every size; their order by Kendall's tau (n: sizes)", find)
 
 
-def best_of(first: str, others: Sequence[str]) -> Way:
+def best_of(first: str, others: Sequence[str], named: str) -> Way:
     """Whether a setting is better than the one of the others that has the highest mean."""
 
     def find(results: Results) -> Finding:
@@ -208,7 +219,7 @@ def best_of(first: str, others: Sequence[str]) -> Way:
         found = more(measures.ACCURACY, first, best).find(results)
         return Finding(f"{found.number} (to {best})", found.num, found.verdict)
 
-    return Way(f"{measures.ACCURACY.name}: {first} minus the best of figures 3 to 12, as stated", find)
+    return Way(f"{measures.ACCURACY.name}: {first} minus the best of {named}", find)
 
 
 # ----------------------------------------------------------------------------------------------- what is seen in a run
@@ -303,12 +314,20 @@ SECONDS = mean(
 OTHERS = [figure for figure in CURVES if "fig02" < figure < "fig13"]
 
 
+LONG_ENOUGH = seen(
+    f"{LONGER}: gap at the last epoch above {GAP:g}",
+    (LONGER,),
+    lambda run: (measures.gap(run) or 0) > GAP,
+    lambda run: f"{measures.gap(run) or 0:.1f} points after {len(run.rows)} epochs",
+)
+
+
 def better(first: str, second: str = BASELINE) -> Way:
     return more(measures.ACCURACY, first, second)
 
 
-def steadier(first: str, second: str = BASELINE) -> Way:
-    return less(measures.ROUGHNESS, first, second)
+def by_much(first: str, second: str = BASELINE) -> Way:
+    return difference(measures.ACCURACY, first, second, lambda made: above(made, MUCH), f"; above {MUCH:g}")
 
 
 CLAIMS = (
@@ -338,12 +357,34 @@ CLAIMS = (
         "... as training loss is averaged over the whole epoch",
         exceeds(measures.AVERAGING, ONE_EPOCH, 0.5),
     ),
-    Claim(
-        "fig03", "question 17", "with more epochs, overfitting is evident", exceeds(measures.OVERFITTING, BASELINE, GAP)
-    ),
+    Claim("fig02", "question 17", "... and so of the accuracy", exceeds(measures.AVERAGING_ACCURACY, ONE_EPOCH, 0.5)),
+    Claim("fig03", "question 17", "with more epochs, overfitting is evident", LONG_ENOUGH),
     Claim("fig03", "question 19", "... and begins a little before epoch 20", begins_to_overfit_near(17, BASELINE)),
     Claim("fig03", "question 17", "test accuracy has flattened near epoch 15", flattens_near(15, BASELINE)),
-    Claim("fig03", "question 17", "... and training accuracy goes on rising", exceeds(measures.GOES_ON, BASELINE)),
+    Claim(
+        "fig03", "question 17", "... and training accuracy goes on rising", exceeds(measures.GOES_ON, BASELINE, FLAT)
+    ),
+    Claim(
+        "fig03",
+        "question 17",
+        "overfitting is evident after 20 epochs",
+        exceeds(measures.OVERFITTING, BASELINE, GAP),
+        asked_here=True,
+    ),
+    Claim(
+        "fig03",
+        "question 19",
+        "the baseline for 60 epochs: overfits from a little before epoch 20",
+        begins_to_overfit_near(17, LONGER),
+        asked_here=True,
+    ),
+    Claim(
+        "fig03",
+        "question 17",
+        "the baseline for 60 epochs: test accuracy has flattened near epoch 15",
+        flattens_near(15, LONGER),
+        asked_here=True,
+    ),
     Claim(
         "fig03",
         "question 17",
@@ -403,7 +444,7 @@ CLAIMS = (
     ),
     Claim("fig07", "question 22", "crops and flips give better results", better("fig07")),
     Claim("fig07", "question 22", "... with less overfitting", overfits_less("fig07")),
-    Claim("fig07", "question 22", "... and a less steady test curve", more(measures.ROUGHNESS, "fig07")),
+    Claim("fig07", "question 22", "... and a less steady test curve", less_steady("fig07")),
     *with_momentum(
         "fig07",
         "question 22",
@@ -411,7 +452,7 @@ CLAIMS = (
         {
             "better results": better,
             "less overfitting": overfits_less,
-            "a less steady test curve": partial(more, measures.ROUGHNESS),
+            "a less steady test curve": less_steady,
         },
     ),
     Claim("fig08", "question 25", "CutMix gives better results", better("fig08"), asked_here=True),
@@ -440,6 +481,18 @@ CLAIMS = (
     Claim("fig12", "question 34", "its test curve is unsteady early", more(measures.EARLY_ROUGHNESS, "fig12")),
     Claim("fig12", "question 34", "... unlike its training curve", exceeds(measures.UNSTEADIER, "fig12")),
     Claim("fig12", "question 34", "... and it settles", exceeds(measures.SETTLES, "fig12")),
-    Claim("fig13", "section 3.6", "all improvements together are best", best_of("fig13", OTHERS)),
-    Claim("fig13", "section 3.6", "... by much against the baseline", better("fig13")),
+    Claim(
+        "fig13",
+        "section 3.6",
+        "all improvements together are best",
+        best_of("fig13", OTHERS, "figures 3 to 12, as stated"),
+    ),
+    Claim("fig13", "section 3.6", "... by much against the baseline", by_much("fig13")),
+    Claim(
+        "fig13",
+        "section 3.6",
+        "all improvements together are best, also of those with momentum 0.9",
+        best_of("fig13", [MOMENTUM, *WITH_MOMENTUM.values()], "those with momentum"),
+        asked_here=True,
+    ),
 )

@@ -147,13 +147,24 @@ def gap_where_others_overfit(first: Run, second: Run) -> float | None:
     return gap(first) if (gap(second) or 0) > GAP else None
 
 
-def goes_on(run: Run) -> float | None:
-    """What the training accuracy gains after epoch 15 more than the test accuracy does, as means over three epochs."""
-    curves = accuracy(run, "train"), accuracy(run)
-    if len(run.rows) < 19:
+def smaller_gap(first: Run, second: Run) -> float | None:
+    """The first run's gap minus the second's; None if this is not above GAP: there is no overfitting to reduce."""
+    gaps = gap(first), gap(second)
+    return gaps[0] - gaps[1] if gaps[0] is not None and gaps[1] is not None and gaps[1] > GAP else None
+
+
+def rougher(first: Run, second: Run) -> float | None:
+    """The first run's late roughness minus the second's; None if one crawls: what hardly learns is steady."""
+    ends, values = sorted(map(final, (first, second))), (ROUGHNESS.of(first), ROUGHNESS.of(second))
+    if ends[0] < CRAWL * ends[1] or values[0] is None or values[1] is None:
         return None
-    gains = [fmean(values[-3:]) - fmean(values[13:16]) for values in curves]
-    return gains[0] - gains[1]
+    return values[0] - values[1]
+
+
+def goes_on(run: Run) -> float | None:
+    """What the training accuracy gains from epochs 14 to 16 until the last three, as means."""
+    values = accuracy(run, "train")
+    return fmean(values[-3:]) - fmean(values[13:16]) if len(values) >= 19 else None
 
 
 def times_slower(first: Run, second: Run) -> float | None:
@@ -165,16 +176,18 @@ def times_slower(first: Run, second: Run) -> float | None:
     return seconds[0] / seconds[1] if first.facts["device"] == second.facts["device"] and all(seconds) else None
 
 
-def averaging(run: Run) -> float | None:
-    """The share of the first epoch's excess of training loss over test loss that is gone with the finished weights.
+def averaging(run: Run, metric: str = "loss") -> float | None:
+    """The share of what the first epoch's training loss (or accuracy) lacks to the test one that its weights make up.
 
-    The epoch's training loss is the mean over its batches, while the weights change; None if there is no excess.
+    The epoch's training loss is the mean over its batches, while the weights change; then it is evaluated once more,
+    with the weights of the epoch's end. None if nothing is lacking.
     """
-    after = run.number("reevaluated_train_loss")
+    after = run.number(f"reevaluated_train_{metric}")
     if after is None:
         return None
-    during, test = run.curve("train/loss")[0], run.curve("test/loss")[0]
-    return (during - after) / (during - test) if during > test else None
+    during, test = run.curve(f"train/{metric}")[0], run.curve(f"test/{metric}")[0]
+    lacking = during > test if metric == "loss" else during < test
+    return (during - after) / (during - test) if lacking else None
 
 
 def rough(formula: Callable[[tuple[float, float], tuple[float, float]], float]) -> Callable[[Run], float | None]:
@@ -213,11 +226,14 @@ OVERFITTING = Measure("gap at the last epoch", "points", gap)
 LAST_LOSS = Measure(
     "test loss at the last epoch", "", lambda run: run.curve("test/loss")[-1] if run.rows else None, form="+.3f"
 )
-GOES_ON = Measure("gain after epoch 15, training minus test accuracy", "points", goes_on)
+GOES_ON = Measure("gain of the training accuracy from epochs 14 to 16 until the last three", "points", goes_on)
 EXCESS = Measure(
     "training minus test loss of epoch 1",
     "",
     lambda run: run.curve("train/loss")[0] - run.curve("test/loss")[0] if run.rows else None,
     form="+.3f",
 )
-AVERAGING = Measure("share of that which is gone with the weights of the epoch's end", "", averaging, form=".2f")
+AVERAGING = Measure("share of this difference that is gone with the epoch's last weights", "", averaging, form=".2f")
+AVERAGING_ACCURACY = Measure(
+    "the same share of test minus training accuracy", "", lambda run: averaging(run, "acc"), form=".2f"
+)
