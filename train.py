@@ -13,7 +13,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.config import GROUPS, UserError, check, chosen, options, refuse, refusing
+from cnnlab.check import check
+from cnnlab.config import GROUPS, UserError, chosen, options, refuse, refusing
 from cnnlab.job import perform
 from cnnlab.records import RunDirectory
 

@@ -19,21 +19,8 @@ from cnnlab.classifier import Classifier, of_all_processes
 from cnnlab.config import UserError
 from cnnlab.data.module import data_of
 from cnnlab.networks import first_filters
-from cnnlab.records import Row, RunDirectory, code_digest, log
+from cnnlab.records import COLUMNS, Row, RunDirectory, code_digest, log
 from cnnlab.signals import Interrupted, Pruned
-
-COLUMNS = (
-    "epoch",
-    "train/loss",
-    "train/acc",
-    "val/loss",
-    "val/acc",
-    "test/loss",
-    "test/acc",
-    "lr",
-    "epoch_seconds",
-    "images_per_second",
-)
 
 
 class DivergedError(Exception):
@@ -113,7 +100,7 @@ class Records(Checkpoint):
                 checkpoint.copy(Path(str(trainer.ckpt_path)), best)
             elif self.rows and (reason := checkpoint.damage(best) if best.exists() else "is lost"):
                 raise UserError(f"{best} {reason}. Type rerun=true to train the run anew.")
-            self.run.write_metrics(self.rows, COLUMNS)
+            self.run.write_metrics(self.rows)
         for row, filters in zip(self.rows, self.filters, strict=True):
             log_row(trainer, row, filters)
 
@@ -182,7 +169,7 @@ class Records(Checkpoint):
         if trainer.is_global_zero:
             if self.best is row:
                 checkpoint.copy(self.last, self.run.checkpoints / "best.ckpt")
-            self.run.write_metrics(self.rows, COLUMNS)
+            self.run.write_metrics(self.rows)
             log.info(line(row, trainer.max_epochs or 0))
         log_row(trainer, row, self.filters[-1])
         self.stop_if_told(trainer)

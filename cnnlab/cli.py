@@ -16,18 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from cnnlab.config import (
-    CONF,
-    UserError,
-    check,
-    check_value,
-    data_source,
-    defaults_of,
-    instantiate,
-    leaves,
-    plain,
-    refuse,
-)
+from cnnlab.check import check, check_value
+from cnnlab.config import CONF, UserError, data_source, defaults_of, instantiate, leaves, plain, refuse
 from cnnlab.records import CheckpointError
 
 OVERRIDES: dict[str, Any] = {"nargs": "*", "metavar": "group=option or key=value", "help": "as for train.py"}

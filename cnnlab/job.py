@@ -38,7 +38,7 @@ from cnnlab.config import (
     run_path,
 )
 from cnnlab.records import BusyError, RunDirectory, code_digest, log, now
-from cnnlab.signals import Interrupted
+from cnnlab.signals import Interrupted, Pruned
 
 ABOUT = "CNNLAB_ABOUT"  # the environment variable in which the processes of a run find what its summary says of it
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -96,15 +96,16 @@ def perform(config: DictConfig, settings: HydraConf, run: RunDirectory) -> int:
         return 0
     try:
         with run.owned(config.on_busy):
-            status = open_or_return(config, run, settings)
+            try:
+                status = open_or_return(config, run, settings)
+            except UserError as error:
+                status = refuse(error)
+            if status == 2:
+                run.forget()
+            return status
     except BusyError as error:
         print(f"cnnlab: {error}. Type on_busy=wait to wait for it.", file=sys.stderr)
         return 1
-    except UserError as error:
-        status = refuse(error)
-    if status == 2:
-        run.forget()
-    return status
 
 
 def open_or_return(config: DictConfig, run: RunDirectory, settings: HydraConf) -> int:
@@ -178,13 +179,17 @@ def train_and_record(config: DictConfig, run: RunDirectory, about: dict[str, Any
                 run.write_summary(before)
             raise
         except Interrupted as stop:
-            reason = {"type": type(stop).__name__, "message": str(stop)}
-            run.write_summary(about | run.summary() | {"status": "interrupted", "error": reason})
-            log.info(f"{stop}; saved. The same command goes on from here.")
-            return stop.exit_status
+            return record_stop(run, about, stop)
         except (Exception, SystemExit) as error:  # whatever it is, it is recorded, and the other jobs of the sweep run
             return record_failure(run, about, error)
     return 0
+
+
+def record_stop(run: RunDirectory, about: dict[str, Any], stop: Interrupted) -> int:
+    reason = {"type": type(stop).__name__, "message": str(stop)}
+    run.write_summary(about | run.summary() | {"status": "interrupted", "error": reason})
+    log.info(f"{stop}{'' if isinstance(stop, Pruned) else '; saved. The same command goes on from here'}.")
+    return stop.exit_status
 
 
 def record_failure(run: RunDirectory, about: dict[str, Any], error: BaseException) -> int:
@@ -223,6 +228,8 @@ def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:
 
     with signals.passed_on(lambda: [child]):
         status = child.wait()
+    if status < 0 and signals.received() == -status:  # before it could note a signal
+        return record_stop(run, about, Interrupted(-status))
     if status not in (0, 1, 2, 130, 143):
         return record_failure(run, about, ChildProcessError(f"the run's first process ended {in_words(status)}"))
     return status

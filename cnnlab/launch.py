@@ -24,7 +24,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import signals
-from cnnlab.config import UserError, check, run_path
+from cnnlab.check import check
+from cnnlab.config import UserError, run_path
 from cnnlab.job import Job, die_with_parent, in_words, is_first_process, python_path, record_failure
 from cnnlab.records import BusyError, RunDirectory, log, write_text
 from cnnlab.signals import Interrupted
@@ -150,13 +151,18 @@ class Worker:
         return ChildProcessError(f"its process ended {in_words(status)}")
 
 
+def num_cores() -> int:
+    """What this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def locally(settings: DictConfig, jobs: list[Job]) -> None:
     """A process for every device, or several; a signal is passed on, and once all have saved, it is obeyed."""
     trainers = [job.config.trainer for job in jobs]
     processes = max(trainer.devices for trainer in trainers)
     devices = [{}] if all(one.accelerator == "cpu" for one in trainers) else visible_gpus(processes)
     num = min(len(devices) * settings.jobs_per_device, len(jobs))
-    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // (num * processes))
+    threads = settings.threads or max(1, num_cores() // (num * processes))
     print(f"{len(jobs)} runs, {num} at once, {threads} threads for each process", flush=True)
     waiting, doing = deque(jobs), dict[Worker, Job]()
     with signals.passed_on(lambda: [worker.process for worker in doing]):

@@ -5,6 +5,7 @@ validation, test and prediction. They are measured on images as evaluation sees 
 """
 
 import hashlib
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from cnnlab.records import atomic_path, lock_file, log
 
 
 class Normalization(nn.Module):
-    """What every normalisation offers.
+    """What every normalisation offers. Its `extra_repr` names its arguments: statistics are kept under them.
 
     Attributes:
         once: whether it costs so much that it is applied to the whole data set once, where nothing random precedes it.
@@ -48,7 +49,8 @@ def fit_once(norm: Normalization, pixels: Callable[[], Tensor], fingerprint: str
 
     pixels: gives them, (N, C, H, W) uint8. fingerprint: what decides them. folder: where statistics are kept.
     """
-    key = hashlib.sha256(f"{norm} {fingerprint} ".encode() + Path(__file__).read_bytes())
+    code = b"".join(Path(inspect.getfile(source)).read_bytes() for source in (Normalization, type(norm)))
+    key = hashlib.sha256(f"{norm} {fingerprint} ".encode() + code)
     path = folder / f"{key.hexdigest()}.pt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,12 @@ log = logging.getLogger("cnnlab")
 
 Row = dict[str, float]
 
+COLUMNS = (  # of metrics.csv
+    "epoch",
+    *("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc"),
+    *("lr", "epoch_seconds", "images_per_second"),
+)
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -129,7 +135,8 @@ class RunDirectory:
                 print(f"{self.path} is in use by {who}; waiting for it.", flush=True)
                 lock.acquire()
             for partial in self.path.rglob(".*.partial"):  # of a process that was killed while it wrote
-                partial.unlink()
+                if not partial.name.startswith(".queued"):  # Slurm's driver may be writing it just now
+                    partial.unlink(missing_ok=True)
             write_text(holder, f"process {os.getpid()} on {socket.gethostname()} since {now()}")
             if isinstance(lock, FileLock) and (descriptor := lock._context.lock_file_fd) is not None:
                 self.lock_descriptors = (os.dup(descriptor),)  # of filelock's own one, a fork has none
@@ -241,7 +248,7 @@ class RunDirectory:
         with open(self.path / "metrics.csv", newline="") as file:
             return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
-    def write_metrics(self, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    def write_metrics(self, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
         with atomic_path(self.path / "metrics.csv") as partial, open(partial, "w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
@@ -300,6 +307,12 @@ class _Console(logging.Handler):
         print(record.getMessage(), flush=True)
 
 
+AFTERWARDS = (  # what is done with runs, and what starts them
+    *("__main__.py", "anatomy.py", "cli.py", "evaluation.py", "explain.py", "export.py", "launch.py", "predict.py"),
+    "trained.py",
+)
+
+
 @functools.cache
 def code_digest() -> str:
     """SHA-256 over the source files that can change a result."""
@@ -307,7 +320,7 @@ def code_digest() -> str:
     sha = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         name = file.relative_to(package).as_posix()
-        if not name.startswith("report/") and name not in ("cli.py", "__main__.py"):
+        if not name.startswith("report/") and name not in AFTERWARDS:
             sha.update(name.encode() + b"\0" + file.read_bytes())
     return sha.hexdigest()
 
@@ -337,7 +350,7 @@ def source_changes() -> str:
 def _git(*arguments: str, statuses: tuple[int, ...] = (0,)) -> str:
     """What git says in the folder of the source code. Raises: CalledProcessError if it ends otherwise."""
     command = ["git", "-C", str(Path(__file__).parent.parent), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if result.returncode not in statuses:
         raise subprocess.CalledProcessError(result.returncode, command)
     return result.stdout

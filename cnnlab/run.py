@@ -81,10 +81,11 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
 
     try:
         with signals.noted():
-            if hasattr(network, "fit") and not records.last.exists():
+            newest = checkpoint.newest(run.checkpoints, put_aside=trainer.is_global_zero)
+            if hasattr(network, "fit") and newest is None:
                 mixed = torch.randperm(len(datamodule.train_index))[:FITTED_ON]
                 network.fit(datamodule.evaluation_images("train", datamodule.train_index[mixed]))
-            summary |= fit_and_test(trainer, classifier, datamodule, records)
+            summary |= fit_and_test(trainer, classifier, datamodule, records, newest)
             if trainer.is_global_zero:
                 close_records(run, summary, trainer, config)
     finally:
@@ -93,10 +94,14 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     return summary
 
 
-def fit_and_test(trainer: Trainer, classifier: Classifier, datamodule: ImageData, records: Records) -> dict[str, Any]:
-    """Train to the end, then evaluate the test images; return what the summary says of it."""
+def fit_and_test(
+    trainer: Trainer, classifier: Classifier, datamodule: ImageData, records: Records, newest: Path | None
+) -> dict[str, Any]:
+    """Train to the end, then evaluate the test images; return what the summary says of it.
+
+    newest: the checkpoint from which the training goes on.
+    """
     started = time.perf_counter()
-    newest = checkpoint.newest(records.run.checkpoints, put_aside=trainer.is_global_zero)
     trainer.fit(classifier, datamodule, ckpt_path=newest, weights_only=True)
     train_seconds = records.seconds_before + time.perf_counter() - started
     datamodule.graph = None  # and with it the memory that was recorded

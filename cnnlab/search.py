@@ -19,7 +19,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.config import UserError, check
+from cnnlab.check import check
+from cnnlab.config import UserError
 from cnnlab.records import Row, RunDirectory
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from PIL import Image
 from cnnlab.config import CONF
 from cnnlab.records import atomic_path, write_text
 from cnnlab.report.page import COLORS, markdown_table
+from cnnlab.report.runs import over_epochs
 from cnnlab.report.statistics import estimate
 from study import measures
 from study.claims import (
@@ -41,8 +42,8 @@ PICTURES = {"image_folder": "of a folder", "shapes": "drawn by code", "cifar10":
 COPIES = {"0f1b308902af7238": "JPEG copies of the CIFAR-10 pictures, not the official pixels"}  # by fingerprint
 NOTES = {
     "fig03": "The report names neither the number of its epochs (here 20) nor a momentum. What it sees here, and says "
-    "of crops, a falling rate and dropout, is about a network that overfits; so the baseline is also run for 60 epochs, "
-    "and figures 7, 8, 9 and 11 with momentum 0.9, compared with the baseline that has it.",
+    "of crops, a falling rate and dropout, is about a network that overfits; so the baseline is also run for 60 "
+    "epochs, and figures 7, 8, 9 and 11 with momentum 0.9, compared with the baseline that has it.",
     "fig05": "The report does not say what is whitened, and there are three ways to read it. As stated, all values of "
     "an image are one vector, of which PCA whitening leaves components instead of a picture; norm=zca turns them back "
     "into one; norm.per=channel whitens the three values of every pixel. Each is fitted and applied once, before the "
@@ -126,14 +127,14 @@ def draw(path: Path, curves: Mapping[str, Sequence[Run]], beside: Mapping[str, S
             for number, (part, dashes) in enumerate((("train", "--"), (held_out, "-"))):
                 color = COLORS[place if len(curves) > 1 else number]
                 said = {"train": "training", "test": "test", "val": "held-out"}[part]
-                table = over_epochs(runs, f"{part}/{metric}")
+                table = over_epochs([run.rows for run in runs], f"{part}/{metric}")
                 epochs = range(1, table.shape[1] + 1)
                 name_of_line = ", ".join(filter(None, (label, said)))
                 axis.plot(epochs, np.nanmean(table, axis=0), dashes, color=color, lw=1.5, label=name_of_line)
                 if len(runs) > 1:
                     axis.fill_between(epochs, np.nanmin(table, 0), np.nanmax(table, 0), color=color, alpha=0.2, lw=0)
         for (label, runs), dashes in zip(beside.items(), ("-", ":"), strict=False):
-            middle = np.nanmean(over_epochs(runs, f"test/{metric}"), axis=0)
+            middle = np.nanmean(over_epochs([run.rows for run in runs], f"test/{metric}"), axis=0)
             axis.plot(range(1, len(middle) + 1), middle, dashes, color="0.6", lw=1.2, zorder=1, label=label)
         axis.set(xlabel="epoch", ylabel=name)
         most = max(len(run.rows) for runs in curves.values() for run in runs)
@@ -173,14 +174,6 @@ def save(figure: matplotlib.figure.Figure, path: Path) -> None:
     figure.savefig(buffer, format="png", dpi=120)
     with atomic_path(path) as partial:
         Image.open(buffer).convert("RGB").quantize(256).save(partial, "png", optimize=True)
-
-
-def over_epochs(runs: Sequence[Run], metric: str) -> np.ndarray:
-    """(runs, epochs); not a number where a run ended earlier."""
-    table = np.full((len(runs), max(len(run.rows) for run in runs)), np.nan)
-    for place, run in enumerate(runs):
-        table[place, : len(run.rows)] = run.curve(metric)
-    return table
 
 
 def num_seeds(curves: Mapping[str, Sequence[Run]]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from cnnlab.config import UserError
-from cnnlab.records import Row, RunDirectory, atomic_path
+from cnnlab.records import COLUMNS, Row, RunDirectory, atomic_path
 from study.variants import SEARCH
 
 FACTS = (  # columns of runs.csv
@@ -38,10 +38,7 @@ FACTS = (  # columns of runs.csv
     "epoch_seconds",  # median
     "started",
 )
-MEASURED = (  # columns of epochs.csv after variant, seed and epoch
-    *("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc"),
-    *("lr", "epoch_seconds", "images_per_second"),
-)
+MEASURED = COLUMNS[1:]  # columns of epochs.csv after variant, seed and epoch
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class Run:
         return self.facts["status"] == "diverged"
 
     def curve(self, metric: str) -> list[float]:
-        """A metric over the epochs; empty if it was not measured after every one."""
+        """A metric over the epochs that have it."""
         return [row[metric] for row in self.rows if metric in row]
 
     def number(self, name: str) -> float | None:

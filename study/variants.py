@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from cnnlab.config import CONF, as_typed, changes, chosen, default_option, described
+from cnnlab.config import CONF, differences
 
 BASELINE = "fig03"
 
@@ -98,9 +98,5 @@ def settings(config: DictConfig) -> str:
 
     config: with its `hydra` node.
     """
-    options = described(chosen(config))
-    changed = {group: option for group, option in options.items() if option != default_option(group)}
-    changed |= {path: as_typed(value) for path, value in changes(config).items()}
-    return " ".join(
-        f"{name}={value}" for name, value in changed.items() if name not in ("seed", "data.root", "trainer")
-    )
+    different = differences(config).items()
+    return " ".join(f"{name}={value}" for name, value in different if name not in ("seed", "data.root", "trainer"))

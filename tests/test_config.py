@@ -20,19 +20,18 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.augment import Augmentation
+from cnnlab.check import LIMITS, check, check_value
 from cnnlab.classifier import schedule
 from cnnlab.config import (
     CONF,
-    LIMITS,
     NOT_IDENTITY,
     UserError,
     allowed_targets,
     changes,
-    check,
-    check_value,
     identity,
     instantiate,
     job_config,
+    option_file,
     run_id,
 )
 from cnnlab.data.images import DataSet, Images
@@ -501,6 +500,12 @@ def test_a_value_has_the_type_of_its_default(expected, default, accepted, refuse
             check_value("group.knob", value, default)
         typed = re.escape(str(default).lower().replace(" ", ""))
         assert re.search(rf"^group\.knob=\S+ is not .*{expected}.* group\.knob={typed}, its default", str(caught.value))
+
+
+def test_numbers_in_files_are_read_as_hydra_reads_them(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("lr: 1e-3\n")
+    monkeypatch.setattr("cnnlab.config.CONF", tmp_path)
+    assert option_file("mine") == {"lr": 0.001}
 
 
 def test_a_name_may_be_a_number():

@@ -31,6 +31,11 @@ MISTAKES = {
     "schedule without a class": ("~sched._target_", ["sched", "cosine"]),
     "search that is no sweep": ("hydra/sweeper=optuna", ["-m hydra/sweeper=optuna"]),
     "no checkpoint": ("checkpoint=null", ["checkpoint.every_n_steps"]),
+    "knob of checkpoints that there is none of": (
+        "+checkpoint.every_n_hours=1",
+        ["checkpoint.every_n_hours", "--help"],
+    ),
+    "two nodes, alone": ("trainer.num_nodes=2", ["num_nodes=2", "launcher=slurm", "torchrun"]),
     "more words than images": ("model=bow model.num_words=9001 data=shapes", ["num_words=9001", "9000"]),
     "even filter": ("aug=blur aug.blur.kernel_size=4", ["kernel_size=4", "kernel_size % 2 == 1"]),
     "patch larger than the image": ("model=bow model.patch_size=33 data=shapes", ["patch_size=33", "32"]),

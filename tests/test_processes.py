@@ -8,11 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
 from conftest import ROOT, until
 from test_resume import only_run, processes_of
+
+from cnnlab import job
+from cnnlab.records import RunDirectory
 
 SMALL = (
     *("data=shapes", "data.num_train=800", "data.num_test=60", "batch_size=40", "model.channels=[8,8,8]"),
@@ -132,6 +136,15 @@ def test_torchrun_on_two_hosts_makes_the_same(swept, hosts, tmp_path):
     assert (summary["environment"]["num_devices"], summary["status"]) == (2, "done")
     assert summary["metrics"] == summaries(swept)["adam"]["metrics"]
     assert [len(re.findall(r"epoch +\d+/", text)) for text in printed] == [3, 0]  # the first of them records
+
+
+def test_a_signal_before_the_processes_note_any_is_an_interruption(tmp_path, monkeypatch):
+    """While they import torch, say."""
+    started = subprocess.Popen
+    monkeypatch.setattr(job.subprocess, "Popen", lambda words, **options: started(["sleep", "60"], **options))
+    Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert job.in_processes(RunDirectory(tmp_path), {}) == 143
+    assert RunDirectory(tmp_path).summary()["status"] == "interrupted"
 
 
 def test_a_job_that_fails_leaves_nobody_and_the_next_one_runs(tmp_path):

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from filelock import FileLock
 
 from cnnlab import records
-from cnnlab.records import BusyError, RunDirectory, atomic_path, log, write_text
+from cnnlab.records import AFTERWARDS, BusyError, RunDirectory, atomic_path, log, write_text
 
 
 def test_a_file_appears_when_its_writing_succeeded(tmp_path):
@@ -191,6 +190,15 @@ def test_one_process_owns_it_without_flock_too(tmp_path):
     assert waiting.returncode == 0
 
 
+def test_the_digest_is_of_what_training_imports():
+    code = "import sys, cnnlab.job, cnnlab.run; print(*(name for name in sys.modules if name.startswith('cnnlab.')))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = {f"{name.removeprefix('cnnlab.').replace('.', '/')}.py" for name in result.stdout.split()}
+    assert "classifier.py" in imported
+    assert imported.isdisjoint(AFTERWARDS)
+    assert all((ROOT / "cnnlab" / name).exists() for name in AFTERWARDS)
+
+
 def hold(path, held, release):
     with RunDirectory(path).owned():
         held.set()
@@ -203,7 +211,6 @@ def test_a_second_process_waits_and_says_so(tmp_path, capsys):
     holder = context.Process(target=hold, args=(tmp_path, held, release))
     holder.start()
     held.wait(30)
-    assert not FileLock(tmp_path / ".lock").is_locked
     release_later = context.Process(target=lambda: (time.sleep(0.3), release.set()))
     release_later.start()
     with RunDirectory(tmp_path).owned():

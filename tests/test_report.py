@@ -354,6 +354,7 @@ def test_plan_shows_what_is_done_and_trains_nothing(command, tmp_path):
     again = command(*sweep, COLUMNS="200")
     assert re.search(rf"{name}.* done, typed 2 times .* 0 ", again.stdout)
     assert "7 epochs to train, about 1 min 3 s at the speed of past runs here." in again.stdout  # 7 x 9,000 / 1,000
+    assert "14 epochs to train" in command(*sweep, "rerun=true").stdout
 
 
 def test_plan_of_a_mistake_is_a_mistake(command):

@@ -17,9 +17,8 @@ from hydra import compose, initialize_config_dir
 from lightning import seed_everything
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cnnlab.callbacks import COLUMNS
 from cnnlab.config import CONF, instantiate, options
-from cnnlab.records import RunDirectory
+from cnnlab.records import COLUMNS, RunDirectory
 from cnnlab.run import train
 
 SMALL = (
@@ -34,10 +33,10 @@ SMALL = (
 TIMES = ("epoch_seconds", "images_per_second")
 
 
-def train_here(path: Path, *overrides: str) -> dict:
+def train_here(path: Path, *overrides: str, small: tuple[str, ...] = SMALL) -> dict:
     """Train in this process; returns the summary."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", [*SMALL, "logger=none", *overrides])
+        config = compose("train", [*small, "logger=none", *overrides])
     about = {"run": path.name, "choices": {}, "changes": {}, "overrides": []}
     run = RunDirectory(path)
     run.path.mkdir(exist_ok=True)
@@ -256,6 +255,17 @@ def test_debug_overfit_reaches_a_training_accuracy_of_one(tmp_path):
     summary = train_here(tmp_path / "run", "debug=overfit", "optim=adam", "optim.lr=0.003", "trainer.max_epochs=100")
     assert summary["data"]["num_train"] == 64
     assert summary["metrics"]["last/train/acc"] == 1
+
+
+def test_what_is_fitted_before_the_training_is_fitted_anew_without_a_good_checkpoint(tmp_path):
+    words = ("data=shapes", "data.num_train=300", "data.num_test=50", "model=bow", "model.num_words=30")
+    train_here(tmp_path, "trainer.max_epochs=1", small=words)
+    first = weights(tmp_path)
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"damaged")
+    train_here(tmp_path, "trainer.max_epochs=1", small=words)
+    again = weights(tmp_path)
+    assert first.keys() == again.keys()
+    assert all(values.equal(again[name]) for name, values in first.items())
 
 
 TINY = ("data=shapes", "data.num_train=500", "data.num_test=10", "batch_size=16", "logger=none", "debug=one_batch")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from PIL import Image, ImageOps
 
 from cnnlab.config import UserError
-from cnnlab.data.images import DataSet, Images, cached, expand
+from cnnlab.data.images import DataSet, Images, cached, expand, make_folder
 from cnnlab.records import write_text
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class ImageFolder:
             for file in files:
                 content.update(f"\0{Path(file.path).relative_to(self.root)}\0".encode())
                 content.update(self._or_skipped(file, lambda file: Path(file.path).read_bytes()) or b"")
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             write_text(known, content.hexdigest())
         return known.read_text()
 

@@ -58,18 +58,22 @@ def fingerprint(*parts: Images) -> str:
     return sha.hexdigest()
 
 
+def make_folder(path: Path) -> None:
+    """A folder of the cache. Raises: UserError if it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The folder {path} cannot be made ({error.strerror}). Type cache_dir=FOLDER, or set CNNLAB_CACHE."
+        ) from error
+
+
 def cached(path: Path, make: Callable[[], tuple[Images, Images]]) -> DataSet:
     """The data set kept in the file `path`; `make` is called once for it, by one process."""
     import numpy as np
 
     if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"The folder {path.parent} cannot be made ({error.strerror}). Type cache_dir=FOLDER, or set "
-                f"CNNLAB_CACHE."
-            ) from error
+        make_folder(path.parent)
         with lock_file(Path(f"{path}.lock")):
             if not path.exists():
                 train, test = make()

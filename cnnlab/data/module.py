@@ -221,7 +221,7 @@ class Resident:
         self.labels = torch.from_numpy(images.labels).to(device)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)  # training and test images of one data set
 def on_device(images: Images, device: torch.device) -> Resident:
     """The images on the device, moved there once for all jobs of a process."""
     return Resident(images, device)

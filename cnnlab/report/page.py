@@ -25,6 +25,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from cnnlab.records import atomic_path, write_text
+from cnnlab.report.pictures import draw_confusion
 from cnnlab.report.statistics import estimate
 from cnnlab.report.sweep import Sweep, with_interval
 
@@ -298,19 +299,11 @@ def heat_map(sweep: Sweep) -> str:
 
 def confusion(sweep: Sweep) -> str:
     """Of the best setting, in percent of each true class."""
-    counts = np.array(sweep.confusion(), dtype=float)
-    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     classes = sweep.ranking[0].setting.runs[0].summary["data"]["classes"]
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = _figure(6, 5.4)
         axis = figure.subplots()
-        axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-        axis.set_yticks(range(len(classes)), classes)
-        axis.set(xlabel="predicted", ylabel="true")
-        for row, column in np.ndindex(*shares.shape):
-            color = "white" if shares[row, column] > 50 else "black"
-            axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=color, fontsize=7)
+        draw_confusion(axis, sweep.confusion(), classes)
         return svg(figure, "Confusion matrix of the best setting")
 
 

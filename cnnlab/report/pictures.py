@@ -29,7 +29,7 @@ def curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> None:
     figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
-    for axis, metric, label in zip(axes, ("loss", "acc"), ("cross-entropy", "accuracy"), strict=True):
+    for axis, metric, label in zip(axes, ("loss", "acc"), ("loss", "accuracy"), strict=True):
         for part, (name, color) in PARTS.items():
             values = [row.get(f"{part}/{metric}", math.nan) for row in rows]
             if not all(map(math.isnan, values)):
@@ -47,7 +47,7 @@ def comparison(path: Path, settings: Sequence[tuple[str, Setting]]) -> None:
     """Loss and accuracy of named settings over epochs: the mean over seeds and a band over all of them."""
     figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2)
-    for axis, metric, label in zip(axes, ("loss", "acc"), ("cross-entropy", "accuracy"), strict=True):
+    for axis, metric, label in zip(axes, ("loss", "acc"), ("loss", "accuracy"), strict=True):
         for place, (name, setting) in enumerate(settings):
             for part, dashes in (("train", "--"), (setting.held_out, "-")):
                 epochs, table = setting.over_epochs(f"{part}/{metric}")
@@ -64,19 +64,25 @@ def comparison(path: Path, settings: Sequence[tuple[str, Setting]]) -> None:
 
 def confusion(path: Path, counts: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
     """The confusion matrix in percent of each true class. counts: rows are true classes, columns predicted ones."""
-    shares = np.asarray(counts) / np.maximum(np.sum(counts, axis=1, keepdims=True), 1) * 100
     figure = matplotlib.figure.Figure(figsize=(6.5, 6), layout="constrained")
     axis = figure.subplots()
+    axis.set_title("test images, percent of each true class")
+    draw_confusion(axis, counts, classes)
+    save(figure, path)
+
+
+def draw_confusion(axis: matplotlib.axes.Axes, counts: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
+    """As `confusion`; numbers are written where there is room for them."""
+    shares = np.asarray(counts) / np.maximum(np.sum(counts, axis=1, keepdims=True), 1) * 100
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     ticks = range(len(classes))
     axis.set_xticks(ticks, classes, rotation=45, ha="right")
     axis.set_yticks(ticks, classes)
-    axis.set(xlabel="predicted", ylabel="true", title="test images, percent of each true class")
+    axis.set(xlabel="predicted", ylabel="true")
     if len(classes) <= 20:
         for row, column in np.ndindex(*shares.shape):
             color = "white" if shares[row, column] > 50 else "black"
             axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=color, fontsize=8)
-    save(figure, path)
 
 
 def tiled(images: np.ndarray, columns: int = 8, scale: int = 6) -> np.ndarray:

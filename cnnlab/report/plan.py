@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from cnnlab.config import as_typed, changes, chosen, default_option, described, num_trained_on, run_path
+from cnnlab.config import chosen, differences, num_trained_on, run_path
 from cnnlab.records import RunDirectory
 from cnnlab.report.runs import Run, find, read
 
@@ -28,6 +28,7 @@ class PlannedRun:
         changes: what it changes against the defaults, as text: {"optim": "adam", "optim.lr": "0.01"}.
         model: the chosen option.
         epochs: how many it trains at most.
+        rerun: whether it begins anew.
         num_train: images in an epoch.
     """
 
@@ -36,14 +37,14 @@ class PlannedRun:
     model: str
     epochs: int
     num_train: int
+    rerun: bool
 
     @classmethod
     def of(cls, config: DictConfig) -> PlannedRun:
         """config: with its `hydra` node."""
-        options = described(chosen(config))
-        different = {group: option for group, option in options.items() if option != default_option(group)}
-        different |= {name: as_typed(value) for name, value in changes(config).items()}
-        return cls(run_path(config), different, options["model"], config.trainer.max_epochs, num_trained_on(config))
+        [model] = chosen(config)["model"]
+        epochs, rerun = config.trainer.max_epochs, config.rerun
+        return cls(run_path(config), differences(config), model, epochs, num_trained_on(config), rerun)
 
 
 def print_plan(configs: Sequence[DictConfig], output_dir: Path) -> None:
@@ -60,7 +61,8 @@ def print_plan(configs: Sequence[DictConfig], output_dir: Path) -> None:
     for job in {job.path: job for job in jobs}.values():
         summary = RunDirectory(job.path).summary()
         state = {"running": "not finished"}.get(str(summary.get("status")), str(summary.get("status", "new")))
-        epochs = 0 if state == "done" else job.epochs - len(past_rows(job.path))
+        left = 0 if state == "done" else job.epochs - len(past_rows(job.path))
+        epochs = job.epochs if job.rerun else left
         speed = speeds.get(job.model)
         time = epochs * job.num_train / speed if speed else None
         to_do, seconds, unknown = to_do + epochs, seconds + (time or 0), unknown + (time is None and epochs > 0)

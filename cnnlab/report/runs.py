@@ -1,6 +1,5 @@
 """Runs as they are found on the disk, and settings that several runs share. Takes no torch."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from cnnlab.config import UserError, leaves
+from cnnlab.config import UserError, as_typed, leaves
 from cnnlab.records import Row, RunDirectory
 
 NEEDED = ("run", "choices", "changes", "seed", "status")  # in the summary of a run of ours
@@ -43,7 +42,7 @@ class Run:
     @cached_property
     def settings(self) -> dict[str, str]:
         """Chosen options and changed knobs as text, but for the seed."""
-        knobs = {path: _text(value) for path, value in self.summary["changes"].items() if path != "seed"}
+        knobs = {path: as_typed(value) for path, value in self.summary["changes"].items() if path != "seed"}
         return {group: str(option) for group, option in self.summary["choices"].items()} | knobs
 
     def value(self, name: str) -> str:
@@ -57,7 +56,7 @@ class Run:
             content = yaml.load((self.path / ".hydra" / "config.yaml").read_text(), yaml.CSafeLoader)
         except FileNotFoundError:
             return {}
-        return {path: _text(value) for path, value in leaves(content)}
+        return {path: as_typed(value) for path, value in leaves(content)}
 
     @property
     def accuracy(self) -> float:
@@ -83,10 +82,6 @@ def varied(runs: Sequence[Run]) -> list[str]:
     names = dict.fromkeys(name for run in runs for name in run.settings)
     differing = [name for name in names if len({run.settings.get(name) for run in runs}) > 1]
     return [name for name in differing if len({run.value(name) for run in runs}) > 1]
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":")).replace('"', "") if not isinstance(value, str) else value
 
 
 def checked(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -160,11 +155,16 @@ class Setting:
 
     def over_epochs(self, metric: str) -> tuple[list[int], np.ndarray]:
         """Epochs, and a row for every run: (runs, epochs); not a number where a run ended earlier."""
-        longest = max(len(run.rows) for run in self.runs)
-        table = np.full((len(self.runs), longest), np.nan)
-        for place, run in enumerate(self.runs):
-            table[place, : len(run.rows)] = [row.get(metric, math.nan) for row in run.rows]
-        return list(range(1, longest + 1)), table
+        table = over_epochs([run.rows for run in self.runs], metric)
+        return list(range(1, table.shape[1] + 1)), table
+
+
+def over_epochs(runs: Sequence[Sequence[Row]], metric: str) -> np.ndarray:
+    """(runs, epochs); not a number where a run ended earlier, or did not measure it."""
+    table = np.full((len(runs), max(map(len, runs))), np.nan)
+    for place, rows in enumerate(runs):
+        table[place, : len(rows)] = [row.get(metric, math.nan) for row in rows]
+    return table
 
 
 def grouped(runs: Sequence[Run]) -> list[Setting]:

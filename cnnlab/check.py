@@ -1,0 +1,265 @@
+"""What a configuration may be: types, ranges, values that fit together. No torch, so that mistakes answer at once."""
+
+import math
+import os
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cnnlab.config import (
+    GROUPS,
+    LISTED,
+    UserError,
+    as_typed,
+    check_targets,
+    data_source,
+    defaults_of,
+    job_config,
+    leaves,
+    num_trained_on,
+    option_file,
+    options,
+    ours,
+)
+
+# Arguments of Lightning's Trainer with which an epoch would not be what it is here: a step for every batch, then one
+# evaluation.
+NOT_OURS = (
+    "accumulate_grad_batches",
+    "check_val_every_n_epoch",
+    "fast_dev_run",
+    "max_steps",
+    "max_time",
+    "min_steps",
+    "val_check_interval",
+)
+
+NULLABLE = ("checkpoint.every_n_minutes",)  # knobs with a default that may be null
+
+# What the knobs may be, wherever they appear; shown to the user as it stands.
+LIMITS = {
+    "accelerator": "accelerator in ('auto', 'cpu', 'gpu', 'cuda', 'mps')",
+    "alpha": "alpha > 0",
+    "batch_size": "batch_size >= 1",
+    "betas": "len(betas) == 2 and all(0 <= beta < 1 for beta in betas)",
+    "brightness": "brightness >= 0",
+    "channels": "len(channels) >= 1 and all(c >= 1 and c % 1 == 0 for c in channels)",
+    "clutter": "clutter >= 0",
+    "contrast": "contrast >= 0",
+    "cpus": "cpus >= 1",
+    "cpus_per_task": "cpus_per_task >= 1",
+    "decay": "0 <= decay < 1",
+    "degrees": "degrees >= 0",
+    "devices": "devices >= 1 or devices == -1",
+    "div_factor": "div_factor > 0",
+    "dropout": "0 <= dropout < 1",
+    "eps": "eps > 0",
+    "every_n_minutes": "every_n_minutes > 0",
+    "every_n_steps": "every_n_steps >= 1 and every_n_steps % 1 == 0",
+    "factor": "0 <= factor <= 1",
+    "final_div_factor": "final_div_factor > 0",
+    "flip_probability": "0 <= flip_probability <= 1",
+    "gamma": "0 < gamma <= 1",
+    "gpus": "gpus >= 0",
+    "gpus_per_node": "gpus_per_node >= 0",
+    "gradient_clip_val": "gradient_clip_val > 0",
+    "hidden": "hidden >= 1",
+    "image_size": "image_size >= 1",
+    "jobs_per_device": "jobs_per_device >= 1",
+    "kernel_size": "kernel_size >= 1 and kernel_size % 2 == 1",
+    "label_smoothing": "0 <= label_smoothing < 1",
+    "limit_test_batches": "limit_test_batches > 0",
+    "limit_train_batches": "limit_train_batches > 0",
+    "limit_val_batches": "limit_val_batches > 0",
+    "lr": "lr > 0",
+    "lr_decay": "lr_decay >= 0",
+    "max_epochs": "max_epochs >= 1",
+    "max_lr": "max_lr > 0",
+    "max_running": "max_running >= 1",
+    "mode": "mode in ('min', 'max')",
+    "momentum": "0 <= momentum < 1",
+    "name": "name.strip('/') == name and '..' not in name",
+    "noise": "noise >= 0",
+    "num_components": "num_components >= 1 and num_components % 1 == 0",
+    "optim.alpha": "0 <= alpha < 1",
+    "num_nodes": "num_nodes >= 1",
+    "num_test": "num_test >= 10",
+    "num_train": "num_train >= 10",
+    "num_train_images": "num_train_images >= 1 and num_train_images % 1 == 0",
+    "num_words": "num_words >= 1",
+    "on_busy": "on_busy in ('wait', 'fail')",
+    "padding": "padding >= 0",
+    "padding_mode": "padding_mode in ('reflect', 'constant')",
+    "patch_size": "patch_size >= 1",
+    "patience": "patience >= 1",
+    "precision": "precision in ('auto', '32-true', 'bf16-mixed', '16-mixed')",
+    "pct_start": "0 < pct_start < 1",
+    "per": "per in ('channel', 'pixel')",
+    "resident": "resident in ('device', 'host')",
+    "rho": "0 <= rho <= 1",
+    "saturation": "saturation >= 0",
+    "save_before": "save_before >= 0",
+    "scale": "len(scale) == 2 and 0 < scale[0] <= scale[1]",
+    "seed": "0 <= seed < 2**32",
+    "shear": "0 <= shear < 90",
+    "sigma": "len(sigma) == 2 and 0 < sigma[0] <= sigma[1]",
+    "size": "size >= 1",
+    "std": "std >= 0",
+    "step_size": "step_size >= 1",
+    "strategy": "strategy == 'auto' or strategy.startswith('ddp')",
+    "stride": "stride >= 1",
+    "threads": "threads >= 1",
+    "time": "time >= 1",
+    "timeout": "timeout > 0",
+    "translate": "0 <= translate <= 1",
+    "unreadable": "unreadable in ('stop', 'skip')",
+    "val_fraction": "0 <= val_fraction <= 0.5",
+    "warmup_epochs": "warmup_epochs >= 0",
+    "way": "way in ('local', 'slurm', 'ray')",
+    "weight_decay": "weight_decay >= 0",
+}
+
+
+def check(config: DictConfig) -> None:
+    """Refuse, with a UserError, what cannot work: types, ranges, targets, and values that do not fit together."""
+    if added := sorted(
+        set(map(str, ours(config))) - option_file("train").keys() - {*GROUPS, "trainer", "logger", "launcher"}
+    ):
+        raise UserError(f"+{added[0]} adds what nothing reads. python train.py --help shows what can be typed.")
+    if missing := sorted(OmegaConf.missing_keys(ours(config))):
+        raise UserError(f"{missing[0]} must be given, and was not. Type {missing[0]}=VALUE.")
+    job = job_config(config)
+    for group in GROUPS:
+        for name, node in job[group].items() if group in LISTED else [(group, job[group])]:
+            if not isinstance(node, dict) or "_target_" not in node:
+                what = f"{group}.{name}" if group in LISTED else group
+                raise UserError(f"{what} is no option. {group} offers {', '.join(options(group))}; type {group}=...")
+    check_targets(job)
+    if not isinstance(job["checkpoint"], dict):
+        raise UserError("checkpoint has the knobs checkpoint.every_n_steps and checkpoint.every_n_minutes. Type those.")
+    if added := sorted(job["checkpoint"].keys() - option_file("train")["checkpoint"].keys()):
+        raise UserError(f"+checkpoint.{added[0]} adds what nothing reads. python train.py --help shows what there is.")
+    defaults = defaults_of(config)
+    for path, value in leaves(job):
+        check_value(path, value, defaults.get(path))
+    if refused := [name for name in NOT_OURS if job["trainer"].get(name)]:
+        raise UserError(
+            f"trainer.{refused[0]} is not supported: every batch is a step, and every epoch is evaluated once. Type "
+            f"batch_size for larger steps, num_train_images for shorter epochs, trainer.max_epochs, or debug=one_batch."
+        )
+
+    source = data_source(config.data)
+    source.check()
+    size = source.image_size
+    crops = {name: node for name, node in job["aug"].items() if node["_target_"] == "cnnlab.augment.CropFlip"}
+    if len(crops) > 1:
+        raise UserError(f"aug=[{','.join(job['aug'])}] crops twice. Choose one of {', '.join(crops)}.")
+    for crop in crops.values():
+        if crop["size"] > size:  # padding is for training; evaluation sees no more than the image
+            raise UserError(
+                f"A crop of {crop['size']} pixels does not fit into images of {size} pixels. Type a crop size of at "
+                f"most {size}."
+            )
+        if crop["padding_mode"] == "reflect" and crop["padding"] >= size:
+            raise UserError(
+                f"Images of {size} pixels cannot be reflected into {crop['padding']} pixels of padding. Type a padding "
+                f"of at most {size - 1}, or padding_mode=constant."
+            )
+        size = crop["size"]
+    halvings = len(job["model"].get("channels", ()))
+    if size >> halvings < 1:
+        raise UserError(
+            f"Images of {size} pixels cannot be halved {halvings} times. Use images of at least {2**halvings} pixels "
+            f"(data.image_size, or the size of the crops), or fewer model.channels."
+        )
+    reach = job["aug"].get("blur", {}).get("kernel_size", 1) // 2
+    if reach >= size:
+        raise UserError(
+            f"aug.blur.kernel_size={2 * reach + 1} reaches over images of {size} pixels. Type {2 * size - 1} or less."
+        )
+    num_values = 3 * (size**2 if job["norm"].get("per") == "pixel" else 1)
+    if (num_components := job["norm"].get("num_components") or 0) > num_values:
+        raise UserError(
+            f"norm.num_components={num_components} is more than the {num_values} components that there are. "
+            f"Type norm.num_components={num_values} or less."
+        )
+    if job["model"].get("patch_size", 0) > size:
+        raise UserError(
+            f"model.patch_size={job['model']['patch_size']} is larger than the images. Type {size} or less."
+        )
+    num_train = num_trained_on(config)
+    if (num_words := job["model"].get("num_words", 0)) > num_train:
+        raise UserError(
+            f"model.num_words={num_words} is more than the {num_train} images that words are learned from. "
+            f"Type {num_train} or less."
+        )
+    if job["batch_size"] > num_train:
+        raise UserError(
+            f"batch_size={job['batch_size']} is larger than the {num_train} images that are trained on (of "
+            f"{source.num_train}, with val_fraction={job['val_fraction']} held out). "
+            f"Type batch_size={num_train} or less."
+        )
+    held_out = "val" if job["val_fraction"] else "test"
+    metrics = [f"{part}/{metric}" for part in ("train", held_out) for metric in ("loss", "acc")]
+    for name, callback in job["callbacks"].items():
+        if (monitor := callback.get("monitor", metrics[0])) not in metrics:
+            why = "" if job["val_fraction"] else " With val_fraction=0 nothing is held out."
+            raise UserError(
+                f"callbacks.{name}.monitor={monitor} is not measured.{why} Type one of {', '.join(metrics)}."
+            )
+    if job["optim"].get("nesterov") and not job["optim"].get("momentum"):
+        raise UserError(
+            "optim.nesterov=true needs a momentum, and optim.momentum=0. Type for example optim.momentum=0.9."
+        )
+    if job["warmup_epochs"] and job["warmup_epochs"] >= (max_epochs := job["trainer"]["max_epochs"]):
+        raise UserError(
+            f"warmup_epochs={job['warmup_epochs']} leaves nothing of trainer.max_epochs={max_epochs}. Type less."
+        )
+    if job["warmup_epochs"] and job["sched"]["_target_"].endswith("OneCycleLR"):
+        raise UserError("sched=onecycle has a warm-up of its own. Type sched.pct_start=0.1, or another sched.")
+    if job["test_flips"] and job["norm"]["_target_"].endswith("PCA") and job["norm"]["per"] == "pixel":
+        raise UserError(
+            "test_flips=true mirrors images, and with norm=pca what the network sees are none. Type norm=zca, "
+            "norm.per=channel or test_flips=false."
+        )
+    devices, num_nodes = job["trainer"].get("devices", 1), job["trainer"].get("num_nodes", 1)
+    if isinstance(devices, int) and devices > 0 and job["batch_size"] % (total := devices * num_nodes):
+        raise UserError(
+            f"batch_size={job['batch_size']} counts the images of all devices together and cannot be shared equally "
+            f"by {total}. Type a multiple of {total}."
+        )
+    elsewhere = any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID", "MASTER_ADDR"))  # torchrun, srun, ...
+    if num_nodes > 1 and (job["launcher"]["way"] != "slurm" if "launcher" in job else not elsewhere):
+        raise UserError(f"trainer.num_nodes={num_nodes} needs launcher=slurm, or torchrun on every node.")
+    if "launcher" in job:
+        if not isinstance(devices, int) or devices < 1:
+            raise UserError(f"trainer.devices={devices}: a launcher has to know how many. Type a number from 1.")
+        if num_nodes > 1 and job["launcher"]["way"] != "slurm":
+            raise UserError(f"trainer.num_nodes={num_nodes} needs launcher=slurm, or torchrun on every node.")
+
+
+def check_value(path: str, value: Any, default: Any) -> None:
+    """Refuse a value of another type than its default, or outside the limits of its name."""
+    key = path.rsplit(".", 1)[-1]
+    if isinstance(default, str) and isinstance(value, int | float):  # name=2024
+        value = str(value)
+    example = f" Type for example {path}={as_typed(default)}, its default." if default is not None else ""
+    if value is None and path in NULLABLE:
+        return
+    expected = {bool: "true or false", int: "a whole number", float: "a finite number", list: "a list, [a,b,...]"}
+    if default is not None and type(default) in expected:
+        accepted = (int, float) if isinstance(default, float) else type(default)
+        if (
+            not isinstance(value, accepted)
+            or isinstance(value, bool) != isinstance(default, bool)
+            or (isinstance(value, float) and not math.isfinite(value))
+        ):
+            raise UserError(f"{path}={as_typed(value)} is not {expected[type(default)]}.{example}")
+    limit = LIMITS.get(path) or LIMITS.get(key)
+    if limit and value is not None:
+        try:
+            holds = eval(limit, {}, {key: value})  # our own text
+        except (TypeError, AttributeError):
+            holds = False
+        if not holds:
+            raise UserError(f"{path}={as_typed(value)} is not allowed; it must satisfy {limit}.{example}")
