@@ -306,10 +306,11 @@ def test_debug_one_batch_and_profile(tmp_path):
     assert "run_training_batch" in (tmp_path / "profile" / "fit-profile.txt").read_text()
 
 
-def test_a_sweep_ends_with_a_table_and_typed_again_trains_what_is_missing(command):
+def test_a_sweep_ends_with_a_table_and_typed_again_trains_what_is_missing(command, tmp_path):
     words = ("train.py", "-m", "optim=sgd,adam", "aug=crop_flip,cutmix", *SMALL, "trainer.max_epochs=1")
-    first = command(*words)
+    first = command(*words, MPLCONFIGDIR=str(tmp_path / "fonts"))  # the first run of an account
     assert first.returncode == 0, first.stderr
+    assert "[HYDRA]" not in first.stdout
     runs = sorted(path.name for path in Path("outputs/runs").glob("shapes-*"))
     assert len(runs) == 4
     [report] = Path("outputs/runs").glob("report-*/report.html")
