@@ -28,7 +28,7 @@ from study.variants import BEST, SEARCH, Variant, settings, variants
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "docs" / "study"
-QUICK = ("num_train_images=10000", "trainer.max_epochs=6")
+QUICK = ("num_train_images=8000", "trainer.max_epochs=5")
 OURS = ("seed", "name", "experiment", "hydra", "plan", "rerun")  # words that the study chooses itself
 
 

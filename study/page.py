@@ -207,6 +207,7 @@ def head(results: Results, quick: bool) -> list[str]:
     words = {"cifar10": "", "image_folder": " data=image_folder data.root=FOLDER"}.get(data, f" data={data}")
     wanted = [variant.key for variant in variants() if not (quick and variant.key.startswith(SEARCH))]
     missing = [key for key in wanted if key not in results]
+    hours = sum(run.number("train_seconds") or 0 for run in runs) / 3600
     diverged = [f"{run.facts['variant']} (seed {run.facts['seed']})" for run in runs if run.failed]
     text = [
         "# The lab report's figures, redone",
@@ -216,7 +217,8 @@ def head(results: Results, quick: bool) -> list[str]:
             f"Runs: {len(runs)}. Pictures: {pictures} (fingerprint {said('fingerprint')}); "
             f"{said('num_train')} for training, {said('num_test')} for testing. Device: {said('device')}; precision: "
             f"{said('precision')}; torch {said('torch')}; commit {said('commit')} (+: with changes). Epochs: "
-            f"{', '.join(sorted({str(len(run.rows)) for run in redone}, key=int))}."
+            f"{', '.join(sorted({str(len(run.rows)) for run in redone}, key=int))}. Training took {hours:.1f} hours in "
+            "sum, whatever else ran beside it."
         ),
         "",
         f"    python -m study{' --quick' * quick}{words}",
