@@ -223,11 +223,8 @@ def check(config: DictConfig) -> None:
             "norm.per=channel or test_flips=false."
         )
     devices, num_nodes = job["trainer"].get("devices", 1), job["trainer"].get("num_nodes", 1)
-    if isinstance(devices, int) and devices > 0 and job["batch_size"] % (total := devices * num_nodes):
-        raise UserError(
-            f"batch_size={job['batch_size']} counts the images of all devices together and cannot be shared equally "
-            f"by {total}. Type a multiple of {total}."
-        )
+    if isinstance(devices, int) and devices > 0:
+        refuse_uneven(job["batch_size"], devices * num_nodes)
     elsewhere = any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID", "MASTER_ADDR"))  # torchrun, srun, ...
     if num_nodes > 1 and (job["launcher"]["way"] != "slurm" if "launcher" in job else not elsewhere):
         raise UserError(f"trainer.num_nodes={num_nodes} needs launcher=slurm, or torchrun on every node.")
@@ -236,6 +233,15 @@ def check(config: DictConfig) -> None:
             raise UserError(f"trainer.devices={devices}: a launcher has to know how many. Type a number from 1.")
         if num_nodes > 1 and job["launcher"]["way"] != "slurm":
             raise UserError(f"trainer.num_nodes={num_nodes} needs launcher=slurm, or torchrun on every node.")
+
+
+def refuse_uneven(batch_size: int, devices: int) -> None:
+    """Raises: UserError where devices, in sum over all nodes, cannot have equal shares of every batch."""
+    if batch_size % devices:
+        raise UserError(
+            f"batch_size={batch_size} counts the images of all devices together and cannot be shared equally by "
+            f"{devices}. Type a multiple of {devices}."
+        )
 
 
 def check_value(path: str, value: Any, default: Any) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 from cnnlab import checkpoint, graph, signals
 from cnnlab.board import TensorBoard
 from cnnlab.callbacks import ProgressBar, Records
+from cnnlab.check import refuse_uneven
 from cnnlab.checkpoint import CheckpointFiles
 from cnnlab.classifier import Classifier, schedule
 from cnnlab.config import UserError, instantiate, leaves, option_file, plain
@@ -66,11 +67,7 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     refuse_early(classifier)
     records = Records(run, f"{datamodule.held_out}/acc", **config.checkpoint)
     trainer = make_trainer(config, run, records)
-    if config.batch_size % trainer.world_size:
-        raise UserError(
-            f"batch_size={config.batch_size} counts the images of all devices together and cannot be shared equally by "
-            f"{trainer.world_size}. Type a multiple of {trainer.world_size}."
-        )
+    refuse_uneven(config.batch_size, trainer.world_size)
     if config.trainer.sync_batchnorm and trainer.strategy.root_device.type != "cuda":
         raise UserError("trainer.sync_batchnorm=true needs GPUs: torch has it for nothing else. Type it as false.")
     if config.cuda_graph:
