@@ -191,7 +191,9 @@ def study(options: argparse.Namespace) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser("python -m study", description="The lab report's figures, redone; claims checked.")
     parser.add_argument("words", nargs="*", help="for train.py: data=image_folder data.root=FOLDER, output_dir=FOLDER")
-    parser.add_argument("--quick", action="store_true", help="fewer images and epochs: to see that everything works")
+    parser.add_argument(
+        "--quick", action="store_true", help="few images and epochs, half an hour: to see that it works"
+    )
     parser.add_argument("--seeds", type=int, help="for what hangs on a difference; 3, with --quick 2")
     parser.add_argument("--all", action="store_true", help="all seeds of figures 1 and 2 and of Adam's rates too")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="fig03,fig04,...: these alone")
