@@ -297,6 +297,11 @@ def test_an_experiment_says_what_came_out(figure):
     assert said in head.replace("\n# ", " ")
 
 
+def test_the_page_says_how_long_all_trainings_took():
+    runs = [made([0.5], seed=seed, train_seconds=5400) for seed in range(2)]
+    assert "Training took 3.0 hours in sum" in " ".join("\n".join(page.head(of(*runs), quick=True)).split())
+
+
 def test_every_variant_composes_and_is_a_run_of_its_own():
     """`plan` checks every configuration."""
     planned = plan(variants(), ["data=shapes", "name=study"], seeds=1, everything=False)
