@@ -305,7 +305,7 @@ def pipeline(data: DataSet, norm: Standard, options: argparse.Namespace) -> dict
     """Images per second of cnnlab's batches and of the template's DataLoader, epoch by epoch, in turns."""
     ours = ImageData(data, norm, {"crop_flip": CropFlip(32, padding=4)}, options.batch_size, val_fraction=0)
     trainer = SimpleNamespace(
-        current_epoch=0, num_training_batches=ours.num_batches, global_rank=0, world_size=1,
+        current_epoch=0, max_epochs=-1, num_training_batches=ours.num_batches, global_rank=0, world_size=1,
         strategy=SimpleNamespace(root_device=DEVICE),
     )  # fmt: skip
     ours.trainer = cast(Any, trainer)

@@ -50,6 +50,7 @@ from cnnlab.records import git_state, now, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ("template", "template-bf16", "torchvision", "kornia", "plain")
+SHORT, MORE = 1.0, 20  # where an epoch takes less than so many seconds, so many epochs are measured
 DRAWN = "0" * 64  # in place of the archive's SHA-256: drawn pictures, never fetched
 
 Numbers = dict[str, Any]
@@ -66,6 +67,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace, folder: Path):
         self.options, self.folder, self.cache = options, folder, folder / "cache"
         self.always: tuple[str, ...] = ()
+        self.peers = list(PEERS)
         self.count = 0
         self.prepare(DRAWN, self.draw)
 
@@ -77,6 +79,9 @@ class Bench:
         """What the numbers depend on; on a GPU, cnnlab's steps are graphs from now on."""
         machine = self.contender("limit", self.options.batch_size, 1)["machine"]
         self.always = () if machine["device"] == "cpu" else ("cuda_graph=true",)
+        if machine["precision"]["cnnlab and limit"] != "bfloat16":
+            self.peers.remove("template-bf16")
+            print("skipped: template-bf16, as this machine would emulate bfloat16, minutes a batch", flush=True)
         return machine
 
     def draw(self) -> tuple[Images, Images]:
@@ -107,8 +112,15 @@ class Bench:
 
     def epochs(self, *words: str) -> list[float]:
         """Seconds of every epoch but the first."""
-        num = (f"num_train_images={self.options.images}", f"trainer.max_epochs={self.options.epochs + 1}")
-        return durations(self.train(*num, *words)["ends"])
+        images = f"num_train_images={self.options.images}"
+        return self.enough(lambda num: self.train(images, f"trainer.max_epochs={num}", *words)["ends"])
+
+    def enough(self, ends: Callable[[int], list[float]]) -> list[float]:
+        """Seconds of every epoch but the first, of as many as it takes. ends: of a number of epochs."""
+        seconds = durations(ends(self.options.epochs + 1))
+        if median(seconds) < SHORT and self.options.epochs < MORE and not self.options.smoke:
+            seconds = durations(ends(MORE + 1))
+        return seconds
 
     def contender(self, name: str, images: int, epochs: int) -> Numbers:
         folder = self.place()
@@ -130,8 +142,12 @@ class Bench:
         """Images per second in every epoch."""
         num_images = self.options.images // self.options.batch_size * self.options.batch_size
         seconds = {"cnnlab": self.epochs()}
-        for name in ("limit", *PEERS):
-            seconds[name] = durations(self.contender(name, self.options.images, self.options.epochs + 1)["ends"])
+        for name in ("limit", *self.peers):
+
+            def ends(num: int, name: str = name) -> list[float]:
+                return self.contender(name, self.options.images, num)["ends"]
+
+            seconds[name] = self.enough(ends)
         return {name: [num_images / one for one in of_epochs] for name, of_epochs in seconds.items()}
 
     def pipeline(self) -> Numbers:
@@ -286,7 +302,9 @@ def main() -> None:
                     rounds[name].append(getattr(bench, name)())
                     print(f"round {number + 1}/{options.rounds}, {name}: {json.dumps(rounds[name][-1])}", flush=True)
 
-    found = {row[1]: [row[2](of_round) for of_round in rounds[row[0]]] for row in ROWS if row[0] in rounds}
+    skipped = {"over the same in bfloat16"} if "template-bf16" not in bench.peers else set()
+    rows = [row for row in ROWS if row[0] in rounds and row[1] not in skipped]
+    found = {row[1]: [row[2](of_round) for of_round in rounds[row[0]]] for row in rows}
     table = Table("", "median", "range", "aim", title=f"{machine['device']}, {machine['cpu']}, {now()}")
     for _, name, _, *aims in ROWS:
         if values := found.get(name):

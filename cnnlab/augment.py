@@ -354,7 +354,7 @@ class Cutout(Augmentation):
         return {"box": torch.cat((first, first + self.size), 1).clamp(0, image_size)}
 
     def apply(self, images: Tensor, box: Tensor) -> Tensor:
-        return images.masked_fill(inside(box, *images.shape[2:]), 0)
+        return torch.where(inside(box, *images.shape[2:]), 0, images)  # channels_last, which masked_fill loses
 
 
 def inside(box: Tensor, height: int, width: int) -> Tensor:

@@ -9,12 +9,14 @@ from typing import Any, NoReturn, cast
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from cnnlab import checkpoint, search, signals
 from cnnlab.board import TensorBoard
+from cnnlab.checkpoint import CheckpointFiles
 from cnnlab.classifier import Classifier, of_all_processes
 from cnnlab.config import UserError
 from cnnlab.data.module import data_of
@@ -36,14 +38,20 @@ class Records(Checkpoint):
 
     Args:
         run: where the files go.
+        files: which write the checkpoints.
         monitor: the metric whose first maximum decides the best epoch, "val/acc" or "test/acc".
         every_n_steps, every_n_minutes: how often to save within an epoch; None: not at all.
     """
 
     def __init__(
-        self, run: RunDirectory, monitor: str, every_n_steps: int | None = None, every_n_minutes: float | None = None
+        self,
+        run: RunDirectory,
+        files: CheckpointFiles,
+        monitor: str,
+        every_n_steps: int | None = None,
+        every_n_minutes: float | None = None,
     ):
-        self.run, self.monitor = run, monitor
+        self.run, self.files, self.monitor = run, files, monitor
         self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
         self.rows: list[Row] = []
         self.filters: list[Tensor | None] = []  # of the first layer, as pictures, after every epoch
@@ -52,11 +60,12 @@ class Records(Checkpoint):
         self.seconds_before = 0.0  # of training, in earlier processes
         self.last = run.checkpoints / "last.ckpt"
         self.trained = math.nan
+        self.every_step = every_n_steps is not None  # otherwise several steps may be one batch
 
     # ------------------------------------------------------------------------------------- what a checkpoint holds
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        mine = {"sums": cast(Classifier, pl_module).sums.values.cpu(), "random": random_states()}
+        mine = {"sums": cast(Classifier, pl_module).sums.state_dict(), "random": random_states()}
         checkpoint["records"] = {
             "rows": self.rows,
             "filters": self.filters,
@@ -114,9 +123,8 @@ class Records(Checkpoint):
                 mine = processes[trainer.global_rank]
                 restore_random_states(mine["random"])
             else:
-                total = torch.stack([process["sums"] for process in processes]).sum(0)
-                mine = {"sums": total if trainer.is_global_zero else torch.zeros_like(total)}
-            cast(Classifier, pl_module).sums.values = mine["sums"].to(pl_module.device)
+                mine = {"sums": joined([process["sums"] for process in processes if trainer.is_global_zero])}
+            cast(Classifier, pl_module).sums.load_state_dict(mine["sums"], pl_module.device)
             self.lr, self.started = state["lr"], time.perf_counter() - state["elapsed"]
 
     # ---------------------------------------------------------------------------------------------- while training
@@ -134,6 +142,7 @@ class Records(Checkpoint):
         if due or signal:
             self.save(trainer)
         if signal:
+            self.files.wait()
             raise Interrupted(signal)
 
     def wanted(self, trainer: Trainer) -> tuple[bool, int]:
@@ -150,7 +159,7 @@ class Records(Checkpoint):
         return due or late, signal
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        cast(Classifier, pl_module).sums.values.sum().item()  # waits for the device
+        cast(Classifier, pl_module).sums.mean_loss()  # waits for the device
         self.trained = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -168,8 +177,8 @@ class Records(Checkpoint):
         self.save(trainer, epoch_done=True)
         if trainer.is_global_zero:
             if self.best is row:
-                checkpoint.copy(self.last, self.run.checkpoints / "best.ckpt")
-            self.run.write_metrics(self.rows)
+                self.files.then(checkpoint.copy, self.last, self.run.checkpoints / "best.ckpt")
+            self.files.then(self.run.write_metrics, list(self.rows))
             log.info(line(row, trainer.max_epochs or 0))
         log_row(trainer, row, self.filters[-1])
         self.stop_if_told(trainer)
@@ -181,10 +190,14 @@ class Records(Checkpoint):
         hopeless = unfinished and search.hopeless(self.rows)
         if trainer.world_size > 1:
             hopeless, signal = agreed(hopeless, signal, device=trainer.strategy.root_device)
-        if signal:
-            raise Interrupted(signal)
-        if hopeless:
-            raise Pruned
+        if signal or hopeless:
+            self.files.wait()
+            raise Interrupted(signal) if signal else Pruned
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """All processes read the last checkpoint next."""
+        self.files.wait()
+        trainer.strategy.barrier()
 
     def refuse_nonsense(self, row: Row) -> None:
         """Raises: DivergedError if a loss is infinite or not a number; the checkpoints stay those of earlier epochs."""
@@ -200,7 +213,8 @@ class Records(Checkpoint):
 
     def save(self, trainer: Trainer, epoch_done: bool = False) -> None:
         """Raises: DivergedError instead of saving weights that are infinite or not numbers."""
-        if not all(bool(weights.isfinite().all()) for weights in trainer.lightning_module.parameters()):
+        weights = [values.detach() for values in trainer.lightning_module.parameters()]
+        if not get_total_norm(weights, math.inf).isfinite():  # the largest value: one wait for the device
             self.diverged(f"Weights are not finite in epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
         self.saved = f"of epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
         self.epoch_done = epoch_done
@@ -212,12 +226,51 @@ class Records(Checkpoint):
         return max(self.rows, key=lambda row: row[self.monitor])
 
 
+class EMA(WeightAveraging):
+    """A moving average of weights and buffers, evaluated and kept in their place.
+
+    As Lightning's EMAWeightAveraging, but that it begins with the initial weights, and is kept by one kernel for all
+    tensors of a kind and without a wait for the device: on a GPU the other takes as long as the training step.
+
+    Args:
+        decay: the share of the average that a step keeps.
+    """
+
+    def __init__(self, decay: float = 0.999):
+        super().__init__()
+        self.decay = decay
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not getattr(pl_module, "calls_after_step", False):
+            self.after_step(pl_module)
+
+    @torch.no_grad()
+    def after_step(self, module: LightningModule) -> None:
+        """One step of the average; it can be part of a CUDA graph."""
+        assert self._average_model is not None
+        averaged = self._average_model.module.state_dict().values()
+        pairs = list(zip(averaged, module.state_dict().values(), strict=True))
+        ours, theirs = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        torch._foreach_lerp_(ours, theirs, 1 - self.decay)
+        for mine, value in pairs:
+            if not mine.is_floating_point():  # a number of batches
+                mine.copy_(value)
+
+
 def log_row(trainer: Trainer, row: Row, filters: Tensor | None) -> None:
     """Give a row to the loggers, and the filters of the first layer to TensorBoard."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard) and filters is not None and trainer.is_global_zero:
             logger.add_filters(filters, int(row["epoch"]))
         logger.log_metrics({name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"]))
+
+
+def joined(sums: list[dict[str, Any]]) -> dict[str, Any]:
+    """What several processes have summed up, as one."""
+    losses = torch.cat([torch.zeros(0), *(one["losses"] for one in sums)])
+    return {"losses": losses, **{key: sum(one[key] for one in sums) for key in ("correct", "count")}}
 
 
 AGREE_EVERY_N_STEPS = 10  # several processes ask each other so often whether one of them was told to stop
@@ -271,6 +324,8 @@ def line(row: Row, max_epochs: int) -> str:
 class ProgressBar(Callback):
     """Steps done, images per second, loss and time left, on a terminal, four times a second."""
 
+    every_step = False
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
@@ -296,14 +351,13 @@ class ProgressBar(Callback):
     ) -> None:
         elapsed = time.monotonic() - self.shown_at
         if elapsed >= 0.25:
-            loss, _, count = cast(Classifier, pl_module).sums.values.tolist()
             images = (trainer.global_step - self.shown_step) * data_of(trainer).batch_size
             self.bar.update(
                 self.task,
                 completed=trainer.global_step,
                 epoch=trainer.current_epoch + 1,
                 speed=f"{images / elapsed:,.0f}",
-                loss=f"{loss / count:.4f}",
+                loss=f"{cast(Classifier, pl_module).sums.mean_loss():.4f}",
             )
             self.shown_at, self.shown_step = time.monotonic(), trainer.global_step
 

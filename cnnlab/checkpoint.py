@@ -10,6 +10,8 @@ Whenever the process is killed, last.ckpt or previous.ckpt is whole and has its 
 import hashlib
 import io
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +22,51 @@ from cnnlab.records import CheckpointError, atomic_path, log, write_text
 
 
 class CheckpointFiles(CheckpointIO):
-    """How Lightning writes and reads checkpoints here."""
+    """How Lightning writes and reads checkpoints here.
+
+    A checkpoint is copied into memory at once, and written by a thread while the training goes on: what it is worth on
+    the disk, its digest, and whatever has to follow it (`then`), in order. Where a write has failed, nothing follows
+    it, and whoever asks next gets its error.
+    """
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self.newest: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        with atomic_path(path) as partial:
-            partial.write_bytes(content.getbuffer())
-            if path.exists():
-                _write_digest(previous(path), read_digest(path))
-                path.replace(previous(path))
-            _write_digest(path, hashlib.sha256(content.getbuffer()).hexdigest())
+        self.wait()  # no more than one is kept in memory
+        self.then(_write, content.getbuffer(), Path(path))
+
+    def then(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Do something when all that was asked for before is done. Raises: what has failed before."""
+        before = self.newest
+        if before is not None and before.done():
+            before.result()
+
+        def in_order() -> None:
+            if before is not None:
+                before.result()
+            work(*arguments)
+
+        self.newest = self.thread.submit(in_order)
+
+    def wait(self) -> None:
+        """Until all of it is on the disk. Raises: what has failed."""
+        if self.newest is not None:
+            self.newest.result()
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        self.thread.shutdown()
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         """Tensors and primitives only, whatever is asked for.
 
         Raises: CheckpointError if the content is not what its digest says.
         """
+        self.wait()
         path = Path(path)
         if reason := damage(path):
             raise CheckpointError(f"{path} {reason}")
@@ -46,6 +74,16 @@ class CheckpointFiles(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def _write(content: memoryview, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial:
+        partial.write_bytes(content)
+        if path.exists():
+            _write_digest(previous(path), read_digest(path))
+            path.replace(previous(path))
+        _write_digest(path, hashlib.sha256(content).hexdigest())
 
 
 def copy(source: Path, target: Path) -> None:

@@ -1,13 +1,13 @@
 """The training step: a network, its loss, its optimizer and schedule, and the sums behind the metrics.
 
-Loss and accuracy are summed on the device and logged once an epoch. Logging them at every step costs a step of its
-own for a network this small.
+Loss and accuracy are summed on the device, for several batches at once, and logged once an epoch. Logging them at every
+step would cost as much as the step itself for a network this small.
 """
 
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,8 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from cnnlab.data.module import data_of
-from cnnlab.graph import StepGraph
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) float32; labels (B,) int64 or, mixed, (B, num_classes) float32
 
@@ -32,7 +30,6 @@ class Classifier(LightningModule):
         network: normalised images -> logits (B, num_classes).
         optimizer: makes the optimizer of groups of weights.
         scheduler: makes the learning rate's schedule for the optimizer; see `schedule`.
-        num_classes: number of classes.
         held_out: what the images evaluated in every epoch are called, "val" or "test".
         label_smoothing: the share of every training label that is spread over all classes.
         warmup_epochs: the learning rate rises linearly, step by step, for so many epochs at first.
@@ -45,7 +42,6 @@ class Classifier(LightningModule):
         network: nn.Module,
         optimizer: Callable[[Any], Optimizer],
         scheduler: Callable[..., LRScheduler],
-        num_classes: int,
         held_out: str = "val",
         label_smoothing: float = 0.0,
         warmup_epochs: float = 0.0,
@@ -61,34 +57,21 @@ class Classifier(LightningModule):
         self.sums = Sums()
         self.evaluation_sums = Sums()
         self.measured: dict[str, float] = {}  # the metrics of the epoch, in full precision
-        self.confusion = MulticlassConfusionMatrix(num_classes)
+        self.predictions: tuple[Tensor, Tensor] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
 
-    def training_step(self, batch: Batch | slice, batch_idx: int) -> Tensor:
-        if isinstance(batch, slice):  # of the epoch's steps
-            return cast(StepGraph, data_of(self.trainer).graph)(batch)
-        return self.loss_of(*batch)
-
-    def loss_of(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss of a batch, (); it and the accuracy are summed up."""
-        logits = self.network(images)
-        loss = self.loss(logits, labels, label_smoothing=self.label_smoothing)
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss, logits = self.loss_of(images, labels)
         self.sums.add(loss, logits, labels)
         return loss
 
-    def backward(self, loss: Tensor, *_: Any) -> None:
-        if loss.requires_grad:  # a graph has done it
-            loss.backward()
-
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
-    ) -> None:
-        if data_of(self.trainer).graph is None:
-            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        elif optimizer_closure is not None:
-            optimizer_closure()  # the training step, which is all of it
+    def loss_of(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The training loss of a batch, (), and its logits (B, num_classes)."""
+        logits = self.network(images)
+        return self.loss(logits, labels, label_smoothing=self.label_smoothing), logits
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the logits (B, num_classes)."""
@@ -97,26 +80,11 @@ class Classifier(LightningModule):
         if self.test_flips:
             logits = (logits + self.network(images.flip(3))) / 2
         self.evaluation_sums.add(self.loss(logits, labels), logits, labels)
-        self.confusion.update(logits, labels)
         return logits
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         confidence, predicted = self.validation_step(batch, batch_idx).float().softmax(1).max(1)
         self.tested.append((predicted, confidence))
-
-    def predictions(self) -> tuple[Tensor, Tensor]:
-        """The labels predicted in the last test and their probabilities, in the order of the images, on the CPU.
-
-        (N,) int64 and (N,) float32.
-        """
-        of_rank = of_all_processes([torch.cat(parts).cpu() for parts in zip(*self.tested, strict=True)])
-        together = []
-        for parts in zip(*of_rank, strict=True):
-            whole = torch.empty(sum(map(len, parts)), dtype=parts[0].dtype)
-            for rank, part in enumerate(parts):
-                whole[rank :: len(parts)] = part
-            together.append(whole)
-        return together[0], together[1]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(weight_groups(self.network, self.decay_all))
@@ -130,13 +98,14 @@ class Classifier(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Lightning refuses to clip for fused optimizers in mixed precision, as float16 would need other gradients."""
+        """As Lightning does, which refuses fused optimizers in mixed precision: in float16 these unscale gradients as
+        they step. Gradients that are unscaled before they are clipped, they take as they are."""
         plugin = self.trainer.precision_plugin
-        if getattr(plugin, "scaler", None) is None:
-            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
-            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
-        else:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        scaler = getattr(plugin, "scaler", None)
+        if scaler is not None and gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)
+        algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+        Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
 
     def num_steps(self) -> int:
         """Steps of the whole training.
@@ -148,12 +117,11 @@ class Classifier(LightningModule):
         return batches * (self.trainer.max_epochs or 0)
 
     def on_train_epoch_start(self) -> None:
-        self.sums.reset(self.device)
+        self.sums = Sums()
         self.measured = {}
 
     def on_validation_epoch_start(self) -> None:
-        self.evaluation_sums.reset(self.device)
-        self.confusion.reset()
+        self.evaluation_sums = Sums()
 
     def on_test_epoch_start(self) -> None:
         self.on_validation_epoch_start()
@@ -164,12 +132,32 @@ class Classifier(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self.publish(self.evaluation_sums.means("test", self.trainer))
+        self.predictions = self.gathered_predictions()
+
+    def gathered_predictions(self) -> tuple[Tensor, Tensor]:
+        """The labels predicted in the test and their probabilities, in the order of the images, on the CPU.
+
+        (N,) int64 and (N,) float32.
+        """
+        of_rank = of_all_processes([torch.cat(parts).cpu() for parts in zip(*self.tested, strict=True)])
+        together = []
+        for parts in zip(*of_rank, strict=True):
+            whole = torch.empty(sum(map(len, parts)), dtype=parts[0].dtype)
+            for rank, part in enumerate(parts):
+                whole[rank :: len(parts)] = part
+            together.append(whole)
+        return together[0], together[1]
 
     def on_train_epoch_end(self) -> None:
         self.publish(self.sums.means("train", self.trainer))
         for kept in self.trainer.lr_scheduler_configs:
             if isinstance(kept.scheduler, ReduceLROnPlateau):
                 kept.scheduler.step(self.measured[f"{self.held_out}/acc"])
+
+    def release(self) -> None:
+        """Let go of what the training has kept on the device besides the weights."""
+        self.sums, self.evaluation_sums = Sums(), Sums()
+        self.zero_grad()
 
     def publish(self, metrics: dict[str, float]) -> None:
         """Keep the metrics, and offer them to callbacks that watch one."""
@@ -218,26 +206,65 @@ def schedule(
 class Sums:
     """Loss and number of correct predictions, summed over images on the device.
 
-    With mixed labels a prediction counts as correct if it is the label with the largest share.
+    With mixed labels a prediction counts as correct if it is the label with the largest share. The losses of batches
+    are kept one by one until the end: so the sum does not depend on when somebody looked at it.
     """
 
-    values: Tensor  # loss, correct predictions, images: (3,) float64
+    TOGETHER = 8  # batches that are looked at together: some kernels for all of them, instead of for each
 
-    def reset(self, device: torch.device) -> None:
-        kind = torch.float32 if device.type == "mps" else torch.float64
-        if not hasattr(self, "values") or self.values.device != device:
-            self.values = torch.zeros(3, device=device, dtype=kind)
-        self.values.zero_()  # in place: a graph writes there
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []  # of batches, each times its images: (S,) float32 each
+        self.correct: list[Tensor] = []  # predictions of some batches together: (1,) int64 each
+        self.count = 0  # images
+        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """loss: mean over the batch; logits: (B, num_classes); labels: (B,) int64 or (B, num_classes) float."""
+        if self.waiting and len(self.waiting[0][2]) != len(labels):
+            self.settle()
+        self.waiting.append((loss.detach(), logits.detach(), labels))
+        if len(self.waiting) == self.TOGETHER:
+            self.settle()
+
+    def settle(self) -> None:
+        """Add up the batches that wait for it."""
+        if self.waiting:
+            losses, logits, labels = zip(*self.waiting, strict=True)
+            self.waiting = []
+            self.add_batches(torch.stack(losses), torch.cat(logits), torch.cat(labels))
+
+    def add_batches(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """As `add`, for several batches of one size: losses (S,), logits (S * B, num_classes), labels (S * B, ...)."""
         if labels.ndim == 2:
             labels = labels.argmax(1)
-        correct = (logits.detach().argmax(1) == labels).sum()
-        count = len(labels)
-        self.values += torch.stack((loss.detach() * count, correct, torch.full_like(correct, count)))
+        self.losses.append(losses * (len(labels) // len(losses)))
+        self.correct.append((logits.argmax(1) == labels).sum()[None])
+        self.count += len(labels)
+
+    def mean_loss(self) -> float:
+        """So far, in this process; waits for the device."""
+        self.settle()
+        return torch.cat(self.losses).sum().item() / self.count if self.count else float("nan")
+
+    def totals(self) -> Tensor:
+        """Loss, correct predictions and images, in sum: (3,) float64."""
+        self.settle()
+        losses, correct = torch.cat(self.losses), torch.cat(self.correct)
+        kind = torch.float32 if losses.device.type == "mps" else torch.float64
+        loss = losses.to(kind).sum()
+        return torch.stack((loss, correct.sum().to(kind), torch.full_like(loss, self.count)))
 
     def means(self, stage: str, trainer: Any) -> dict[str, float]:
         """{"train/loss": ..., "train/acc": ...} over the images of all processes."""
-        loss, correct, count = trainer.strategy.reduce(self.values, reduce_op="sum").tolist()
+        loss, correct, count = trainer.strategy.reduce(self.totals(), reduce_op="sum").tolist()
         return {f"{stage}/loss": loss / count, f"{stage}/acc": correct / count}
+
+    def state_dict(self) -> dict[str, Any]:
+        self.settle()
+        losses = torch.cat(self.losses).cpu() if self.losses else torch.zeros(0)
+        correct = int(torch.cat(self.correct).sum()) if self.correct else 0
+        return {"losses": losses, "correct": correct, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        self.losses, self.correct = [state["losses"].to(device)], [torch.tensor([state["correct"]], device=device)]
+        self.count, self.waiting = state["count"], []

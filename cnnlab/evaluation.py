@@ -71,9 +71,8 @@ def evaluate(model: Trained, images: Images) -> Evaluation:
     labels = to_ours[torch.from_numpy(images.labels)].to(device)
     loss_of: Callable[..., Tensor] = getattr(model.network, "loss", F.cross_entropy)
     sums = Sums()
-    sums.reset(device)
     answers = []
-    num = evaluated_together(device)
+    num = evaluated_together(device, model.image_size)
     for pixels, right in zip(torch.from_numpy(images.pixels).split(num), labels.split(num), strict=True):
         normalized = model.norm(model.cropped(pixels.to(device)))
         with model.precision():
@@ -81,7 +80,7 @@ def evaluate(model: Trained, images: Images) -> Evaluation:
             sums.add(loss_of(logits, right), logits, right)
         answers.append(logits.float().softmax(1).max(1))
     confidence, predicted = (torch.cat(parts) for parts in zip(*answers, strict=True))
-    loss, correct, count = sums.values.tolist()
+    loss, correct, count = sums.totals().tolist()
     return Evaluation(
         loss=loss / count,
         accuracy=correct / count,

@@ -1,56 +1,69 @@
-"""The training step as a CUDA graph: recorded once, replayed many times between two looks of Lightning.
+"""Training steps as CUDA graphs: recorded once, replayed many times between two looks of Lightning.
 
 A step of this network is some dozens of kernels of a few microseconds each. Started one by one they wait for Python,
-and for Lightning's loop. The graph holds all of a step: the rows of the plan, by a counter on the device;
-the batch; forward and backward; clipping; the optimizer; the sums of the metrics. `CHUNK` replays are one batch to
-Lightning, whose counters are moved on by the rest, so that a checkpoint, a schedule or a resumed run cannot tell.
+and for Lightning's loop. A graph holds all of several steps, one after the other: forward and backward, clipping, the
+optimizer, and what callbacks do after each step. Their batches are made in one pass before, and their losses and
+logits are added up after it. To Lightning they are one batch; its counters are moved on by the rest, so that a
+checkpoint, a schedule or a resumed run cannot tell.
 
-The optimizer's rate is read from the device as float32, and written there when the schedule has changed it; every
-other number of the optimizer is part of the recording. A run with a graph is the run without, but for rounding: SGD
-multiplies by that rate, and whitening after crops is done for one batch at a time.
+Every step reads its learning rates from the device, where they are written before; every other number of the optimizer
+is part of the recording. A run with a graph is the run without, but for rounding: the rates on the device are float32.
 """
 
+import gc
 import inspect
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
 
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from cnnlab.data.module import ImageData
-from cnnlab.data.plan import Plan
+from cnnlab.classifier import Batch, Classifier
+from cnnlab.data.module import ImageData, data_of, upload
+from cnnlab.records import log
 
-if TYPE_CHECKING:
-    from cnnlab.classifier import Classifier
-
-CHUNK = 32  # steps; a signal is noticed after so many
 WARM_UP = 3  # steps, undone afterwards: libraries choose their algorithms, optimizers make their state
 OPTIMIZERS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+LOOKING = ("accumulate_grad_batches", "detect_anomaly", "max_steps", "overfit_batches", "plugins", "val_check_interval")
 
 
-def capture(step: Callable[[], None]) -> Callable[[], None]:
-    """A function that replays what `step` does on the GPU."""
+def capture(work: Callable[[], None]) -> Callable[[], None]:
+    """A function that replays what `work` does on the GPU."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    gc.collect()
+    gc.disable()  # a tensor that is let go of while a graph is recorded can end the recording
+    try:
+        with torch.cuda.graph(graph):
+            work()
+    finally:
+        gc.enable()
     return graph.replay
 
 
-def unsupported(trainer: Trainer, classifier: "Classifier", data: ImageData, added: Collection[str]) -> str:
+def unsupported(
+    trainer: Trainer,
+    optimizer: Optimizer,
+    make_scheduler: Callable[..., Any],
+    data: ImageData,
+    arguments: Mapping[str, Any],
+) -> str:
     """Why this run's steps cannot be a graph; empty if they can.
 
-    added: arguments of Lightning's Trainer that no file in conf/ has.
+    optimizer: one of the run's kind. arguments: those of Lightning's Trainer.
     """
-    optimizer = classifier.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
-    cycle = inspect.signature(classifier.make_scheduler).parameters.get("cycle_momentum")
+    cycle = inspect.signature(make_scheduler).parameters.get("cycle_momentum")
+    callbacks = cast(Any, trainer).callbacks
     looking = [
         name
         for name in ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
-        if any(overrides(callback, name) for callback in cast(Any, trainer).callbacks)
+        if any(overrides(callback, name) for callback in callbacks)
     ]
+    added = [name for name in LOOKING if arguments.get(name)]
     for case, reason in (
         (
             trainer.strategy.root_device.type != "cuda",
@@ -78,91 +91,120 @@ def overrides(callback: Callback, name: str) -> bool:
 
 
 def looks_at_every_step(callback: Callback) -> bool:
+    """Unless it says that it need not (`every_step = False`), or has work that can be recorded (`after_step`)."""
+    if not getattr(callback, "every_step", True) or hasattr(callback, "after_step"):
+        return False
     return overrides(callback, "on_train_batch_start") or overrides(callback, "on_train_batch_end")
 
 
-class StepGraph:
-    """Does the steps of an epoch by replaying one.
+class GraphedClassifier(Classifier):
+    """Trains as Classifier does, by replaying recorded steps; a batch is that of one step or of several.
 
-    Args:
-        classifier, data: what a step is made of.
-        chunk: how many steps are one batch to Lightning.
+    Where a recording fails, it says so and does the steps one by one.
     """
 
-    def __init__(self, classifier: "Classifier", data: ImageData, chunk: int):
-        self.classifier, self.data, self.chunk = classifier, data, chunk
-        self.plan: Plan = {}
-        self.replay: Callable[[], None] | None = None
-        self.rate_written: dict[Tensor, float] = {}
+    calls_after_step = True  # and not Lightning, by way of its callbacks
 
-    def load(self, plan: Plan) -> None:
-        """Put the plan of the next epoch, on the device, where the recorded step reads it."""
-        if not self.plan:
-            self.plan = {key: rows.clone() for key, rows in plan.items()}
-        for key, rows in plan.items():
-            self.plan[key].copy_(rows)
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.replays: dict[int, Callable[[], None]] = {}  # by number of steps
+        self.buffers_of_steps: dict[str, Tensor] = {}  # what recorded steps read and write
+        self.rates_written: list[list[float]] = []
+        self.recording_failed = False
 
-    def chunks(self, first: int, stop: int) -> list[slice]:
-        """The steps of an epoch from `first` to before `stop`, as Lightning's batches."""
-        return [slice(start, min(start + self.chunk, stop)) for start in range(first, stop, self.chunk)]
-
-    def __call__(self, steps: slice) -> Tensor:
-        """Do these steps of the epoch; return the loss of the last one, (), on the device."""
-        trainer = self.classifier.trainer
-        optimizer = trainer.optimizers[0]
-        if self.replay is None:
-            self.replay = self.recorded(optimizer)
-        self.number.fill_(steps.start)
-        for step in range(steps.start, steps.stop):
-            for rate, group in zip(self.rates, optimizer.param_groups, strict=True):
-                if self.rate_written.get(rate) != group["lr"]:
-                    self.rate_written[rate] = group["lr"]
-                    rate.fill_(group["lr"])
-            self.replay()
-            if step + 1 < steps.stop:
-                step_schedules(trainer)
-        count_more(trainer, steps.stop - steps.start - 1)
-        return self.loss
-
-    def step(self) -> None:
-        """All of one step, without a look at what it computes."""
-        classifier, trainer = self.classifier, self.classifier.trainer
-        optimizer = trainer.optimizers[0]
-        with torch.autocast(self.data.device.type, enabled=False):  # which is for the network alone
-            rows = self.number * self.data.batch_size + self.places
-            images, labels = self.data.training_batch({key: values[rows] for key, values in self.plan.items()})
-            with trainer.precision_plugin.forward_context():
-                loss = classifier.loss_of(images, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            classifier.configure_gradient_clipping(optimizer, trainer.gradient_clip_val)
-            optimizer.step()
-            self.loss.copy_(loss.detach())
-            self.number += 1
-
-    def warm_up(self) -> None:
-        for _ in range(WARM_UP):
-            self.number.zero_()
-            self.step()
-
-    def recorded(self, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-        """Warm up, undo it, and record."""
-        device, halo, batch_size = self.data.device, len(self.data.mixers), self.data.batch_size
-        # a mixer's partners come first, as in cnnlab.data.plan.batch_of
-        self.places = torch.cat((torch.arange(batch_size - halo, batch_size), torch.arange(batch_size))).to(device)
-        self.number = torch.zeros((), dtype=torch.int64, device=device)
-        self.loss = torch.zeros((), device=device)
-        self.rates = [torch.tensor(float(group["lr"]), device=device) for group in optimizer.param_groups]
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Do all of some steps; return the loss of the last one, (), on the device."""
+        images, labels = batch
+        trainer, [optimizer] = self.trainer, self.trainer.optimizers
+        num = len(labels) // data_of(trainer).batch_size
         settings = [dict(group) for group in optimizer.param_groups]
-        for rate, group in zip(self.rates, optimizer.param_groups, strict=True):
-            group["lr"] = rate
-            if "capturable" in group:
-                group["capturable"] = True
+        rates = []
+        for step in range(num):
+            rates.append([float(group["lr"]) for group in optimizer.param_groups])
+            if step + 1 < num:
+                step_schedules(trainer)
+        at_last = [group["lr"] for group in optimizer.param_groups]
+        try:
+            for group in optimizer.param_groups:
+                if "capturable" in group:
+                    group["capturable"] = True
+            if not self.buffers_of_steps:
+                self.prepare(images, labels, rates[0])
+            self.buffers_of_steps["images"][: len(images)].copy_(images)
+            self.buffers_of_steps["labels"][: len(labels)].copy_(labels)
+            self.write_rates(rates)
+            if num not in self.replays:
+                self.replays[num] = self.recorded(num)
+            self.replays[num]()
+        finally:
+            for group, as_set, rate in zip(optimizer.param_groups, settings, at_last, strict=True):
+                group |= as_set | {"lr": rate}
+        count_more(trainer, num - 1)
+        losses = self.buffers_of_steps["losses"][:num]
+        self.sums.add_batches(losses, self.buffers_of_steps["logits"][: len(labels)], labels)
+        return losses[-1]
 
-        network, sums = self.classifier.network, self.classifier.sums.values
-        held = [*network.state_dict().values(), sums, self.number]
-        before, states = [values.clone() for values in held], optimizer_tensors(optimizer)
-        states_before = {place: values.clone() for place, values in states.items()}
+    def backward(self, loss: Tensor, *_: Any) -> None:
+        """The training step has done it."""
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """The training step has done it."""
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        if optimizer_closure is not None:
+            optimizer_closure()  # the training step, which is all of it
+
+    def release(self) -> None:
+        super().release()
+        self.replays, self.buffers_of_steps, self.rates_written = {}, {}, []
+
+    # ---------------------------------------------------------------------------------------------- the recording
+
+    def steps(self, num: int, callbacks: Sequence[Callback]) -> None:
+        """All of `num` steps, without a look at what they compute."""
+        trainer, [optimizer] = self.trainer, self.trainer.optimizers
+        memory, batch_size = self.buffers_of_steps, data_of(trainer).batch_size
+        for step in range(num):
+            rows = slice(step * batch_size, (step + 1) * batch_size)
+            for group, rate in zip(optimizer.param_groups, memory["rates"][step], strict=True):
+                group["lr"] = rate
+            with torch.autocast(self.device.type, enabled=False):  # which is for the network alone
+                with trainer.precision_plugin.forward_context():
+                    loss, logits = self.loss_of(memory["images"][rows], memory["labels"][rows])
+                optimizer.zero_grad()
+                loss.backward()
+                self.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+                optimizer.step()
+                if "logits" not in memory:  # in the first step of the warm-up
+                    shape = len(memory["labels"]), *logits.shape[1:]
+                    memory["logits"] = torch.zeros(shape, dtype=logits.dtype, device=logits.device)
+                memory["losses"][step].copy_(loss.detach())
+                memory["logits"][rows].copy_(logits.detach())
+                for callback in callbacks:
+                    cast(Any, callback).after_step(self)
+
+    def prepare(self, images: Tensor, labels: Tensor, rates: list[float]) -> None:
+        """Make the memory of the steps, do some of them, and undo them."""
+        trainer, [optimizer], device = self.trainer, self.trainer.optimizers, self.device
+        data = data_of(trainer)
+        most = data.steps_per_batch * data.batch_size  # images
+        kind = torch.float32 if device.type == "cuda" else torch.float64
+        rows = images.permute(0, 2, 3, 1)  # the order in which they lie in memory
+        self.buffers_of_steps = {
+            "images": rows.new_zeros(most, *rows.shape[1:]).permute(0, 3, 1, 2),
+            "labels": labels.new_zeros(most, *labels.shape[1:]),
+            "losses": torch.zeros(data.steps_per_batch, device=device),
+            "rates": torch.zeros(data.steps_per_batch, len(rates), device=device, dtype=kind),
+        }
+        self.rates_written = [[]] * data.steps_per_batch
+        self.buffers_of_steps["images"][: len(images)].copy_(images)
+        self.buffers_of_steps["labels"][: len(labels)].copy_(labels)
+        self.write_rates([rates])
+
+        held, states = list(self.network.state_dict().values()), optimizer_tensors(optimizer)
+        before, states_before = [values.clone() for values in held], {place: s.clone() for place, s in states.items()}
         generator = torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
         on_side_stream(self.warm_up, device)
         with torch.no_grad():
@@ -175,14 +217,34 @@ class StepGraph:
         else:
             torch.cuda.set_rng_state(generator, device)
 
-        optimizer.zero_grad()  # the recording has gradients of its own
-        replay = capture(self.step)
-        for group, as_set in zip(optimizer.param_groups, settings, strict=True):
-            group |= as_set
-        return replay
+    def warm_up(self) -> None:
+        for _ in range(WARM_UP):
+            self.steps(1, callbacks=[])
+
+    def write_rates(self, rates: list[list[float]]) -> None:
+        """Put the learning rates of steps, by parameter group, where the steps read them."""
+        if self.rates_written[: len(rates)] != rates:
+            self.rates_written[: len(rates)] = rates
+            memory = self.buffers_of_steps["rates"]
+            memory[: len(rates)].copy_(upload(torch.tensor(rates, dtype=memory.dtype), memory.device))
+
+    def recorded(self, num: int) -> Callable[[], None]:
+        """What does `num` steps: a recording, or the steps themselves."""
+        callbacks = [callback for callback in cast(Any, self.trainer).callbacks if hasattr(callback, "after_step")]
+        work = partial(self.steps, num, callbacks)
+        if not self.recording_failed:
+            try:
+                self.trainer.optimizers[0].zero_grad()  # a recording has gradients of its own
+                return capture(work)
+            except RuntimeError as error:
+                self.recording_failed = True
+                log.warning(
+                    f"No CUDA graph, steps are done one by one: recording failed ({str(error).splitlines()[0]})."
+                )
+        return work
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[tuple[int, str], Tensor]:
+def optimizer_tensors(optimizer: Optimizer) -> dict[tuple[int, str], Tensor]:
     """An optimizer's state by weight and name."""
     return {
         (number, name): values

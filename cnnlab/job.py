@@ -42,6 +42,15 @@ from cnnlab.signals import Interrupted, Pruned
 
 ABOUT = "CNNLAB_ABOUT"  # the environment variable in which the processes of a run find what its summary says of it
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+LAST = "last"  # what a worker adds to its answer if it does no further job
+
+# What a failure calls for, by the type of its error.
+ADVICE = {
+    "OutOfMemoryError": "Use a smaller batch_size, or resident=host to keep the images in host memory",
+    "AcceleratorError": "CUDA_LAUNCH_BLOCKING=1 shows which operation failed. Further runs get a process of their own",
+}
+
+_gpu_lost = False  # after a CUDA error nothing works on the GPU in this process any more
 
 
 def is_first_process() -> bool:
@@ -161,7 +170,7 @@ def run_job(config: DictConfig, run: RunDirectory, about: dict[str, Any], settin
     with run.logged():
         try:
             run.write_config(config, settings)
-            if needs_processes(config):
+            if needs_processes(config) or _gpu_lost:
                 return in_processes(run, about)
         except OSError as error:  # a full disk
             return record_failure(run, about, error)
@@ -193,8 +202,11 @@ def record_stop(run: RunDirectory, about: dict[str, Any], stop: Interrupted) -> 
 
 
 def record_failure(run: RunDirectory, about: dict[str, Any], error: BaseException) -> int:
-    log.error(f"failed: {type(error).__name__}: {error}; see {run.path}/train.log", exc_info=error)
-    failed = {"status": "failed", "error": {"type": type(error).__name__, "message": str(error)}}
+    global _gpu_lost
+    kind, advice = type(error).__name__, ADVICE.get(type(error).__name__)
+    _gpu_lost = _gpu_lost or kind == "AcceleratorError"
+    log.error(f"failed: {kind}: {error}; {advice or f'see {run.path}/train.log'}", exc_info=error)
+    failed = {"status": "failed", "error": {"type": kind, "message": str(error)}}
     with suppress(OSError):  # a full disk
         run.write_summary(about | run.summary() | failed)
     return 1
@@ -261,7 +273,10 @@ def serve() -> None:
         with suppress(KeyboardInterrupt):
             for line in sys.stdin:
                 path, text = json.loads(line)
-                print(Job(Path(path), text).do(), file=answers, flush=True)
+                status = Job(Path(path), text).do()
+                print(status, LAST if _gpu_lost else "", file=answers, flush=True)
+                if _gpu_lost:
+                    return
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from cnnlab import signals
 from cnnlab.check import check
 from cnnlab.config import UserError, run_path
-from cnnlab.job import Job, die_with_parent, in_words, is_first_process, python_path, record_failure
+from cnnlab.job import LAST, Job, die_with_parent, in_words, is_first_process, python_path, record_failure
 from cnnlab.records import BusyError, RunDirectory, log, write_text
 from cnnlab.signals import Interrupted
 
@@ -177,8 +177,9 @@ def locally(settings: DictConfig, jobs: list[Job]) -> None:
         while doing:
             ready = wait([worker.answers.fileno() for worker in doing])
             for worker in [worker for worker in doing if worker.answers.fileno() in ready]:
-                job, alive = doing.pop(worker), worker.answers.readline()
-                if not alive and not signals.received():
+                job, answer = doing.pop(worker), worker.answers.readline()
+                alive = answer and LAST not in answer
+                if not answer and not signals.received():
                     record_lost(job, worker.ended())
                 tell(job, len(waiting) + len(doing))
                 if waiting and not signals.received():

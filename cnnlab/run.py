@@ -7,16 +7,20 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import lightning
+import numpy as np
 import torch
 import torchvision
 from lightning import Callback, Trainer, seed_everything
 from omegaconf import DictConfig
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from cnnlab import checkpoint, graph, signals
 from cnnlab.board import TensorBoard
@@ -24,7 +28,7 @@ from cnnlab.callbacks import ProgressBar, Records
 from cnnlab.check import refuse_uneven
 from cnnlab.checkpoint import CheckpointFiles
 from cnnlab.classifier import Classifier, schedule
-from cnnlab.config import UserError, instantiate, leaves, option_file, plain
+from cnnlab.config import UserError, instantiate, leaves, plain
 from cnnlab.data.images import DataSet
 from cnnlab.data.module import ImageData
 from cnnlab.records import RunDirectory, git_state, log, source_changes, write_text
@@ -45,37 +49,45 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     about: what the summary says of the run from the start.
     """
     seed_everything(config.seed, verbose=False)
+    reset_peak_memory()
     datamodule = make_data(config, data)
-    num_classes = len(data.train.classes)
     network = instantiate(
         config.model,
-        num_classes=num_classes,
+        num_classes=len(data.train.classes),
         in_channels=data.train.pixels.shape[1],
         image_size=datamodule.input_size,
     )
-    classifier = Classifier(
+    optimizer, scheduler = instantiate(config.optim), instantiate(config.sched)
+    refuse_early(optimizer, scheduler)
+    files = CheckpointFiles()
+    records = Records(run, files, f"{datamodule.held_out}/acc", **config.checkpoint)
+    trainer = make_trainer(config, run, records)
+    refuse_uneven(config.batch_size, trainer.world_size)
+    if config.trainer.sync_batchnorm and trainer.strategy.root_device.type != "cuda":
+        raise UserError("trainer.sync_batchnorm=true needs GPUs: torch has it for nothing else. Type it as false.")
+    kind = Classifier
+    if config.cuda_graph and use_graph(trainer, optimizer, scheduler, datamodule, plain(config.trainer)):
+        kind = graph.GraphedClassifier
+    classifier = kind(
         network,
-        instantiate(config.optim),
-        instantiate(config.sched),
-        num_classes,
+        optimizer,
+        scheduler,
         datamodule.held_out,
         label_smoothing=config.label_smoothing,
         warmup_epochs=config.warmup_epochs,
         decay_all=config.decay_all,
         test_flips=config.test_flips,
     )
-    refuse_early(classifier)
-    records = Records(run, f"{datamodule.held_out}/acc", **config.checkpoint)
-    trainer = make_trainer(config, run, records)
-    refuse_uneven(config.batch_size, trainer.world_size)
-    if config.trainer.sync_batchnorm and trainer.strategy.root_device.type != "cuda":
-        raise UserError("trainer.sync_batchnorm=true needs GPUs: torch has it for nothing else. Type it as false.")
-    if config.cuda_graph:
-        use_graph(trainer, classifier, datamodule, records, added=config.trainer.keys() - option_file("trainer/auto"))
     summary = {"status": "running"} | dict(about) | describe(trainer, classifier, datamodule)
     if trainer.is_global_zero:
+        if config.trainer.accelerator == "auto" and (reason := unused_gpu()):
+            log.warning(
+                f"This machine has an NVIDIA GPU that torch cannot use: {reason}. The run trains on the CPU, many "
+                f"times slower. Use trainer.accelerator=cpu if that is what you want."
+            )
         open_records(run, summary, trainer, datamodule)
 
+    failed = True
     try:
         with signals.noted():
             newest = checkpoint.newest(run.checkpoints, put_aside=trainer.is_global_zero)
@@ -85,35 +97,64 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
             summary |= fit_and_test(trainer, classifier, datamodule, records, newest)
             if trainer.is_global_zero:
                 close_records(run, summary, trainer, config)
+        failed = False
+    except signals.Interrupted:
+        failed = False
+        raise
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        raise UserError(
+            f"deterministic=true, and {str(error).split(' does not')[0]} has no deterministic implementation on "
+            f"{trainer.strategy.root_device.type}. Use deterministic=false, or another layer."
+        ) from error
     finally:
-        if torch.distributed.is_initialized():  # else its threads abort the process when it ends
-            torch.distributed.destroy_process_group()
+        files.close()
+        classifier.release()
+        datamodule.release()
+        leave_process_group(failed)
     return summary
+
+
+def leave_process_group(failed: bool) -> None:
+    """End the group of this run's processes, without which its threads abort the process at its end.
+
+    After a failure the others may be dead, and NCCL would wait for them: then it is aborted.
+    """
+    if torch.distributed.is_initialized():
+        if failed and torch.distributed.get_backend() == "nccl":
+            torch.distributed.distributed_c10d._abort_process_group()
+        else:
+            torch.distributed.destroy_process_group()
 
 
 def fit_and_test(
     trainer: Trainer, classifier: Classifier, datamodule: ImageData, records: Records, newest: Path | None
 ) -> dict[str, Any]:
-    """Train to the end, then evaluate the test images; return what the summary says of it.
+    """Train to the end, then evaluate the test images; return what the summary says about it.
 
     newest: the checkpoint from which the training goes on.
     """
     started = time.perf_counter()
     trainer.fit(classifier, datamodule, ckpt_path=newest, weights_only=True)
     train_seconds = records.seconds_before + time.perf_counter() - started
-    datamodule.graph = None  # and with it the memory that was recorded
+    graphed = isinstance(classifier, graph.GraphedClassifier) and not classifier.recording_failed
+    classifier.release()  # the memory that steps have used, for the tests
 
     best, rows = records.best, records.rows
     at_last = test(trainer, classifier, datamodule, records.last)
     best_path = records.run.checkpoints / "best.ckpt"
     at_best = at_last if best is rows[-1] else test(trainer, classifier, datamodule, best_path)
-    predicted, confidence = (values.numpy() for values in classifier.predictions())
+    assert classifier.predictions is not None
+    predicted, confidence = (values.numpy() for values in classifier.predictions)
+    shown = datamodule.data.test
+    labels = shown.labels[: len(predicted)]  # with trainer.limit_test_batches they are not all
     if trainer.is_global_zero:
-        shown = datamodule.data.test
-        labels = shown.labels[: len(predicted)]  # with trainer.limit_test_batches they are not all
         records.run.write_predictions(predicted, labels, confidence)
         pixels = shown.pixels.transpose(0, 2, 3, 1)
         pictures.mistakes(records.run.path / "mistakes.png", pixels, labels, predicted, confidence, shown.classes)
+    num_classes = len(shown.classes)
+    confusion = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return {
         "status": "done",
         "selected_on": records.monitor,
@@ -122,8 +163,9 @@ def fit_and_test(
         "metrics": flat_metrics(best, at_best, rows[-1], at_last),
         "train_seconds": round(train_seconds, 2),
         "images_per_second": sorted(row["images_per_second"] for row in rows)[len(rows) // 2],
+        "cuda_graph": graphed,
         "peak_memory": peak_memory(trainer.strategy.root_device),
-        "confusion": classifier.confusion.compute().tolist(),
+        "confusion": confusion.reshape(num_classes, num_classes).tolist(),
     }
 
 
@@ -142,11 +184,11 @@ def make_data(config: DictConfig, data: DataSet) -> ImageData:
     )
 
 
-def refuse_early(classifier: Classifier) -> None:
-    """What torch's optimizers and schedules refuse is the user's to mend, and is said before anything is written."""
+def refuse_early(make_optimizer: Callable[..., Optimizer], make_scheduler: Callable[..., LRScheduler]) -> None:
+    """What torch's optimizers and schedules refuse is the user's to fix, and is said before anything is written."""
     try:
-        optimizer = classifier.make_optimizer([nn.Parameter(torch.zeros(1))])
-        schedule(classifier.make_scheduler, optimizer, num_steps=100, monitor="")
+        optimizer = make_optimizer([nn.Parameter(torch.zeros(1))])
+        schedule(make_scheduler, optimizer, num_steps=100, monitor="")
     except (ValueError, TypeError) as error:
         raise UserError(f"The optimizer or its schedule refuses its arguments: {error}.") from error
 
@@ -159,13 +201,15 @@ def make_trainer(config: DictConfig, run: RunDirectory, records: Records) -> Tra
     node = plain(config.trainer)
     if node["precision"] == "auto":
         node["precision"] = "bf16-mixed" if computes_in_bf16(node["accelerator"]) else "32-true"
+    torch.backends.cudnn.deterministic = True  # with the same seed, the same bits
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32
     trainer = instantiate(
-        node,
+        {"benchmark": False, **node},
         callbacks=callbacks,
         logger=[instantiate(logger, save_dir=str(run.path)) for logger in config.logger.values()],
-        plugins=[CheckpointFiles()],
+        plugins=[records.files],
         default_root_dir=str(run.path),
-        deterministic=config.deterministic or None,
+        deterministic=config.deterministic,
         enable_checkpointing=True,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -177,21 +221,22 @@ def make_trainer(config: DictConfig, run: RunDirectory, records: Records) -> Tra
 
 
 def use_graph(
-    trainer: Trainer, classifier: Classifier, datamodule: ImageData, records: Records, added: Collection[str]
-) -> None:
-    """Let a CUDA graph do the training steps, or say why not.
+    trainer: Trainer,
+    make_optimizer: Callable[..., Optimizer],
+    make_scheduler: Callable[..., LRScheduler],
+    datamodule: ImageData,
+    arguments: Mapping[str, Any],
+) -> bool:
+    """Whether CUDA graphs can do the training steps; if not, say why.
 
-    added: arguments of Lightning's Trainer that no file in conf/ has.
+    arguments: of Lightning's Trainer.
     """
-    if reason := graph.unsupported(trainer, classifier, datamodule, added):
+    optimizer = make_optimizer([nn.Parameter(torch.zeros(1))])
+    if reason := graph.unsupported(trainer, optimizer, make_scheduler, datamodule, arguments):
         log.info(f"No CUDA graph: {reason}.")
-        return
-    watched = records.every_n_steps or any(
-        graph.looks_at_every_step(callback)
-        for callback in cast(Any, trainer).callbacks
-        if not isinstance(callback, Records | ProgressBar)
-    )
-    datamodule.graph = graph.StepGraph(classifier, datamodule, chunk=1 if watched else graph.CHUNK)
+        return False
+    datamodule.passes_are_batches = not any(map(graph.looks_at_every_step, cast(Any, trainer).callbacks))
+    return True
 
 
 def computes_in_bf16(accelerator: str) -> bool:
@@ -204,8 +249,16 @@ def computes_in_bf16(accelerator: str) -> bool:
     return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
 
 
+def reset_peak_memory() -> None:
+    """What earlier runs of this process have used does not count."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # Linux has it
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory(device: torch.device) -> int:
-    """The most memory that this process has had in use so far, in bytes: of the GPU, or all that was resident."""
+    """The most memory that this run has had in use so far, in bytes: of the GPU, or all that was resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -254,13 +307,42 @@ def describe(trainer: Trainer, classifier: Classifier, datamodule: ImageData) ->
             "num_devices": trainer.world_size,
             "num_threads": torch.get_num_threads(),
             "precision": trainer.precision,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
             "lightning": lightning.__version__,
+            **(of_gpus() if cuda else {}),
             **git_state(),
         },
     }
+
+
+def of_gpus() -> dict[str, Any]:
+    """What decides the bits of a result on a GPU, besides torch."""
+    driver = Path("/sys/module/nvidia/version")
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "driver": driver.read_text().strip() if driver.exists() else None,
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "tf32": torch.backends.cudnn.allow_tf32,
+    }
+
+
+def unused_gpu(devices: Path = Path("/dev")) -> str:
+    """Why torch cannot use the NVIDIA GPU that this machine has; empty if it can, if there is none or it is hidden."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    if torch.cuda.is_available() or hidden or not list(devices.glob("nvidia[0-9]*")):
+        return ""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return "torch.cuda.is_available() is false"
 
 
 def open_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, datamodule: ImageData) -> None:

@@ -80,7 +80,9 @@ class Trained(nn.Module):
     def logits(self, pixels: Tensor) -> Tensor:
         """Of many images, on the CPU: (N, C, H, W) uint8 -> (N, num_classes) float32."""
         device = next(self.parameters()).device
-        return torch.cat([self(chunk.to(device)).cpu() for chunk in pixels.split(evaluated_together(device))])
+        return torch.cat(
+            [self(chunk.to(device)).cpu() for chunk in pixels.split(evaluated_together(device, self.image_size))]
+        )
 
 
 def open_run(path: Path, epoch: str = "best") -> tuple[Trained, DictConfig, dict[str, Any]]:

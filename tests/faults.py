@@ -8,10 +8,12 @@ runs take seconds each: {"arguments": [...], "faults": [["step", 7, "SIGKILL"]],
 Points: "step" (a training step), "validation" (a step of an evaluation), "write" (a checkpoint, when half of it is
 written), "rename" (before a file gets its name, any file), "renamed" (after it), "NAME" (before that file gets its
 name). A fault is a point, the number of times that it is passed before something happens, and what happens: a signal
-("late SIGTERM": a second later),
-"exit" (sys.exit), "memory" (torch is out of it), "nan" (the weights are no numbers any more), "forget" (from the start,
+("late SIGTERM": a second later; "racing SIGKILL": while earlier checkpoints may still be on their way to the disk),
+"exit" (sys.exit), "memory" (torch is out of it), "gpu" (a CUDA error, after which every step of this process fails),
+"nan" (the weights are no numbers any more), "forget" (from the start,
 random states are not restored), "graph" (from the start, a CUDA graph is thought to be possible, and its replay is the
-recorded function, called again on what was recorded: all but the recording itself is real).
+recorded function, called again on what was recorded: all but the recording itself is real), "no graph" (the same, and
+the recording fails).
 """
 
 import importlib
@@ -35,15 +37,19 @@ def install(faults: list[list], counts: Counter) -> None:
 
     import cnnlab.callbacks
     import cnnlab.graph
+    from cnnlab.checkpoint import CheckpointFiles
     from cnnlab.classifier import Classifier
 
     networks: list = []
+    files: list = []
+    lost: list = []
 
     def happens(point: str) -> str:
         counts[point] += 1
         return next((what for where, number, what in faults if (where, number) == (point, counts[point])), "")
 
     def let_happen(what: str) -> None:
+        what = what.removeprefix("racing ")
         if what.startswith("late "):
             time.sleep(1.1)
             what = what.removeprefix("late ")
@@ -56,6 +62,8 @@ def install(faults: list[list], counts: Counter) -> None:
                 weights.data.fill_(float("nan"))
         elif what == "memory":
             raise torch.OutOfMemoryError("so much is not there")
+        elif what == "gpu":
+            lost.append(True)
 
     def passed(point: str) -> bool:
         what = happens(point)
@@ -68,12 +76,25 @@ def install(faults: list[list], counts: Counter) -> None:
     def counted(function, point: str):
         def wrapped(*arguments):
             networks.append(arguments[0])
-            passed(point)
+            what = happens(point)
+            if what and files and not what.startswith("racing "):
+                files[-1].wait()
+            let_happen(what)
+            if lost:
+                raise torch.AcceleratorError("CUDA error: device-side assert triggered")
             return function(*arguments)
 
         return wrapped
 
-    Classifier.training_step = counted(Classifier.training_step, "step")
+    save_checkpoint = CheckpointFiles.save_checkpoint
+
+    def saved(self, *arguments, **named):
+        files.append(self)
+        save_checkpoint(self, *arguments, **named)
+
+    CheckpointFiles.save_checkpoint = saved
+    for kind in (Classifier, cnnlab.graph.GraphedClassifier):
+        kind.training_step = counted(kind.training_step, "step")
     Classifier.validation_step = counted(Classifier.validation_step, "validation")
     write_bytes, replace = Path.write_bytes, Path.replace
 
@@ -93,28 +114,23 @@ def install(faults: list[list], counts: Counter) -> None:
     Path.write_bytes, Path.replace = half_written, renamed
     if any(what == "forget" for _, _, what in faults):  # the negative control
         cnnlab.callbacks.restore_random_states = lambda states: None
-    if any(what == "graph" for _, _, what in faults):
+    if graph := [what for _, _, what in faults if "graph" in what]:
         cnnlab.graph.unsupported = lambda *of_the_run: ""
-        cnnlab.graph.capture = called_again
+        cnnlab.graph.capture = called_again if graph == ["graph"] else not_recorded
 
 
-def called_again(step):
-    """What stands in for a recording: it reads and writes the same memory every time, or fails.
-
-    Rates are compared and not used: those on the device are float32, and a processor computes with float64.
-    """
+def called_again(work):
+    """What stands in for a recording: it reads and writes the same memory every time, or fails."""
     import torch
 
-    graph = step.__self__
-    optimizer = graph.classifier.trainer.optimizers[0]
-    rates = [group["lr"] for group in optimizer.param_groups]
+    classifier = work.func.__self__
+    optimizer = classifier.trainer.optimizers[0]
 
     def memory() -> list[int]:
         tensors = (
-            *graph.classifier.network.state_dict().values(),
+            *classifier.network.state_dict().values(),
             *(values for state in optimizer.state.values() for values in state.values() if hasattr(values, "data_ptr")),
-            *graph.plan.values(),
-            graph.classifier.sums.values,
+            *classifier.buffers_of_steps.values(),
         )
         return [values.data_ptr() for values in tensors]
 
@@ -130,11 +146,14 @@ def called_again(step):
 
     def replay() -> None:
         assert memory() == recorded
-        assert all(rate == torch.tensor(group["lr"]) for group, rate in zip(optimizer.param_groups, rates, strict=True))
         with Recordable():
-            step()
+            work()
 
     return replay
+
+
+def not_recorded(work):
+    raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
 
 def run(request: dict) -> dict:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from cnnlab.classifier import Classifier, schedule, weight_groups
+from cnnlab.classifier import Classifier, Sums, schedule, weight_groups
 from cnnlab.config import CONF, instantiate
 from cnnlab.networks import ConvNet
 
@@ -22,7 +22,7 @@ def rates(*overrides: str, metric: float | None = None) -> list[float]:
         config = compose("train", ["optim.lr=0.8", *overrides])
     network = nn.Linear(2, 2)
     optim, sched = instantiate(config.optim), instantiate(config.sched)
-    classifier = Classifier(network, optim, sched, 2, warmup_epochs=config.warmup_epochs)
+    classifier = Classifier(network, optim, sched, warmup_epochs=config.warmup_epochs)
     steps = NUM_EPOCHS * STEPS_PER_EPOCH
     data = SimpleNamespace(num_batches=STEPS_PER_EPOCH)
     classifier.trainer = SimpleNamespace(datamodule=data, limit_train_batches=1.0, max_epochs=NUM_EPOCHS)
@@ -92,10 +92,7 @@ def test_decay_spares_biases_and_norms_if_asked():
 def plain(**options) -> Classifier:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
-    classifier = Classifier(network, torch.optim.SGD, torch.optim.lr_scheduler.ConstantLR, 5, **options)
-    for sums in (classifier.sums, classifier.evaluation_sums):
-        sums.reset(torch.device("cpu"))
-    return classifier
+    return Classifier(network, torch.optim.SGD, torch.optim.lr_scheduler.ConstantLR, **options)
 
 
 IMAGES, LABELS = torch.randn(7, 3, 4, 4), torch.arange(7) % 5
@@ -107,7 +104,7 @@ def test_label_smoothing_counts_in_training_alone():
     expected = -(shares * classifier(IMAGES).log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(classifier.training_step((IMAGES, LABELS), 0), expected)
     classifier.validation_step((IMAGES, LABELS), 0)
-    loss = classifier.evaluation_sums.values[0] / 7
+    loss = classifier.evaluation_sums.totals()[0] / 7
     torch.testing.assert_close(loss.float(), F.cross_entropy(classifier(IMAGES), LABELS))
 
 
@@ -115,7 +112,49 @@ def test_flips_at_evaluation_take_the_mean_of_both():
     classifier = plain(test_flips=True)
     classifier.validation_step((IMAGES, LABELS), 0)
     logits = (classifier(IMAGES) + classifier(IMAGES.flip(3))) / 2
-    torch.testing.assert_close((classifier.evaluation_sums.values[0] / 7).float(), F.cross_entropy(logits, LABELS))
+    torch.testing.assert_close((classifier.evaluation_sums.totals()[0] / 7).float(), F.cross_entropy(logits, LABELS))
     torch.testing.assert_close(
         classifier.training_step((IMAGES, LABELS), 0), F.cross_entropy(classifier(IMAGES), LABELS)
     )
+
+
+def test_sums_do_not_depend_on_when_they_were_looked_at_or_saved():
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (
+            torch.rand((), generator=generator) * 10.0**-k,
+            torch.randn(num, 5, generator=generator),
+            torch.arange(num) % 5,
+        )
+        for k, num in enumerate((7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 3))
+    ]
+    whole, looked_at = Sums(), Sums()
+    for number, batch in enumerate(batches):
+        whole.add(*batch)
+        looked_at.add(*batch)
+        if number % 3 == 1:
+            looked_at.mean_loss()
+        if number == 5:
+            state, looked_at = looked_at.state_dict(), Sums()
+            looked_at.load_state_dict(state, torch.device("cpu"))
+    assert whole.totals().equal(looked_at.totals())
+    loss = sum(float(loss) * len(labels) for loss, _, labels in batches)
+    correct = sum(int((logits.argmax(1) == labels).sum()) for _, logits, labels in batches)
+    assert whole.totals().tolist() == pytest.approx([loss, correct, 80])
+
+
+def test_gradients_of_float16_are_clipped_before_a_fused_optimizer_steps():
+    """Lightning refuses this; against the same step in float32."""
+    weights, reference = (nn.Parameter(torch.tensor([3.0, 4.0])) for _ in range(2))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = torch.optim.SGD([weights], lr=1.0, fused=True)
+    classifier = plain()
+    classifier.trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler), callbacks=[])
+    classifier.trainer.precision_plugin.main_params = lambda optimizer: [weights]
+    classifier.trainer.precision_plugin.clip_grad_by_norm = lambda optimizer, norm: nn.utils.clip_grad_norm_(
+        weights, norm
+    )
+    scaler.scale(weights.square().sum() / 2).backward()  # the gradient is the weights, of norm 5
+    classifier.configure_gradient_clipping(optimizer, 1.0, "norm")
+    scaler.step(optimizer)
+    torch.testing.assert_close(weights, reference - torch.tensor([0.6, 0.8]), rtol=1e-5, atol=1e-5)

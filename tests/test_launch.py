@@ -119,6 +119,29 @@ def test_a_killed_process_is_a_failed_run_and_the_others_go_on(tmp_path):
     assert set(metrics(tmp_path)) == {"sgd", "adam", "adamw"}
 
 
+LOSES_ITS_GPU = """
+import os, sys
+if sys.argv[0] == "-m" and "cnnlab.job" in sys.orig_argv and not os.path.exists("lost"):
+    import torch
+    def fails(*_, **__):
+        open("lost", "w").close()
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+    torch.nn.functional.cross_entropy = fails
+"""
+
+
+def test_a_worker_that_has_lost_its_gpu_ends_and_a_new_one_goes_on(tmp_path):
+    """The first worker's every step fails as after a CUDA error."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(LOSES_ITS_GPU)
+    words = (*SMALL, "trainer.max_epochs=1", "optim=sgd,adam,adamw", "launcher=local")
+    status, printed = ended(sweep(tmp_path, *words, PYTHONPATH=str(tmp_path / "site")))
+    assert status == 1, printed
+    found = summaries(tmp_path / "outputs")
+    assert {name: one["status"] for name, one in found.items()} == {"sgd": "failed", "adam": "done", "adamw": "done"}
+    assert found["sgd"]["error"]["type"] == "AcceleratorError"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cnnlab.augment import CropFlip, CutMix
-from cnnlab.data.plan import batch_of, draw_epoch
+from cnnlab.data.plan import draw_epoch, of_process
 
 INDICES = torch.arange(5, 105)  # 100 training images
 AUGMENTATIONS = {"crop_flip": CropFlip(), "cutmix": CutMix()}
@@ -37,17 +37,21 @@ def test_order_does_not_depend_on_the_augmentation():
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_processes_together_see_the_batches_of_one(world_size):
     whole = plan()
-    for batch in range(5):
-        shares = [batch_of(whole, batch, 20, rank, world_size) for rank in range(world_size)]
-        for key, rows in whole.items():
-            assert torch.cat([share[key] for share in shares]).equal(rows[batch * 20 : batch * 20 + 20])
+    batch_size = 28
+    shares = [of_process(whole, batch_size, rank, world_size) for rank in range(world_size)]
+    for key, rows in whole.items():
+        of_rank = [share[key].unflatten(0, (-1, batch_size // world_size)) for share in shares]
+        together = torch.cat(of_rank, 1).flatten(0, 1)
+        assert together.equal(rows[: len(together)])
+        assert len(together) == 100 // batch_size * batch_size  # an incomplete batch is left out
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_with_a_halo_partners_are_those_of_rolling_the_whole_batch(world_size):
     whole = plan()
-    for batch in range(5):
-        index = whole["index"][batch * 20 : batch * 20 + 20]
-        shares = [batch_of(whole, batch, 20, rank, world_size, halo=True)["index"] for rank in range(world_size)]
-        assert torch.cat([share[1:] for share in shares]).equal(index)
-        assert torch.cat([share[:-1] for share in shares]).equal(index.roll(1, 0))
+    shares = [of_process(whole, 20, rank, world_size, halo=2)["index"] for rank in range(world_size)]
+    steps = torch.cat([share.view(5, -1)[:, 2:] for share in shares], 1)
+    assert steps.flatten().equal(whole["index"])
+    for back in (1, 2):
+        partners = torch.cat([share.view(5, -1)[:, 2 - back : -back] for share in shares], 1)
+        assert partners.equal(steps.roll(back, 1))

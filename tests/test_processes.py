@@ -17,6 +17,7 @@ from test_resume import only_run, processes_of
 
 from cnnlab import job
 from cnnlab.records import RunDirectory
+from cnnlab.run import leave_process_group
 
 SMALL = (
     *("data=shapes", "data.num_train=800", "data.num_test=60", "batch_size=40", "model.channels=[8,8,8]"),
@@ -40,18 +41,18 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "outputs"
 
 
-def typed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def typed(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     given = [str(ROOT / word) if word == "train.py" else word for word in words]
-    environment = os.environ | ONE_THREAD | {"CNNLAB_CACHE": str(folder / "cache")}
+    environment = os.environ | ONE_THREAD | {"CNNLAB_CACHE": str(folder / "cache")} | environment
     return subprocess.run(
         [sys.executable, *given], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
 
 
-def begun(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+def begun(folder: Path, *words: str, **environment: str) -> subprocess.Popen[bytes]:
     """The driver of a sweep whose first run has finished an epoch."""
     driver = subprocess.Popen(
-        [sys.executable, *words], cwd=folder, env=os.environ | ONE_THREAD, stdout=subprocess.DEVNULL
+        [sys.executable, *words], cwd=folder, env=os.environ | ONE_THREAD | environment, stdout=subprocess.DEVNULL
     )
     until(lambda: list(folder.glob("outputs/runs/*/metrics.csv")), process=driver)
     return driver
@@ -91,6 +92,81 @@ def test_torchrun_makes_the_same(swept, tmp_path):
     again = typed(tmp_path, *words, "optim=adam")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("done before") == 1
+
+
+NCCL = """
+import sys
+if "cnnlab.job" in sys.orig_argv:
+    import torch.distributed as dist
+    import torch.distributed.distributed_c10d as c10d
+    from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+    on_gpu, of_objects = [False], [0]  # objects travel by way of the current GPU, wherever the model is
+
+    def after(kind, name, state):
+        real = getattr(kind, name)
+        def called(self, *arguments):
+            on_gpu[0] = on_gpu[0] or state
+            try:
+                return real(self, *arguments)
+            finally:
+                on_gpu[0] = state
+        setattr(kind, name, called)
+
+    def guarded(name):
+        real = getattr(c10d, name)
+        def called(*arguments, **named):
+            if not on_gpu[0] and not of_objects[0]:
+                raise RuntimeError(f"No backend type associated with device type cpu ({name})")
+            return real(*arguments, **named)
+        return called
+
+    def with_objects(name):
+        real = getattr(c10d, name)
+        def called(*arguments, **named):
+            of_objects[0] += 1
+            try:
+                return real(*arguments, **named)
+            finally:
+                of_objects[0] -= 1
+        return called
+
+    after(Strategy, "teardown", False)
+    after(DDPStrategy, "setup", True)
+    for name in ("all_gather", "all_reduce", "broadcast", "reduce", "gather", "all_gather_into_tensor"):
+        wrapped = guarded(name)
+        setattr(dist, name, wrapped), setattr(c10d, name, wrapped)
+    for name in ("all_gather_object", "broadcast_object_list", "gather_object"):
+        wrapped = with_objects(name)
+        setattr(dist, name, wrapped), setattr(c10d, name, wrapped)
+"""
+
+
+def test_no_tensor_is_sent_while_the_model_is_on_the_processor(tmp_path):
+    """NCCL has no backend for such tensors, and Lightning moves the model to the CPU after every fit and test."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(NCCL)
+    nccl = {"PYTHONPATH": str(tmp_path / "site")}
+    words = ("train.py", *DDP, "model.batch_norm=true", "callbacks=[ema,early_stopping]", "trainer.max_epochs=4")
+    driver = begun(tmp_path, str(ROOT / "train.py"), *words[1:], **nccl)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=60) == 143
+    result = typed(tmp_path, *words, **nccl)
+    assert result.returncode == 0, result.stdout + result.stderr
+    [summary] = summaries(tmp_path / "outputs").values()
+    assert (summary["status"], summary["environment"]["num_devices"]) == ("done", 2)
+    assert sum(map(sum, summary["confusion"])) == 60
+
+
+def test_after_a_failure_nccl_is_aborted_and_not_waited_for(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: done.append("destroyed"))
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_abort_process_group", lambda: done.append("aborted"))
+    for backend, failed in (("nccl", True), ("nccl", False), ("gloo", True)):
+        monkeypatch.setattr(torch.distributed, "get_backend", lambda backend=backend: backend)
+        leave_process_group(failed)
+    assert done == ["aborted", "destroyed", "destroyed"]
 
 
 @pytest.fixture

@@ -23,6 +23,13 @@ from cnnlab.callbacks import DivergedError, Records
 from cnnlab.checkpoint import CheckpointFiles
 from cnnlab.records import RunDirectory
 
+
+def save(checkpoint: dict, path: Path) -> None:
+    files = CheckpointFiles()
+    files.save_checkpoint(checkpoint, path)
+    files.wait()
+
+
 NUM_POINTS = int(os.environ.get("CNNLAB_FAULTS", "4"))  # random ones, beside those that have a name
 LONG = NUM_POINTS > 4
 
@@ -84,10 +91,15 @@ one-cycle schedule, a moving average of the weights and early stopping, and save
 
 
 def survives(
-    zygote: Zygote, undisturbed: tuple[dict, dict], output: Path, name: str, faults: list[tuple[str, int]]
+    zygote: Zygote,
+    undisturbed: tuple[dict, dict],
+    output: Path,
+    name: str,
+    faults: list[tuple[str, int]],
+    how="SIGKILL",
 ) -> None:
     for point, number in faults:
-        status = zygote.run(output, faults=[(point, number, "SIGKILL")])["status"]
+        status = zygote.run(output, faults=[(point, number, how)])["status"]
         assert status == -9, (point, number, said(output))
     assert zygote.run(output)["status"] == 0, said(output)
     assert differences(undisturbed[0], left_by(output)) == []
@@ -104,7 +116,7 @@ def test_killed_at_a_random_point(zygote, undisturbed, tmp_path, seed):
     draw = random.Random(seed)
     point = draw.choice(POINTS)
     faults = [(point, draw.randint(1, undisturbed[1][point]))]
-    survives(zygote, undisturbed, tmp_path / "outputs", f"drawn with seed {seed}", faults)
+    survives(zygote, undisturbed, tmp_path / "outputs", f"drawn with seed {seed}", faults, "racing SIGKILL")
 
 
 def test_a_search_goes_on_where_it_was(zygote, tmp_path):
@@ -246,15 +258,15 @@ def test_another_version_of_torch_is_refused(zygote, tmp_path):
     last = only_run(output) / "checkpoints" / "last.ckpt"
     changed = torch.load(last, weights_only=True)
     changed["records"] |= {"torch": "2.0.1", "code": "other"}
-    CheckpointFiles().save_checkpoint(changed, last)
+    save(changed, last)
     assert zygote.run(output)["status"] == 2
     assert f"was written by torch 2.0.1, and this is {torch.__version__}" in said(output)
     changed["records"] |= {"torch": str(torch.__version__), "precision": "16-mixed"}
-    CheckpointFiles().save_checkpoint(changed, last)
+    save(changed, last)
     assert zygote.run(output)["status"] == 2
     assert "was written in precision 16-mixed, and this device computes in" in said(output)
     del changed["records"]["precision"]  # as before it was kept
-    CheckpointFiles().save_checkpoint(changed, last)
+    save(changed, last)
     assert zygote.run(output)["status"] == 0
     assert "The source code has changed since this run was interrupted" in said(output)
 
@@ -279,15 +291,23 @@ def test_time_saves_too(zygote, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("what", "reason"), [("exit", "SystemExit: 3"), ("memory", "OutOfMemoryError: so much is not")]
+    ("what", "reason", "advice"),
+    [
+        ("exit", "SystemExit: 3", "see "),
+        ("memory", "OutOfMemoryError: so much is not", "Use a smaller batch_size, or resident=host"),
+        ("gpu", "AcceleratorError: CUDA error: device-side assert", "CUDA_LAUNCH_BLOCKING=1"),
+    ],
 )
-def test_a_sweep_survives_its_jobs(zygote, tmp_path, what, reason):
+def test_a_sweep_survives_its_jobs(zygote, tmp_path, what, reason, advice):
+    """After a CUDA error no further run can use the GPU in that process."""
     output, sweep = tmp_path / "outputs", ("-m", "seed=0,1", "trainer.max_epochs=1")
     assert zygote.run(output, *sweep, faults=[("step", 4, what)])["status"] == 1
     summaries = {summary["seed"]: summary for summary in map(summary_of, (output / "runs").glob("shapes-*"))}
     assert {seed: summary["status"] for seed, summary in summaries.items()} == {0: "failed", 1: "done"}
     error = summaries[0]["error"]
     assert f"{error['type']}: {error['message']}".startswith(reason)
+    assert f"failed: {reason}" in said(output)
+    assert advice in said(output)
     assert "1 of 2 runs done" in said(output)
     assert "failed: " in said(output).split("1 of 2 runs done")[1]
     log = (output / "runs" / summaries[0]["run"] / "train.log").read_text()
@@ -310,7 +330,7 @@ def test_a_divergence_is_named_and_failed(zygote, tmp_path):
 
 
 def test_a_divergence_keeps_the_checkpoint_before(tmp_path):
-    records = Records(RunDirectory(tmp_path), "val/acc")
+    records = Records(RunDirectory(tmp_path), CheckpointFiles(), "val/acc")
     records.saved = "of epoch 3, step 30"
     with pytest.raises(DivergedError, match=r"val/loss is inf in epoch 4.*last\.ckpt, of epoch 3, step 30.*lr"):
         records.refuse_nonsense({"epoch": 4.0, "train/loss": 0.5, "val/loss": math.inf})
@@ -418,7 +438,7 @@ def test_a_checkpoint_that_would_run_something_is_refused(zygote, tmp_path):
     assert zygote.run(output, faults=[("step", 5, "SIGKILL")])["status"] == -9
     run = only_run(output)
     planted = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) | {"payload": Payload()}
-    CheckpointFiles().save_checkpoint(planted, run / "checkpoints" / "last.ckpt")  # with a digest that is right
+    save(planted, run / "checkpoints" / "last.ckpt")  # with a digest that is right
     assert zygote.run(output)["status"] == 1
     assert "Weights only load failed" in said(output)
     assert not list(zygote.folder.rglob("executed"))
@@ -432,7 +452,7 @@ def test_a_checkpoint_of_another_network_is_refused_with_what_differs(zygote, tm
     changed = torch.load(last, weights_only=True)
     for part in ("state_dict", "current_model_state"):
         changed[part]["network.conv1.weight"] = torch.zeros(9, 3, 5, 5)
-    CheckpointFiles().save_checkpoint(changed, last)
+    save(changed, last)
     assert zygote.run(output)["status"] == 1
     assert "size mismatch for network.conv1.weight" in said(output)
 

@@ -1,12 +1,15 @@
 """The data pipeline: the data set lives on the device, a step slices the epoch's plan, and batches are made there.
 
 resident uint8 images -> crop and flip, in one gather -> geometry, colour -> normalise -> erase, mix -> the network
+
+The batches of several steps are made in one pass, `ImageData.make`, so that the small kernels of which the pipeline
+consists are launched once for all of them.
 """
 
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,13 +19,11 @@ from torch import Tensor
 from cnnlab.augment import Augmentation, Crop, Stage, in_order, one_hot
 from cnnlab.config import UserError
 from cnnlab.data.images import DataSet, Images, expand, stratified_split
-from cnnlab.data.plan import Plan, batch_of, draw_epoch, split_drawn
+from cnnlab.data.plan import Plan, draw_epoch, of_process, split_drawn
 from cnnlab.normalize import Normalization, fit_once
 
-if TYPE_CHECKING:
-    from cnnlab.graph import StepGraph
-
-LOOKAHEAD = 8  # batches that are whitened together: large matrices are multiplied faster
+STEPS_PER_PASS = {"cpu": 8, "cuda": 32}  # measured on a CPU; on a GPU, so many that launching the pass costs little
+BYTES_PER_PASS = 1 << 28  # at most, of images in float32
 
 
 class ImageData(LightningDataModule):
@@ -72,7 +73,7 @@ class ImageData(LightningDataModule):
         self.train_index, self.held_out_index = torch.from_numpy(train), torch.from_numpy(held_out)
         self.held_out = "val" if val_fraction else "test"
         stages = {stage: {name: a for name, a in self.augmentations.items() if a.stage == stage} for stage in Stage}
-        self.crop = cast(Crop | None, next(iter(stages[Stage.CROP].values()), None))
+        self.crop_name, self.crop = cast(tuple[str, Crop | None], next(iter(stages[Stage.CROP].items()), ("", None)))
         self.before_norm = stages[Stage.GEOMETRY] | stages[Stage.COLOR] | stages[Stage.QUALITY]
         self.erasers, self.mixers = stages[Stage.ERASE], stages[Stage.MIX]
         self.image_size = data.train.pixels.shape[2]  # of what is stored
@@ -82,7 +83,10 @@ class ImageData(LightningDataModule):
         self.split_digest = hashlib.sha256(train.tobytes()).hexdigest()
         self.device = torch.device("cpu")
         self.normalized: dict[str, Tensor] = {}
-        self.graph: StepGraph | None = None  # does the training steps, if there is one
+        self.passes_are_batches = False  # whether Lightning is given the steps of a pass as one
+        self.plan: Plan = {}  # the rows of this process in the current epoch
+        self.drawn_ahead: dict[int, Plan] = {}  # plans by epoch
+        self.made: tuple[range, tuple[Tensor, Tensor]] | None = None  # the batches of the newest pass, by their steps
         self.images = {"train": on_device(data.train, self.device)}
         fitted_on = f"{data.fingerprint} {self.split_digest} {self.input_size}"
         fit_once(norm, lambda: self.cropped("train", self.train_index), fitted_on, expand(cache_dir) / "norm")
@@ -99,18 +103,18 @@ class ImageData(LightningDataModule):
         train, test = on_device(self.data.train, home), on_device(self.data.test, home)
         self.images = {"train": train, "val": train, "test": test}
         self.norm.to(self.device)
-        num = evaluated_together(self.device)
+        num = evaluated_together(self.device, self.image_size)
         if self.norm.once and not self.normalized:
             parts = {"val": self.held_out_index, "test": torch.arange(len(test.labels))}
             if self.crop is None and not self.before_norm:
                 parts["train"] = torch.arange(len(train.labels))
             for part, index in parts.items():
                 if len(index):
-                    batches = [self.evaluation_images(part, chunk).to(home) for chunk in index.split(num)]
+                    batches = [self.evaluation_images(part, chunk).to(home) for chunk in index.to(home).split(num)]
                     self.normalized[part] = torch.cat(batches)
 
-    def train_dataloader(self) -> "EpochBatches":
-        return EpochBatches(self)
+    def train_dataloader(self) -> "EpochSteps":
+        return EpochSteps(self)
 
     def val_dataloader(self) -> "Slices":
         return self.test_dataloader() if self.held_out == "test" else Slices(self, "val", self.held_out_index)
@@ -119,7 +123,7 @@ class ImageData(LightningDataModule):
         return Slices(self, "test", torch.arange(len(self.data.test.labels)))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Batches are indices into what is on the device."""
+        """Batches are numbers of steps, or indices that are on the device already."""
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -127,58 +131,110 @@ class ImageData(LightningDataModule):
 
         Images (B, C, H, W) float32, channels_last; labels (B,) int64 or, mixed, (B, num_classes) float32.
         """
-        if isinstance(batch, slice):  # of steps: a graph makes their batches
-            return batch
-        return self.training_batch(batch) if isinstance(batch, dict) else self.evaluation_batch(*batch)
+        return self.training_batch(batch) if isinstance(batch, range) else self.evaluation_batch(*batch)
 
-    def training_batch(self, batch: Plan) -> tuple[Tensor, Tensor]:
-        """The augmented images of a slice of the plan."""
-        images = batch["images"] if "images" in batch else self.normalized_images(batch)
+    # ------------------------------------------------------------------------------------------------- training
+
+    @functools.cached_property
+    def steps_per_pass(self) -> int:
+        """How many steps' batches are made together; a run does not change it on its way."""
+        channels = self.data.train.pixels.shape[1]
+        size = 4 * channels * self.input_size**2 * self.batch_size
+        return max(1, min(STEPS_PER_PASS.get(self.device.type, 8), BYTES_PER_PASS // size))
+
+    @property
+    def steps_per_batch(self) -> int:
+        return self.steps_per_pass if self.passes_are_batches else 1
+
+    def draw(self, epoch: int) -> Plan:
+        """What this process takes of the plan of an epoch, where it is needed."""
+        assert self.trainer is not None
+        plan = draw_epoch(self.seed, epoch, self.train_index, self.augmentations, self.image_size)
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        plan = of_process(plan, self.batch_size, rank, world_size, halo=len(self.mixers))
+        home = self.images["train"].pixels.device  # where crops are taken
+        taking = {"index", *(f"{self.crop_name}/{key}" for key in split_drawn(plan, self.crop_name))}
+        return {key: upload(rows, home if key in taking else self.device) for key, rows in plan.items()}
+
+    def draw_ahead(self, epoch: int) -> None:
+        self.drawn_ahead = {epoch: self.draw(epoch)}
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.plan = self.drawn_ahead.get(epoch) or self.draw(epoch)
+        self.drawn_ahead, self.made = {}, None
+
+    def training_batch(self, steps: range) -> tuple[Tensor, Tensor]:
+        """Images and labels of some steps of the epoch, one after the other; all of them are of one pass."""
+        first = steps.start - steps.start % self.steps_per_pass
+        if self.made is None or self.made[0].start != first:
+            self.made = None  # its memory is free for the next
+            together = range(first, min(first + self.steps_per_pass, self.num_batches))
+            width = len(self.plan["index"]) // self.num_batches  # rows of a step
+            rows = slice(together.start * width, together.stop * width)
+            self.made = together, self.make({key: values[rows] for key, values in self.plan.items()}, width)
+        assert steps.stop <= self.made[0].stop
+        images, labels = self.made[1]
+        share = len(labels) // len(self.made[0])
+        rows = slice((steps.start - first) * share, (steps.stop - first) * share)
+        return images[rows], labels[rows]
+
+    def make(self, batch: Plan, width: int) -> tuple[Tensor, Tensor]:
+        """The augmented images and the labels of rows of the plan, `width` of them a step.
+
+        Every augmentation but a mixer is a function of single images, so the batches of several steps are made as one.
+        """
+        images = self.normalized_images(batch)
         for name, eraser in self.erasers.items():
-            images = eraser.apply(images, **self.drawn(batch, name))
-        labels = self.images["train"].labels[batch["index"]].to(self.device, non_blocking=True)
+            images = eraser.apply(images, **split_drawn(batch, name))
+        labels = upload(self.images["train"].labels[batch["index"]], self.device)
         if self.mixers:
             labels = one_hot(labels, len(self.classes))
-        for name, mixer in self.mixers.items():  # row 0 is the partner of row 1
-            rows = {key: rows[1 - len(images) :] for key, rows in self.drawn(batch, name).items()}
-            images, labels = mixer.apply(images[1:], labels[1:], images[:-1], labels[:-1], **rows)
+        for done, (name, mixer) in enumerate(self.mixers.items(), 1):
+            row = torch.arange(len(labels), device=self.device).view(-1, width - done + 1)
+            mixed, partners = row[:, 1:].flatten(), row[:, :-1].flatten()  # the partner is the one before
+            drawn = split_drawn(batch, name).items()
+            images, labels = mixer.apply(
+                *(taken(images, mixed), labels[mixed], taken(images, partners), labels[partners]),
+                **{key: values.unflatten(0, (-1, width))[:, done:].flatten(0, 1) for key, values in drawn},
+            )
         return images, labels
 
     def normalized_images(self, batch: Plan) -> Tensor:
-        """The images of a slice of the plan up to their normalisation."""
+        """The images of rows of the plan up to their normalisation."""
         index, pixels = batch["index"], self.images["train"].pixels
         if "train" in self.normalized:
-            return self.normalized["train"][index].to(self.device, non_blocking=True)
+            return upload(self.normalized["train"][index], self.device)
         if self.crop is None:
             pixels = pixels[index]
         else:
-            pixels = self.crop.apply(pixels, index, **split_drawn(batch, next(iter(self.augmentations))))
-        images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+            pixels = self.crop.apply(pixels, index, **split_drawn(batch, self.crop_name))
+        images = upload(pixels, self.device).permute(0, 3, 1, 2)
         if self.before_norm:
             images = images.float()
         for name, augmentation in self.before_norm.items():
-            images = augmentation.apply(images, **self.drawn(batch, name))
+            images = augmentation.apply(images, **split_drawn(batch, name))
         return self.norm(images)
 
-    def drawn(self, batch: Plan, name: str) -> Plan:
-        """What a slice of the plan has for an augmentation, on the device."""
-        return {key: rows.to(self.device) for key, rows in split_drawn(batch, name).items()}
+    def release(self) -> None:
+        """Let go of what the training has kept on the device, besides images and statistics."""
+        self.plan, self.drawn_ahead, self.made = {}, {}, None
+
+    # ----------------------------------------------------------------------------------------------- evaluation
 
     def evaluation_batch(self, part: str, index: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         """The images `index` of a part, which are those at `place` of its evaluation."""
-        labels = self.images[part].labels[index.to(self.images[part].labels.device)].to(self.device)
+        labels = upload(self.images[part].labels[index], self.device)
         if part in self.normalized:
-            return self.normalized[part][place.to(self.normalized[part].device)].to(self.device), labels
+            return upload(self.normalized[part][place], self.device), labels
         return self.evaluation_images(part, index), labels
 
     def evaluation_images(self, part: str, index: Tensor) -> Tensor:
         """Images as the network sees them at evaluation: cropped to the centre, normalised."""
-        return self.norm(self.cropped(part, index).to(self.device))
+        return self.norm(upload(self.cropped(part, index), self.device))
 
     def cropped(self, part: str, index: Tensor) -> Tensor:
         """Images of a part, whole or cropped to the centre: (B, C, h, w) uint8, where the part lives."""
-        pixels = self.images[part].pixels
-        pixels = pixels[index.to(pixels.device)]
+        pixels = self.images[part].pixels[index]
         if self.crop is not None:
             pixels = self.crop.center(pixels)
         return pixels.permute(0, 3, 1, 2)
@@ -189,10 +245,11 @@ class ImageData(LightningDataModule):
         Two arrays of uint8: (num, H, W, C) and (num, h, w, C).
         """
         plan = draw_epoch(self.seed, 0, self.train_index, self.augmentations, self.image_size)
-        batch = batch_of(plan, 0, min(num, len(self.train_index)), halo=len(self.mixers))
-        images, _ = self.training_batch(batch)
+        plan = {key: rows[:num] for key, rows in plan.items()}
+        batch = of_process(plan, len(plan["index"]), halo=len(self.mixers))
+        images, _ = self.make(batch, len(batch["index"]))
         seen = self.norm.inverse(images).clamp(0, 255).round().byte().permute(0, 2, 3, 1)
-        return self.images["train"].pixels[batch["index"]][-len(seen) :].numpy(), seen.numpy()
+        return self.images["train"].pixels[plan["index"]].numpy(), seen.numpy()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The statistics of the normalisation."""
@@ -208,9 +265,21 @@ def data_of(trainer: Trainer) -> ImageData:
     return cast(ImageData, cast(Any, trainer).datamodule)
 
 
-def evaluated_together(device: torch.device) -> int:
-    """How many images make a batch when nothing is learned from it."""
-    return 500 if device.type == "cpu" else 2500
+def evaluated_together(device: torch.device, image_size: int) -> int:
+    """How many images make a batch when nothing is learned from it: by the pixels of 500 of CIFAR's, or 2,500."""
+    return max(1, (500 if device.type == "cpu" else 2500) * 32**2 // image_size**2)
+
+
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """Values on the device; from pinned memory if it is a GPU, so that nothing waits for the copy."""
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def taken(images: Tensor, rows: Tensor) -> Tensor:
+    """Some of the images, channels_last as they were: (N, C, H, W), (B,) int64 -> (B, C, H, W)."""
+    return images.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
 
 
 class Resident:
@@ -221,58 +290,47 @@ class Resident:
         self.labels = torch.from_numpy(images.labels).to(device)
 
 
-@functools.lru_cache(maxsize=2)  # training and test images of one data set
 def on_device(images: Images, device: torch.device) -> Resident:
-    """The images on the device, moved there once for all jobs of a process."""
+    """The images on the device, moved to a GPU once for all jobs of a process."""
+    return Resident(images, device) if device.type == "cpu" else _uploaded(images, device)
+
+
+@functools.lru_cache(maxsize=2)  # training and test images of one data set
+def _uploaded(images: Images, device: torch.device) -> Resident:
     return Resident(images, device)
 
 
-class EpochBatches:
-    """Iterates over the slices of the current epoch's plan; after `load_state_dict` it enters where it was."""
+class EpochSteps:
+    """Iterates over the steps of an epoch, as ranges; after `load_state_dict` it enters where it was."""
 
     def __init__(self, data: ImageData):
         self.data = data
-        self.batches_done = 0
-        self.first_batch = 0
+        self.steps_done = 0
+        self.first_step = 0
 
     def __len__(self) -> int:
         return self.data.num_batches
 
-    def __iter__(self) -> Iterator[Plan | slice]:
+    def __iter__(self) -> Iterator[range]:
         data, trainer = self.data, self.data.trainer
         assert trainer is not None
-        plan = draw_epoch(data.seed, trainer.current_epoch, data.train_index, data.augmentations, data.image_size)
-        home = data.images["train"].pixels.device
-        plan = {key: rows.to(home, non_blocking=True) for key, rows in plan.items()}
-        first, self.first_batch = self.first_batch, 0
-        if first >= trainer.num_training_batches:  # the epoch was done
+        data.begin_epoch(trainer.current_epoch)
+        last, size = int(trainer.num_training_batches), data.steps_per_batch
+        first, self.first_step = self.first_step, 0
+        if first >= last:  # the epoch was done
             first = 0
-        if data.graph is not None:
-            data.graph.load(plan)
-            for steps in data.graph.chunks(first, int(trainer.num_training_batches)):
-                self.batches_done = steps.stop
-                yield steps
-            return
-        together = LOOKAHEAD if data.norm.once and "train" not in data.normalized else 1
-        for start in range(first - first % together, len(self), together):
-            batches = [
-                batch_of(plan, batch, data.batch_size, trainer.global_rank, trainer.world_size, len(data.mixers))
-                for batch in range(start, min(start + together, len(self)))
-            ]
-            if together > 1:
-                joined = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
-                images = data.normalized_images(joined).split(len(batches[0]["index"]))
-                batches = [batch | {"images": some} for batch, some in zip(batches, images, strict=True)]
-            for number, batch in enumerate(batches, start):
-                if number >= first:
-                    self.batches_done = number + 1
-                    yield batch
+        while first < last:
+            steps = range(first, min(first - first % size + size, last))
+            if steps.stop == last and trainer.current_epoch + 1 != trainer.max_epochs:
+                data.draw_ahead(trainer.current_epoch + 1)  # while a GPU still computes
+            first = self.steps_done = steps.stop
+            yield steps
 
     def state_dict(self) -> dict[str, int]:
-        return {"batches_done": self.batches_done}
+        return {"steps_done": self.steps_done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.first_batch = state["batches_done"]
+        self.first_step = state["steps_done"]
 
 
 class Slices:
@@ -280,8 +338,10 @@ class Slices:
 
     def __init__(self, data: ImageData, part: str, index: Tensor):
         assert data.trainer is not None
-        mine = torch.arange(len(index))[data.trainer.global_rank :: data.trainer.world_size]
-        self.batches = [(part, index[place], place) for place in mine.split(evaluated_together(data.device))]
+        place = torch.arange(len(index))[data.trainer.global_rank :: data.trainer.world_size]
+        num, home = evaluated_together(data.device, data.image_size), data.images[part].pixels.device
+        batches = zip(index[place].to(home).split(num), place.to(home).split(num), strict=True)
+        self.batches = [(part, *batch) for batch in batches]
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -39,19 +39,19 @@ def generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def batch_of(plan: Plan, batch: int, batch_size: int, rank: int = 0, world_size: int = 1, halo: int = 0) -> Plan:
-    """The rows of one step for one process: a contiguous share of the global batch.
+def of_process(plan: Plan, batch_size: int, rank: int = 0, world_size: int = 1, halo: int = 0) -> Plan:
+    """The rows that one process takes, step after step; an incomplete last batch is left out.
 
-    With `halo`, so many more rows come first: the images before the share, cyclically within the global batch. Every
-    mixing needs one, as the partner of an image is the one before it (`images.roll(1, 0)`, on one process or many).
+    In every step they are a contiguous share of the global batch. With `halo`, so many more rows come first: the
+    images before the share, cyclically within the global batch. Every mixer needs one, as the partner of an image is
+    the one before it (`images.roll(1, 0)`, on one process or many).
+
+    Returns tensors of num_steps * (halo + batch_size // world_size) rows.
     """
-    share = batch_size // world_size
-    start = batch * batch_size
-    first, stop = start + rank * share, start + (rank + 1) * share
-    if not halo:
-        return {key: rows[first:stop] for key, rows in plan.items()}
-    before = [start + (first - start - steps) % batch_size for steps in range(halo, 0, -1)]
-    return {key: torch.cat((*(rows[i : i + 1] for i in before), rows[first:stop])) for key, rows in plan.items()}
+    num_steps, share = len(plan["index"]) // batch_size, batch_size // world_size
+    within = (torch.arange(-halo, share) + rank * share) % batch_size
+    rows = (torch.arange(num_steps)[:, None] * batch_size + within).flatten()
+    return {key: values[rows] for key, values in plan.items()}
 
 
 def split_drawn(batch: Plan, name: str) -> Plan:
