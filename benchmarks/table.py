@@ -101,7 +101,7 @@ class Bench:
         folder = self.place()
         seconds = command(self.words(*words, sha256=sha256), folder)
         runs = sorted((folder / "outputs" / "bench").glob("*/summary.json"))
-        summaries = [json.loads(path.read_text()) for path in runs]
+        summaries = [json.loads(path.read_text(encoding="utf-8")) for path in runs]
         ends = [epoch_ends(path.with_name("train.log")) for path in runs]
         return {"seconds": seconds, "ends": ends[0], "summaries": summaries}
 
@@ -122,7 +122,7 @@ class Bench:
         words |= {"batch-size": self.options.batch_size, "workers": self.options.workers}
         given = [str(word) for key, value in words.items() for word in (f"--{key}", value)]
         command([sys.executable, str(ROOT / "benchmarks" / "contenders.py"), name, *given], folder)
-        return json.loads((folder / "out.json").read_text())
+        return json.loads((folder / "out.json").read_text(encoding="utf-8"))
 
     # --------------------------------------------------------------------------------------- what a round measures
 
@@ -201,7 +201,7 @@ def command(words: Sequence[str], folder: Path, until: str | None = None) -> flo
 
 def epoch_ends(train_log: Path) -> list[float]:
     """When each epoch was over, its checkpoint written, in seconds since 1970."""
-    lines = re.findall(r"^(.{23}) epoch ", train_log.read_text(), re.MULTILINE)
+    lines = re.findall(r"^(.{23}) epoch ", train_log.read_text(encoding="utf-8"), re.MULTILINE)
     return [datetime.strptime(line, "%Y-%m-%d %H:%M:%S,%f").timestamp() for line in lines]
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from cnnlab.check import check, check_value
 from cnnlab.config import CONF, UserError, data_source, defaults_of, instantiate, leaves, plain, refuse
-from cnnlab.records import CheckpointError
+from cnnlab.records import CheckpointError, accept_any_text
 
 OVERRIDES: dict[str, Any] = {"nargs": "*", "metavar": "group=option or key=value", "help": "as for train.py"}
 RUN: dict[str, Any] = {"type": Path, "metavar": "RUN", "help": "a run directory, as python -m cnnlab ls shows them"}
@@ -387,6 +387,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    accept_any_text()
     arguments = parser().parse_args()
     try:
         arguments.function(arguments)

@@ -212,7 +212,7 @@ def allowed_targets() -> frozenset[str]:
     return frozenset(
         target.strip("\"'")
         for file in CONF.glob("*/*.yaml")  # those below conf/hydra are no part of a run
-        for target in re.findall(r"^\s*_target_:\s*(\S+)", file.read_text(), re.MULTILINE)
+        for target in re.findall(r"^\s*_target_:\s*(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
     )
 
 

@@ -290,7 +290,7 @@ def test_eight_processes_download_once(
     monkeypatch.setenv("CNNLAB_NODE_DIR", str(tmp_path / "node"))
     words = ["-m", "cnnlab", "fetch", *server.overrides("/x.tar.gz")]
     if flock:
-        words = [str(ROOT / "tests" / "without_flock.py"), str(flock), *words]
+        words = [str(ROOT / "tests" / "without.py"), "flock", str(flock), *words]
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda _: command(*words), range(8)))
     assert [result.returncode for result in results] == [0] * 8, results[0].stderr
