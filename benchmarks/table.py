@@ -44,7 +44,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cnnlab.data.cifar10 import CIFAR10
-from cnnlab.data.images import Images, cached
+from cnnlab.data.images import Images, cached_data
 from cnnlab.data.shapes import Shapes
 from cnnlab.records import git_state, now, write_text
 
@@ -71,7 +71,7 @@ class Bench:
 
     def prepare(self, sha256: str, make: Callable[[], tuple[Images, Images]]) -> None:
         """Put pictures where CIFAR-10 is looked for."""
-        cached(CIFAR10([], sha256, str(self.cache)).folder / f"{sha256[:16]}.npz", make)
+        cached_data(CIFAR10([], sha256, str(self.cache)).prepared, make)
 
     def find_machine(self) -> Numbers:
         """What the numbers depend on; on a GPU, cnnlab's steps are graphs from now on."""
