@@ -6,7 +6,7 @@ failed, 2 the input is wrong, 143 stopped by a signal after saving (130: by Ctrl
 
 import os
 import sys
-from errno import EACCES, ENOSPC, EPERM, EROFS
+from errno import EACCES, EDQUOT, EFBIG, EIO, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS, ESTALE
 from pathlib import Path
 
 import hydra
@@ -16,7 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from cnnlab.check import check
 from cnnlab.config import GROUPS, UserError, chosen, options, refuse, refusing
 from cnnlab.job import perform
-from cnnlab.records import RunDirectory
+from cnnlab.records import RunDirectory, accept_any_text
+
+# what a file system answers that is full, over its quota, broken, not ours, or has no such place
+NOT_WRITTEN = (EACCES, EDQUOT, EFBIG, EIO, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS, ESTALE)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -45,6 +48,7 @@ def single(config: DictConfig) -> None:
 
 
 def main() -> None:
+    accept_any_text()
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # wherever it was typed
     os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes come to us whole and leave as one paragraph
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP advises against what conf/trainer/ddp.yaml says
@@ -60,7 +64,7 @@ def main() -> None:
                     )
             single()
     except OSError as error:
-        if error.errno not in (EACCES, EPERM, EROFS, ENOSPC):
+        if error.errno not in NOT_WRITTEN:
             raise
         what = error.filename or "The output folder"
         sys.exit(refuse(UserError(f"{what} cannot be written ({error.strerror}). Type output_dir=FOLDER.")))

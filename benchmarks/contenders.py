@@ -361,7 +361,7 @@ def main() -> None:
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
     cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
     packages = ("torch", "torchvision", "lightning", "kornia")
     return {
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",

@@ -70,7 +70,7 @@ def filled(text: str) -> str:
 
     def table(mark: re.Match[str]) -> str:
         folder = ROOT / "benchmarks" / "results"
-        results = [json.loads((folder / f"{name}.json").read_text()) for name in mark["names"].split()]
+        results = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in mark["names"].split()]
         return f"{mark[0].splitlines()[0]}\n{markdown_table(KINDS[mark['kind']](results))}\n"
 
     return re.sub(r"<!-- (?P<kind>\w+): (?P<names>[^>]+) -->\n(?:\|.*\n)*", table, text)
@@ -78,7 +78,7 @@ def filled(text: str) -> str:
 
 def main() -> None:
     for path in PAGES:
-        write_text(path, filled(path.read_text()))
+        write_text(path, filled(path.read_text(encoding="utf-8")))
         print(path.relative_to(ROOT))
 
 

@@ -44,7 +44,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cnnlab.data.cifar10 import CIFAR10
-from cnnlab.data.images import Images, cached
+from cnnlab.data.images import Images, cached_data
 from cnnlab.data.shapes import Shapes
 from cnnlab.records import git_state, now, write_text
 
@@ -73,7 +73,7 @@ class Bench:
 
     def prepare(self, sha256: str, make: Callable[[], tuple[Images, Images]]) -> None:
         """Put pictures where CIFAR-10 is looked for."""
-        cached(CIFAR10([], sha256, str(self.cache)).folder / f"{sha256[:16]}.npz", make)
+        cached_data(CIFAR10([], sha256, str(self.cache)).prepared, make)
 
     def find_machine(self) -> Numbers:
         """What the numbers depend on; on a GPU, cnnlab's steps are graphs from now on."""
@@ -106,7 +106,7 @@ class Bench:
         folder = self.place()
         seconds = command(self.words(*words, sha256=sha256), folder)
         runs = sorted((folder / "outputs" / "bench").glob("*/summary.json"))
-        summaries = [json.loads(path.read_text()) for path in runs]
+        summaries = [json.loads(path.read_text(encoding="utf-8")) for path in runs]
         ends = [epoch_ends(path.with_name("train.log")) for path in runs]
         return {"seconds": seconds, "ends": ends[0], "summaries": summaries}
 
@@ -134,7 +134,7 @@ class Bench:
         words |= {"batch-size": self.options.batch_size, "workers": self.options.workers}
         given = [str(word) for key, value in words.items() for word in (f"--{key}", value)]
         command([sys.executable, str(ROOT / "benchmarks" / "contenders.py"), name, *given], folder)
-        return json.loads((folder / "out.json").read_text())
+        return json.loads((folder / "out.json").read_text(encoding="utf-8"))
 
     # --------------------------------------------------------------------------------------- what a round measures
 
@@ -217,7 +217,7 @@ def command(words: Sequence[str], folder: Path, until: str | None = None) -> flo
 
 def epoch_ends(train_log: Path) -> list[float]:
     """When each epoch was over, its checkpoint written, in seconds since 1970."""
-    lines = re.findall(r"^(.{23}) epoch ", train_log.read_text(), re.MULTILINE)
+    lines = re.findall(r"^(.{23}) epoch ", train_log.read_text(encoding="utf-8"), re.MULTILINE)
     return [datetime.strptime(line, "%Y-%m-%d %H:%M:%S,%f").timestamp() for line in lines]
 
 

@@ -21,6 +21,7 @@ from cnnlab.config import (
     options,
     ours,
 )
+from cnnlab.data.images import expand, make_folder
 
 # Arguments of Lightning's Trainer with which an epoch would not be what it is here: a step for every batch, then one
 # evaluation.
@@ -148,6 +149,7 @@ def check(config: DictConfig) -> None:
             f"batch_size for larger steps, num_train_images for shorter epochs, trainer.max_epochs, or debug=one_batch."
         )
 
+    make_folder(expand(job["cache_dir"]))
     source = data_source(config.data)
     source.check()
     size = source.image_size

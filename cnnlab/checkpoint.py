@@ -128,7 +128,7 @@ def damage(path: Path) -> str:
 def read_digest(path: Path) -> str:
     """The SHA-256 that was written for a checkpoint; empty if there is none."""
     digest = path.with_name(f"{path.name}.sha256")
-    words = digest.read_text().split() if digest.exists() else []
+    words = digest.read_text(encoding="utf-8").split() if digest.exists() else []
     return words[0] if words else ""
 
 

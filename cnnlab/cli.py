@@ -18,7 +18,7 @@ from rich.table import Table
 
 from cnnlab.check import check, check_value
 from cnnlab.config import CONF, UserError, data_source, defaults_of, instantiate, leaves, plain, refuse
-from cnnlab.records import CheckpointError
+from cnnlab.records import CheckpointError, accept_any_text
 
 OVERRIDES: dict[str, Any] = {"nargs": "*", "metavar": "group=option or key=value", "help": "as for train.py"}
 RUN: dict[str, Any] = {"type": Path, "metavar": "RUN", "help": "a run directory, as python -m cnnlab ls shows them"}
@@ -42,6 +42,8 @@ def other_configuration(config: DictConfig, summary: dict[str, Any], typed: list
     for path, value in summary["changes"].items():
         if path.startswith(("data.", "norm.")) and path[:4] not in replaced and path not in given:
             OmegaConf.update(made, path, value)
+    for path in OmegaConf.missing_keys(made):  # where the data lie
+        OmegaConf.update(made, path, OmegaConf.select(config, path))
     if not any(word.startswith("data") for word in typed):
         made.data = config.data
     elif "image_size" in made.data and not any(word.startswith("data.image_size") for word in typed):
@@ -128,15 +130,15 @@ def show(arguments: argparse.Namespace) -> None:
 
 def show_run(path: Path, picture: Path | None) -> None:
     """Filters, feature maps and occlusion sensitivity for a picture, the most confused pairs, as PNG files."""
-    from cnnlab.data.folder import UNREADABLE, read_picture
+    from cnnlab.data.decode import UNREADABLE, read_image
     from cnnlab.report.runs import checked
 
     _, summary = checked(path)
     if picture is not None:
         try:
-            read = read_picture(picture, summary["data"]["image_size"])
+            read = read_image(picture, summary["data"]["image_size"], background(summary)).pixels
         except UNREADABLE as error:
-            raise UserError(f"{picture} cannot be read as a picture ({type(error).__name__}: {error}).") from error
+            raise UserError(f"{picture} cannot be read as an image ({type(error).__name__}: {error}).") from error
     import torch
 
     from cnnlab import explain
@@ -173,6 +175,11 @@ def show_run(path: Path, picture: Path | None) -> None:
     for file in ("filters", "feature_maps", "occlusion", "confused"):
         if (folder / f"{file}.png").exists():
             print(folder / f"{file}.png")
+
+
+def background(summary: dict[str, Any]) -> str:
+    """What the run saw behind transparent images."""
+    return str(summary["changes"].get("data.background", "black"))
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -222,23 +229,25 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """Label pictures, or all pictures in folders, with a trained run."""
+    """Label images, or all images in folders, with a trained run."""
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top} is not allowed. Type a number from 1.")
-    from cnnlab.data.folder import pictures_in
+    from cnnlab.data.decode import described, images_in
     from cnnlab.report.runs import checked
 
-    checked(arguments.run)
-    paths = pictures_in(arguments.paths)
+    _, summary = checked(arguments.run)
+    paths, others = images_in(arguments.paths)
+    if others:
+        print(f"cnnlab: {described(others)} and were left out.", file=sys.stderr)
     from cnnlab import predict
     from cnnlab.trained import open_run
 
     model, _, _ = open_run(arguments.run)
-    answers = list(predict.predict(model, paths, arguments.top))
+    answers = list(predict.predict(model, paths, arguments.top, background(summary)))
     failed = [answer for answer in answers if isinstance(answer, tuple)]
     predict.print_predictions([answer for answer in answers if isinstance(answer, dict)], arguments.format)
     for path, reason in failed:
-        print(f"cnnlab: {path} cannot be read as a picture ({reason}); skipped.", file=sys.stderr)
+        print(f"cnnlab: {path} cannot be read as an image ({reason}); skipped.", file=sys.stderr)
     if failed:
         sys.exit(1)
 
@@ -387,6 +396,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    accept_any_text()
     arguments = parser().parse_args()
     try:
         arguments.function(arguments)

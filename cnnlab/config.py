@@ -45,6 +45,7 @@ NOT_IDENTITY = (
     "trainer.profiler",
     "cache_dir",
     "data.cache_dir",
+    "data.root",
     "data.sources",
     "data.timeout",
     "resident",
@@ -66,6 +67,8 @@ def run_id(config: DictConfig) -> str:
     """
     choices = chosen(config)
     names = [option for group in GROUPS for option in choices[group] if option not in UNNAMED]
+    if content := data_identity(config):
+        names.append(f"data={content[:6]}")
     knobs = [f"{path.rsplit('.', 1)[-1]}={_canonical(value)}" for path, value in changes(config).items()]
     name = re.sub(r"[^\w.=+-]+", "_", "-".join(names + knobs), flags=re.ASCII)
     return f"{name[:111].rstrip('-_.')}-{identity(config)[:8]}"
@@ -82,7 +85,21 @@ OmegaConf.register_new_resolver("run_id", lambda _root_: run_id(_root_), replace
 def identity(config: DictConfig) -> str:
     """SHA-256 over everything in the configuration that can change the result."""
     kept = {path: _canonical(value) for path, value in leaves(job_config(config)) if not excluded(path)}
+    if content := data_identity(config):
+        kept["data"] = content
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def data_identity(config: DictConfig) -> str:
+    """What the data are, where the configuration only says where they lie; empty if it says it all.
+
+    Also empty for data that cannot be found or listed, which `check` refuses.
+    """
+    try:
+        source = data_source(config.data)
+        return source.identity() if hasattr(source, "identity") else ""
+    except (UserError, OmegaConfBaseException):
+        return ""
 
 
 def _canonical(value: Any) -> str:
@@ -212,7 +229,7 @@ def allowed_targets() -> frozenset[str]:
     return frozenset(
         target.strip("\"'")
         for file in CONF.glob("*/*.yaml")  # those below conf/hydra are no part of a run
-        for target in re.findall(r"^\s*_target_:\s*(\S+)", file.read_text(), re.MULTILINE)
+        for target in re.findall(r"^\s*_target_:\s*(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
     )
 
 

@@ -37,7 +37,7 @@ from cnnlab.config import (
     refuse,
     run_path,
 )
-from cnnlab.records import BusyError, RunDirectory, code_digest, log, now
+from cnnlab.records import BusyError, RunDirectory, accept_any_text, code_digest, log, now
 from cnnlab.signals import Interrupted, Pruned
 
 ABOUT = "CNNLAB_ABOUT"  # the environment variable in which the processes of a run find what its summary says of it
@@ -268,7 +268,7 @@ def die_with_parent(number: int) -> None:
 
 def serve() -> None:
     """Do the jobs that come as lines of JSON, and answer each with its exit status; what they print goes nowhere."""
-    with os.fdopen(os.dup(1), "w") as answers, open(os.devnull, "w") as nowhere:
+    with os.fdopen(os.dup(1), "w") as answers, open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         with suppress(KeyboardInterrupt):
             for line in sys.stdin:
@@ -281,6 +281,7 @@ def serve() -> None:
 
 def main() -> None:
     """What one of the processes of a run does; without a run, those of `serve`."""
+    accept_any_text()
     if len(sys.argv) == 1:
         serve()
         return

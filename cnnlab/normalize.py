@@ -6,6 +6,7 @@ validation, test and prediction. They are measured on images as evaluation sees 
 
 import hashlib
 import inspect
+import io
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnlab.records import atomic_path, lock_file, log
+from cnnlab.cache import cached
+from cnnlab.records import log
 
 
 class Normalization(nn.Module):
@@ -51,15 +53,16 @@ def fit_once(norm: Normalization, pixels: Callable[[], Tensor], fingerprint: str
     """
     code = b"".join(Path(inspect.getfile(source)).read_bytes() for source in (Normalization, type(norm)))
     key = hashlib.sha256(f"{norm} {fingerprint} ".encode() + code)
-    path = folder / f"{key.hexdigest()}.pt"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with lock_file(Path(f"{path}.lock")):
-            if not path.exists():
-                norm.fit(pixels())
-                with atomic_path(path) as partial:
-                    torch.save(norm.state_dict(), partial)
-    norm.restore(torch.load(path, weights_only=True))
+
+    def fitted() -> bytes:
+        norm.fit(pixels())
+        content = io.BytesIO()
+        torch.save(norm.state_dict(), content)
+        return content.getvalue()
+
+    path = folder / f"{key.hexdigest()}.statistics"
+    content = cached(path, fitted, lambda content, file: file.write(content), lambda file: file.read())
+    norm.restore(torch.load(io.BytesIO(content), weights_only=True))
 
 
 class Unchanged(Normalization):

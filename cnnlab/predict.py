@@ -1,4 +1,4 @@
-"""Labels for pictures of any kind, by a trained run."""
+"""Labels for images of any kind, by a trained run."""
 
 import csv
 import json
@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,37 +13,39 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cnnlab.data.folder import UNREADABLE, read_picture
+from cnnlab.data.decode import UNREADABLE, read_image
 from cnnlab.trained import Trained
 
-READ_TOGETHER = 500  # pictures
+READ_TOGETHER = 500  # images
 
 Prediction = dict[str, Any]  # {"path": ..., "label": ..., "probability": ..., "top": [[label, probability], ...]}
 
 
-def predict(model: Trained, paths: Iterable[Path], top: int = 3) -> Iterator[Prediction | tuple[Path, str]]:
-    """A prediction for every picture; for one that cannot be read its path and the reason."""
+def predict(
+    model: Trained, paths: Iterable[str], top: int = 3, background: str = "black"
+) -> Iterator[Prediction | tuple[str, str]]:
+    """A prediction for every image; for one that cannot be read its path and the reason."""
     remaining = iter(paths)
     while some := list(islice(remaining, READ_TOGETHER)):
-        pictures: dict[Path, np.ndarray] = {}
-        failed: dict[Path, str] = {}
+        images: dict[str, np.ndarray] = {}
+        failed: dict[str, str] = {}
         for path in some:
             try:
-                pictures[path] = read_picture(path, model.image_size)
+                images[path] = read_image(path, model.image_size, background).pixels
             except UNREADABLE as error:
                 failed[path] = f"{type(error).__name__}: {error}"
-        if pictures:
-            pixels = torch.from_numpy(np.stack(list(pictures.values()))).permute(0, 3, 1, 2)
+        if images:
+            pixels = torch.from_numpy(np.stack(list(images.values()))).permute(0, 3, 1, 2)
             # of equal logits, which bfloat16 often gives, the first one counts, as in evaluation
             shares, labels = torch.sort(model.logits(pixels).softmax(1), dim=1, descending=True, stable=True)
             shares, labels = shares[:, :top], labels[:, :top]
-            ranked = dict(zip(pictures, zip(shares.tolist(), labels.tolist(), strict=True), strict=True))
+            ranked = dict(zip(images, zip(shares.tolist(), labels.tolist(), strict=True), strict=True))
         for path in some:
             if path in failed:
                 yield path, failed[path]
             else:
                 best = [[model.classes[label], round(share, 4)] for share, label in zip(*ranked[path], strict=True)]
-                yield {"path": str(path), "label": best[0][0], "probability": best[0][1], "top": best}
+                yield {"path": path, "label": best[0][0], "probability": best[0][1], "top": best}
 
 
 def print_predictions(predictions: Sequence[Prediction], form: str) -> None:
@@ -59,7 +60,7 @@ def print_predictions(predictions: Sequence[Prediction], form: str) -> None:
             writer.writerow((one["path"], one["label"], one["probability"], others))
     else:
         table = Table()
-        table.add_column("picture", overflow="fold")
+        table.add_column("image", overflow="fold")
         table.add_column("label")
         table.add_column("probability", justify="right")
         table.add_column("then")

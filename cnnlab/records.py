@@ -20,16 +20,20 @@ import csv
 import fcntl
 import functools
 import hashlib
+import io
 import json
 import logging
 import os
+import secrets
 import socket
+import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from errno import ENOLCK, ENOSYS, EOPNOTSUPP
+from errno import EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,15 +55,19 @@ COLUMNS = (  # of metrics.csv
 )
 
 
+MISSING = (EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP)  # what file systems answer that cannot lock, or cannot flush a folder
+
+
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the name `path`, flushed to the disk, if the block succeeds."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    os.close(descriptor)
-    partial = Path(name)
+def atomic_path(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes the name `path`, flushed to the disk, if the block succeeds.
+
+    mode: the permissions of the new file, before the umask is applied.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
     try:
         yield partial
-        partial.chmod(0o644)  # mkstemp's files are for their owner alone
         _flush(partial)
         partial.replace(path)
         _flush(path.parent)
@@ -68,11 +76,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
+    """Flush a file or a folder to the disk, where the file system can and we may."""
+    with contextlib.suppress(PermissionError):  # a folder that can be written to but not listed
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in MISSING:
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a file for reading. Raises: OSError, also for a pipe or a device, which may never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
+        raise OSError(EINVAL, "not a regular file", os.fspath(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def lock_file(path: Path) -> BaseFileLock:
@@ -85,16 +107,29 @@ def lock_file(path: Path) -> BaseFileLock:
         try:
             fcntl.flock(probe, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno not in (ENOLCK, ENOSYS, EOPNOTSUPP):
+            if error.errno not in MISSING:
                 raise
             return SoftFileLock(path)
     return FileLock(path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file by rename."""
+    """Write a text file by rename, in UTF-8 whatever the locale; a byte of a file name that is no text is escaped."""
     with atomic_path(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def accept_any_text() -> None:
+    """Let standard output and error take what the locale has no characters for, and file names that are no text.
+
+    A terminal shows them as escapes. Pipes and files get UTF-8, and file names byte for byte.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            if stream.isatty():
+                stream.reconfigure(errors="backslashreplace")
+            else:
+                stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 class CheckpointError(Exception):
@@ -129,7 +164,7 @@ class RunDirectory:
             with contextlib.suppress(Timeout):
                 lock.acquire(timeout=0.1)  # long enough to clear away what a dead process has left
             if not lock.is_locked:
-                who = holder.read_text() if holder.exists() else "another process"
+                who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
                 if on_busy == "fail":
                     raise BusyError(f"{self.path} is in use by {who}")
                 print(f"{self.path} is in use by {who}; waiting for it.", flush=True)
@@ -153,7 +188,7 @@ class RunDirectory:
     def host(self) -> str:
         """Where the process runs that holds the directory, as far as its note says; empty if there is no note."""
         try:
-            return (self.path / ".holder").read_text().split()[3]
+            return (self.path / ".holder").read_text(encoding="utf-8").split()[3]
         except (FileNotFoundError, IndexError):
             return ""
 
@@ -164,7 +199,7 @@ class RunDirectory:
         A process on another host is taken to be alive.
         """
         try:
-            _, number, _, host, *_ = (self.path / ".holder").read_text().split()
+            _, number, _, host, *_ = (self.path / ".holder").read_text(encoding="utf-8").split()
         except (FileNotFoundError, ValueError):
             return False
         if host != socket.gethostname():
@@ -181,7 +216,7 @@ class RunDirectory:
     def queued_as(self) -> str:
         """The last job of Slurm that was submitted for the run, 12_3; empty if none was."""
         try:
-            return (self.path / ".queued").read_text()
+            return (self.path / ".queued").read_text(encoding="utf-8")
         except FileNotFoundError:
             return ""
 
@@ -227,7 +262,7 @@ class RunDirectory:
     def summary(self) -> dict[str, Any]:
         """The content of summary.json; empty if there is none."""
         try:
-            return json.loads((self.path / "summary.json").read_text())
+            return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
 
@@ -245,11 +280,14 @@ class RunDirectory:
 
     def metrics(self) -> list[Row]:
         """The rows of metrics.csv; a value that was not measured is left out of its row."""
-        with open(self.path / "metrics.csv", newline="") as file:
+        with open(self.path / "metrics.csv", newline="", encoding="utf-8") as file:
             return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
     def write_metrics(self, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
-        with atomic_path(self.path / "metrics.csv") as partial, open(partial, "w", newline="") as file:
+        with (
+            atomic_path(self.path / "metrics.csv") as partial,
+            open(partial, "w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
@@ -268,7 +306,7 @@ class RunDirectory:
         """Compactly: where there are at most 256 classes, four bytes for an image before compression."""
         import numpy as np
 
-        kind = np.min_scalar_type(int(labels.max()))
+        kind = np.min_scalar_type(int(max(labels.max(), predicted.max())))
         with atomic_path(self.path / "predictions.npz") as partial, open(partial, "wb") as file:
             np.savez_compressed(
                 file,
@@ -282,7 +320,7 @@ class RunDirectory:
         """Messages of the logger `cnnlab` go to the terminal and to train.log."""
         console = _Console()
         console.setFormatter(logging.Formatter("%(message)s"))
-        file = logging.FileHandler(self.path / "train.log", delay=True)
+        file = logging.FileHandler(self.path / "train.log", delay=True, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.setLevel(logging.INFO)
         log.propagate = False
@@ -335,14 +373,21 @@ def git_state() -> dict[str, Any]:
 
 
 def source_changes() -> str:
-    """How the source files differ from the commit, as `git diff` writes it; empty if they do not.
+    """How the project's code differs from the commit, as `git diff` writes it; empty if it does not.
 
-    Of files that git does not know yet, code and configuration are taken as new.
+    The code is this package, conf/, hydra_plugins/ and train.py, with files that git does not track yet. Whatever else
+    has changed may be private: a first line, which `git apply` skips, says how many files that are.
     """
+    code = (Path(__file__).parent.name, "conf", "hydra_plugins", "train.py")
+    elsewhere = (".", *(f":(exclude){name}" for name in code))
     try:
-        new = _git("ls-files", "-z", "--others", "--exclude-standard", "*.py", "*.yaml").split("\0")[:-1]
-        added = (_git("diff", "--no-index", "/dev/null", name, statuses=(0, 1)) for name in new)
-        return "".join((_git("diff", "HEAD"), *added))
+        new = _git("ls-files", "-z", "--others", "--exclude-standard", "--", *code).split("\0")[:-1]
+        names = [name for name in new if name.endswith((".py", ".yaml"))]
+        added = (_git("diff", "--no-index", "/dev/null", name, statuses=(0, 1)) for name in names)
+        patch = "".join((_git("diff", "HEAD", "--", *code), *added))
+        num = _git("status", "--porcelain", "-z", "--untracked-files=all", "--no-renames", "--", *elsewhere).count("\0")
+        left_out = f"Not included: {num} changed or new files outside {', '.join(code)}.\n"
+        return left_out + patch if patch and num else patch
     except (OSError, subprocess.CalledProcessError):
         return ""
 
@@ -350,7 +395,7 @@ def source_changes() -> str:
 def _git(*arguments: str, statuses: tuple[int, ...] = (0,)) -> str:
     """What git says in the folder of the source code. Raises: CalledProcessError if it ends otherwise."""
     command = ["git", "-C", str(Path(__file__).parent.parent), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if result.returncode not in statuses:
         raise subprocess.CalledProcessError(result.returncode, command)
     return result.stdout

@@ -246,7 +246,7 @@ def computes_in_bf16(accelerator: str) -> bool:
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return False
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+    return cpuinfo.exists() and any(flag in cpuinfo.read_text(encoding="utf-8") for flag in ("avx512_bf16", "amx_bf16"))
 
 
 def reset_peak_memory() -> None:

@@ -94,7 +94,7 @@ def write_heads(runs: Iterable[Run]) -> None:
     """Say what came out at the head of every experiment's file, too."""
     for figure, curves in figures_of(by_variant(runs)).items():
         path = CONF / "experiment" / f"{figure}.yaml"
-        head, rest = path.read_text().split("\n\n", 1)
+        head, rest = path.read_text(encoding="utf-8").split("\n\n", 1)
         said = textwrap.indent(wrapped(outcome(figure, curves), 118), "# ")
         write_text(path, f"{head.partition(OUTCOME)[0]}\n#\n{said}\n\n{rest}")
 
@@ -185,7 +185,7 @@ def heading(figure: str) -> str:
     """Figure 3: what the experiment's file says that it is."""
     if figure == BEST:
         return "The best recipe found"
-    first = (CONF / "experiment" / f"{figure}.yaml").read_text().splitlines()[1]
+    first = (CONF / "experiment" / f"{figure}.yaml").read_text(encoding="utf-8").splitlines()[1]
     what = re.sub(r".*figure \d+: ", "", first).split(". ")[0].rstrip(".")
     return f"Figure {int(figure[3:])}: {what}"
 

@@ -123,9 +123,9 @@ def collected(variant: str, settings: str, path: Path, reevaluated: tuple[float,
 def read(folder: Path) -> dict[tuple[str, int], Run]:
     """The runs of a folder's files, by variant and seed; none if there are no files."""
     try:
-        with open(folder / "runs.csv", newline="") as file:
+        with open(folder / "runs.csv", encoding="utf-8", newline="") as file:
             facts = list(csv.DictReader(file))
-        with open(folder / "epochs.csv", newline="") as file:
+        with open(folder / "epochs.csv", encoding="utf-8", newline="") as file:
             epochs = list(csv.DictReader(file))
     except FileNotFoundError:
         return {}
@@ -149,14 +149,14 @@ def write(folder: Path, runs: Iterable[Run]) -> None:
             f"not compared. Type --out FOLDER for a study of its own."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / "epochs.csv") as partial, open(partial, "w", newline="") as file:
+    with atomic_path(folder / "epochs.csv") as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("variant", "seed", "epoch", *MEASURED))
         for run in ordered:
             for row in run.rows:
                 values = (_text(row[name]) if name in row else "" for name in MEASURED)
                 writer.writerow((*run.key, int(row["epoch"]), *values))
-    with atomic_path(folder / "runs.csv") as partial, open(partial, "w", newline="") as file:
+    with atomic_path(folder / "runs.csv") as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, FACTS, lineterminator="\n")
         table.writeheader()
         table.writerows(run.facts for run in ordered)

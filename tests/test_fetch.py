@@ -261,9 +261,9 @@ def test_fetch_verifies_converts_and_asks_once(server: Server, command: Command,
     assert "500 training images of 32x32x3 in 10 classes" in first.stdout
     assert "100 test images of 32x32x3 in 10 classes" in first.stdout
     digest = hashlib.sha256(server.content).hexdigest()
-    assert kept(cache) == sorted([ARCHIVE, f"{digest[:16]}.npz"])
+    assert kept(cache) == sorted([ARCHIVE, f"{digest[:32]}.images"])
     assert (cache / ARCHIVE).read_bytes() == server.content
-    assert_same(cache / f"{digest[:16]}.npz", TRAIN, TEST)
+    assert_same(cache / f"{digest[:32]}.images", TRAIN, TEST)
 
     second = command("-m", "cnnlab", "fetch", *server.overrides("/x.tar.gz"))
     assert second.returncode == 0, second.stderr
@@ -290,13 +290,13 @@ def test_eight_processes_download_once(
     monkeypatch.setenv("CNNLAB_NODE_DIR", str(tmp_path / "node"))
     words = ["-m", "cnnlab", "fetch", *server.overrides("/x.tar.gz")]
     if flock:
-        words = [str(ROOT / "tests" / "without_flock.py"), str(flock), *words]
+        words = [str(ROOT / "tests" / "without.py"), "flock", str(flock), *words]
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda _: command(*words), range(8)))
     assert [result.returncode for result in results] == [0] * 8, results[0].stderr
     assert len({result.stdout.splitlines()[-1] for result in results}) == 1
     assert server.requests == [("/x.tar.gz", None)]
-    [original], [copy] = cache.glob("*.npz"), (tmp_path / "node").glob("*.npz")
+    [original], [copy] = cache.glob("*.images"), (tmp_path / "node").glob("*.npz")
     assert_same(original, TRAIN, TEST)
     assert on_this_machine(original) == copy
     assert copy.read_bytes() == original.read_bytes()
@@ -348,7 +348,7 @@ def test_all_sources_bad_then_mended(server: Server, command: Command, cache: Pa
     server.faults = {}
     assert command("-m", "cnnlab", "fetch", *words).returncode == 0
     assert (cache / ARCHIVE).read_bytes() == server.content
-    assert_same(next(cache.glob("*.npz")), TRAIN, TEST)
+    assert_same(next(cache.glob("*.images")), TRAIN, TEST)
 
 
 def test_training_without_data_is_refused_and_leaves_no_run(server: Server, command: Command, tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_killed_in_mid_download_resumes(server: Server, command: Command, cache:
     assert command(*arguments).returncode == 0
     assert server.requests == [("/x", None), ("/x", f"bytes={size}-")]
     assert (cache / ARCHIVE).read_bytes() == server.content
-    assert_same(next(cache.glob("*.npz")), TRAIN, TEST)
+    assert_same(next(cache.glob("*.images")), TRAIN, TEST)
 
 
 def leave_part(server: Server, cache: Path, content: bytes) -> None:
@@ -507,7 +507,7 @@ def test_an_archive_put_there_by_hand_is_used_without_a_request(server: Server, 
     result = command("-m", "cnnlab", "fetch", *server.overrides("/x"))
     assert result.returncode == 0, result.stderr
     assert server.requests == []
-    assert_same(next(cache.glob("*.npz")), TRAIN, TEST)
+    assert_same(next(cache.glob("*.images")), TRAIN, TEST)
 
 
 def test_a_wrong_archive_put_there_by_hand_is_refused_and_left_alone(
@@ -584,7 +584,7 @@ def test_files_of_an_archive_are_not_written_to_disk(server: Server, cache: Path
 
 def test_a_pickle_in_the_cache_is_not_executed(server: Server, cache: Path, tmp_path: Path) -> None:
     server.source("/x").load()
-    (file,) = cache.glob("*.npz")
+    (file,) = cache.glob("*.images")
     with np.load(file) as arrays:
         hostile = {**arrays, "train_pixels": np.array([PAYLOADS["system"]], dtype=object)}
     np.savez(file, **hostile)
@@ -617,7 +617,7 @@ def test_the_real_pictures_are_fetched_and_trained_on(
     assert fetched.returncode == 0, fetched.stderr
     assert "50,000 training images of 32x32x3 in 10 classes" in fetched.stdout
     assert "10,000 test images of 32x32x3 in 10 classes" in fetched.stdout
-    assert_same(next(cache.glob("*.npz")), train, test)
+    assert_same(next(cache.glob("*.images")), train, test)
 
     words = ("data=cifar10", "trainer=cpu", "trainer.max_epochs=1", "+trainer.limit_train_batches=20", *overrides)
     trained = command("train.py", *words)

@@ -81,7 +81,7 @@ def test_a_corrupt_picture_is_named_or_skipped_and_counted(tmp_path, capsys):
     bad.write_bytes(bad.read_bytes()[:100])
     with pytest.raises(UserError, match=r"dog/1.png cannot be read.*data.unreadable=skip"):
         source(root).load()
-    assert not list(Path(os.environ["CNNLAB_CACHE"]).rglob("*.npz"))
+    assert not list(Path(os.environ["CNNLAB_CACHE"]).rglob("*.images"))
     data = source(root, unreadable="skip").load()
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1]
-    assert "1 unreadable pictures skipped" in capsys.readouterr().out
+    assert "1 unreadable images skipped" in capsys.readouterr().out

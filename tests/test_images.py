@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cnnlab.data.images import Images, cached, fingerprint, load_once, stratified_split
+from cnnlab.data.images import Images, cached_data, fingerprint, load_once, stratified_split
 from cnnlab.data.shapes import Shapes
 
 LABELS = np.repeat(np.arange(5), [100, 200, 300, 50, 10])
@@ -31,9 +31,9 @@ def images(value=0) -> Images:
 
 
 def test_cache_gives_back_what_was_made_and_makes_it_once(tmp_path):
-    path = tmp_path / "new" / "data.npz"
-    first = cached(path, lambda: (images(1), images(2)))
-    second = cached(path, lambda: pytest.fail("made twice"))
+    path = tmp_path / "new" / "data.images"
+    first = cached_data(path, lambda: (images(1), images(2)))
+    second = cached_data(path, lambda: pytest.fail("made twice"))
     assert first.fingerprint == second.fingerprint == fingerprint(images(1), images(2))
     assert (second.train.pixels == 1).all()
     assert (second.test.pixels == 2).all()
@@ -43,9 +43,9 @@ def test_cache_gives_back_what_was_made_and_makes_it_once(tmp_path):
 
 def test_a_failure_while_making_leaves_no_file(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        cached(tmp_path / "data.npz", lambda: 1 / 0)
-    assert not (tmp_path / "data.npz").exists()
-    cached(tmp_path / "data.npz", lambda: (images(), images()))
+        cached_data(tmp_path / "data.images", lambda: 1 / 0)
+    assert not (tmp_path / "data.images").exists()
+    cached_data(tmp_path / "data.images", lambda: (images(), images()))
 
 
 def test_fingerprint_sees_pixels_labels_and_classes():

@@ -150,7 +150,7 @@ FOLDERS = {
     "no train folder": ({"test/cat": 1, "test/dog": 1}, ["has no folder train/", "train/<class>/"]),
     "no test folder": ({"train/cat": 1, "train/dog": 1}, ["has no folder test/", "test/<class>/"]),
     "one class only": ({"train/cat": 2, "test/cat": 1}, ["train has only the class cat", "two or more"]),
-    "empty class": (GOOD | {"train/cow": 0, "test/cow": 1}, ["train/cow has no picture", ".png", "delete"]),
+    "empty class": (GOOD | {"train/cow": 0, "test/cow": 1}, ["train/cow has no image", ".png", "delete"]),
     "other classes in test": (GOOD | {"train/cow": 1, "test/hen": 1}, ["differ: cow, hen", "the same classes"]),
     "fewer than a batch": (GOOD, ["batch_size=128", "the 18 images", "batch_size=18"]),
 }
@@ -173,7 +173,7 @@ def test_a_corrupt_picture_among_good_ones_is_named(command):
     root = write_pictures(GOOD, size=64)
     picture = corrupt(root / "train" / "dog" / "3.png")
     result = command("train.py", "data=image_folder", f"data.root={root}", "batch_size=4")
-    assert_refused(result, str(picture), "cannot be read as a picture", "data.unreadable=skip")
+    assert_refused(result, str(picture), "cannot be read as an image", "data.unreadable=skip")
 
 
 def test_corrupt_pictures_are_skipped_and_counted(capsys):
@@ -181,7 +181,7 @@ def test_corrupt_pictures_are_skipped_and_counted(capsys):
     for number in (3, 7):
         corrupt(root / "train" / "dog" / f"{number}.png")
     data = ImageFolder(str(root), "cache", image_size=64, unreadable="skip").load()
-    assert f"{root}/train: 2 unreadable pictures skipped." in capsys.readouterr().out
+    assert f"{root}/train: 2 unreadable images skipped." in capsys.readouterr().out
     cats = list(range(10))
     dogs = [number for number in range(10) if number not in (3, 7)]
     assert data.train.pixels[:, 0, 0, 0].tolist() == [10 * number for number in cats + dogs]

@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from errno import ENOLCK
+from errno import EDQUOT, EINVAL, ENOLCK, EPERM
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
 from cnnlab import records
-from cnnlab.records import AFTERWARDS, BusyError, RunDirectory, atomic_path, log, write_text
+from cnnlab.records import AFTERWARDS, BusyError, RunDirectory, atomic_path, log, open_regular, write_text
 
 
 def test_a_file_appears_when_its_writing_succeeded(tmp_path):
@@ -52,6 +53,73 @@ def test_killed_while_writing_leaves_a_whole_file(tmp_path):
         words = target.read_text().split()
         assert len(words) == 100_000
         assert len(set(words)) == 1
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_the_umask_decides_who_may_read_a_file(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "file", "text")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+WITHOUT = ROOT / "tests" / "without.py"
+
+
+@pytest.mark.parametrize(("call", "error"), [("fsync", EINVAL), ("chmod", EPERM), ("flock", EINVAL)])
+def test_file_systems_with_gaps_are_borne(tmp_path, call, error):
+    code = (
+        "import sys; from pathlib import Path; from cnnlab.records import lock_file, write_text\n"
+        "with lock_file(Path(sys.argv[1], 'lock')): write_text(Path(sys.argv[1], 'file'), 'text')"
+    )
+    words = [sys.executable, WITHOUT, call, str(error), "-c", code, tmp_path]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "file").read_text() == "text"
+
+
+def test_what_was_not_written_is_not_taken_for_written(tmp_path):
+    code = "from pathlib import Path; from cnnlab.records import write_text; write_text(Path('file'), '')"
+    words = [sys.executable, WITHOUT, "fsync", str(EDQUOT), "-c", code]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert f"[Errno {EDQUOT}]" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_is_utf8_in_any_locale(tmp_path):
+    """C with UTF-8 mode off has ASCII for its encoding, as the locales of one byte have theirs."""
+    code = """if True:
+        import locale
+        from pathlib import Path
+        from cnnlab.records import RunDirectory, accept_any_text, log, write_text
+        assert locale.getencoding() == "ANSI_X3.4-1968"
+        accept_any_text()
+        write_text(Path("text"), "caf\\xe9 \\u732b \\udce9")
+        with RunDirectory(Path()).logged():
+            log.info("\\u732b \\udce9")
+        """
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout == "猫 ".encode() + b"\xe9\n"
+    assert (tmp_path / "text").read_bytes().decode() == "café 猫 \\udce9"
+    assert (tmp_path / "train.log").read_bytes().decode().endswith("猫 \\udce9\n")
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", "/dev/zero", tmp_path):
+        with pytest.raises(OSError, match="not a regular file"):
+            open_regular(path)
+
+
+def test_predictions_may_have_a_larger_label_than_the_true_ones(tmp_path):
+    run = RunDirectory(tmp_path)
+    predicted, labels = np.array([299, 3, 256]), np.array([2, 3, 0])
+    run.write_predictions(predicted, labels, np.ones(3))
+    assert [values.tolist() for values in run.predictions()[:2]] == [predicted.tolist(), labels.tolist()]
 
 
 def test_metrics_and_summary_round_trip(tmp_path):
@@ -106,7 +174,8 @@ def test_changes_of_the_source_have_new_files_too(tmp_path, monkeypatch):
     def git(*words: str) -> None:
         subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
 
-    (tmp_path / "package").mkdir()
+    for folder in ("package", "conf", "notes"):
+        (tmp_path / folder).mkdir()
     old, new, data = (tmp_path / "package" / name for name in ("old.py", "new.py", "data.bin"))
     monkeypatch.setattr(records, "__file__", str(old))
     assert records.source_changes() == ""
@@ -118,10 +187,14 @@ def test_changes_of_the_source_have_new_files_too(tmp_path, monkeypatch):
     old.write_text("x = 2\n")
     new.write_text("y = 3\n")
     data.write_text("z")
+    for private in ("secrets.yaml", "notes/key.py"):
+        (tmp_path / private).write_text("token: abc\n")
     patch = records.source_changes()
     assert "+x = 2" in patch
     assert "+y = 3" in patch
     assert "data.bin" not in patch
+    assert "token" not in patch
+    assert patch.startswith("Not included: 2 changed or new files outside package, conf, hydra_plugins, train.py.\n")
     git("stash", "-q", "--include-untracked")
     subprocess.run(["git", "-C", tmp_path, "apply"], input=patch, text=True, check=True)
     assert (old.read_text(), new.read_text()) == ("x = 2\n", "y = 3\n")
@@ -169,7 +242,8 @@ def test_one_process_owns_it_without_flock_too(tmp_path):
     def hold(on_busy, seconds):
         words = [
             sys.executable,
-            ROOT / "tests" / "without_flock.py",
+            WITHOUT,
+            "flock",
             str(ENOLCK),
             "-c",
             HOLD,

@@ -19,7 +19,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from cnnlab import cli, explain
 from cnnlab.config import data_source
-from cnnlab.data.folder import read_picture
+from cnnlab.data.decode import read_image
 from cnnlab.data.images import Images, load_once
 from cnnlab.evaluation import STRENGTHS, Evaluation, corrupted, evaluate
 from cnnlab.export import TOLERANCE, export
@@ -171,14 +171,14 @@ def test_pictures_of_all_kinds(trained, verb, command, tmp_path):
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"):
         picture.convert(mode).save(folder / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}")
     Image.fromarray(np.full((32, 32), 128 * 257, dtype=np.uint16)).save(folder / "16bit.png")
-    assert (read_picture(folder / "16bit.png", 32) == 128).all()
+    assert (read_image(folder / "16bit.png", 32).pixels == 128).all()
     Image.new("RGB", (1, 1), "red").save(folder / "dot.png")
     turned = Image.new("RGB", (64, 32), "black")
     turned.paste((255, 255, 255), (0, 0, 32, 32))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees: white is above then
     turned.save(folder / "turned.jpg", exif=exif, quality=95)
-    upright = read_picture(folder / "turned.jpg", 32)
+    upright = read_image(folder / "turned.jpg", 32).pixels
     assert upright[4].mean() > 250
     assert upright[-4].mean() < 5
     good = verb("predict", str(trained["plain"]), "mixed", "--format", "csv")
@@ -304,12 +304,12 @@ def test_wrong_inputs_are_one_paragraph(trained, command, tmp_path):
         (("predict", "nowhere", "text.png"), "is no run directory"),
         (("export", "bare"), "no epoch of it was finished"),
         (("predict", plain, "nothing.png"), "does not exist"),
-        (("predict", plain, "empty"), "holds no picture"),
+        (("predict", plain, "empty"), "holds no image"),
         (("predict", plain, "text.png", "--top", "0"), "--top 0"),
         (("evaluate", plain, "optim.lr=1"), "only data, norm and test_flips"),
         (("evaluate", plain, "data.image_size=16"), "takes images of 32 pixels"),
         (("evaluate", plain, "norm=pac"), "Did you mean norm=pca?"),
-        (("show", plain, "--picture", "text.png"), "cannot be read as a picture"),
+        (("show", plain, "--picture", "text.png"), "cannot be read as an image"),
     ):
         result = command("-m", "cnnlab", *words)
         assert (result.returncode, result.stdout) == (2, ""), (words, result.stderr)

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnlab.config import UserError
-from cnnlab.data.images import DataSet, Images, cached, expand
-from cnnlab.records import lock_file
+from cnnlab.data.images import DataSet, Images, cached_data, expand, make_folder
+from cnnlab.records import lock_file, open_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,11 +64,11 @@ class CIFAR10:
 
     def load(self) -> DataSet:
         """Read the converted arrays; fetch and convert the archive if they are not there."""
-        return cached(self.prepared, self._read)
+        return cached_data(self.prepared, self._read)
 
     @property
     def prepared(self) -> Path:
-        return self.folder / f"{self.sha256[:16]}.npz"
+        return self.folder / f"{self.sha256[:32]}.images"
 
     def _read(self) -> tuple[Images, Images]:
         archive = self.fetch()
@@ -84,26 +84,34 @@ class CIFAR10:
     def fetch(self) -> Path:
         """The verified archive, downloaded by one process however many ask for it."""
         archive = self.folder / ARCHIVE
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with lock_file(Path(f"{archive}.lock")):
-            if archive.exists():
-                if (found := file_sha256(archive)) == self.sha256:
-                    return archive
-                raise UserError(
-                    f"{archive} has the SHA-256 {found}, expected {self.sha256}. Delete it to fetch it again, or type "
-                    f"data.sha256={found} if it is the archive you mean."
-                )
-            failures = []
-            for source in self.sources:
-                try:
-                    download(source, archive, self.sha256, self.timeout)
-                    return archive
-                except (OSError, HTTPException, ValueError, ContentError) as error:
-                    failures.append(f"{source}: {reason(error)}")
+        if archive.exists():
+            return self._verified(archive)
+        make_folder(self.folder)
+        try:
+            with lock_file(Path(f"{archive}.lock")):
+                if archive.exists():
+                    return self._verified(archive)
+                failures = []
+                for source in self.sources:
+                    try:
+                        download(source, archive, self.sha256, self.timeout)
+                        return archive
+                    except (OSError, HTTPException, ValueError, ContentError) as error:
+                        failures.append(f"{source}: {reason(error)}")
+        except OSError as error:
+            failures = [f"{self.folder} cannot be written to: {error.strerror}"]
         raise UserError(
             f"CIFAR-10 is not in {self.folder} and could not be fetched ({'; '.join(failures)}). Three ways out: run "
             f"'python -m cnnlab fetch' on a machine with a network and copy {ARCHIVE} to {self.folder}; train on "
-            f"pictures of your own with data=image_folder data.root=FOLDER; or use the drawn pictures, data=shapes."
+            f"images of your own with data=image_folder data.root=FOLDER; or use the drawn images, data=shapes."
+        )
+
+    def _verified(self, archive: Path) -> Path:
+        if (found := file_sha256(archive)) == self.sha256:
+            return archive
+        raise UserError(
+            f"{archive} has the SHA-256 {found}, expected {self.sha256}. Delete it to fetch it again, or set "
+            f"data.sha256={found} if it is the archive you mean."
         )
 
 
@@ -195,7 +203,12 @@ def _append(opener: urllib.request.OpenerDirector, source: str, partial: Path, t
 
 
 def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    """Raises: UserError if the file cannot be read."""
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}). Make it readable, or delete it.") from error
+    with file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

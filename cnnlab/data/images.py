@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
+from cnnlab.cache import cached
 from cnnlab.config import UserError
-from cnnlab.records import atomic_path, lock_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,55 +58,59 @@ def fingerprint(*parts: Images) -> str:
 
 
 def make_folder(path: Path) -> None:
-    """A folder of the cache. Raises: UserError if it cannot be made."""
+    """A folder of the cache. Raises: UserError if it is not there and cannot be made."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"The folder {path} cannot be made ({error.strerror}). Type cache_dir=FOLDER, or set CNNLAB_CACHE."
+            f"The folder {path} cannot be made ({error.strerror}). Set cache_dir=FOLDER, or CNNLAB_CACHE."
         ) from error
 
 
-def cached(path: Path, make: Callable[[], tuple[Images, Images]]) -> DataSet:
-    """The data set kept in the file `path`; `make` is called once for it, by one process."""
+def cached_data(path: Path, make: Callable[[], tuple[Images, Images]]) -> DataSet:
+    """The data set kept in the file `path`; `make` gives its training and test images, and is called once for it.
+
+    All jobs of a machine share a copy in the folder that CNNLAB_NODE_DIR names, on the machine's own disk.
+    """
+
+    def made() -> DataSet:
+        train, test = make()
+        return DataSet(train, test, fingerprint(train, test))
+
+    def shared() -> DataSet:
+        return cached(path, made, _write, _read)
+
+    if not (node := os.environ.get("CNNLAB_NODE_DIR")):
+        return shared()
+    return cached(expand(node) / path.name, shared, _write, _read)
+
+
+def _write(data: DataSet, file: BinaryIO) -> None:
+    """Arrays one after the other, in NumPy's format."""
     import numpy as np
 
-    if not path.exists():
-        make_folder(path.parent)
-        with lock_file(Path(f"{path}.lock")):
-            if not path.exists():
-                train, test = make()
-                with atomic_path(path) as partial, open(partial, "wb") as file:
-                    np.savez(
-                        file,
-                        train_pixels=train.pixels.transpose(0, 2, 3, 1),
-                        train_labels=train.labels,
-                        test_pixels=test.pixels.transpose(0, 2, 3, 1),
-                        test_labels=test.labels,
-                        classes=np.array(train.classes),
-                        fingerprint=np.array(fingerprint(train, test)),
-                    )
-    with np.load(on_this_machine(path), allow_pickle=False) as arrays:
-        classes = tuple(arrays["classes"].tolist())
-        train, test = (
-            Images(arrays[f"{part}_pixels"].transpose(0, 3, 1, 2), arrays[f"{part}_labels"], classes)
-            for part in ("train", "test")
-        )
-        return DataSet(train, test, str(arrays["fingerprint"]))
+    np.save(file, np.array(data.train.classes))
+    np.save(file, np.array(data.fingerprint))
+    for images in (data.train, data.test):
+        np.save(file, images.pixels.transpose(0, 2, 3, 1))
+        np.save(file, images.labels)
 
 
-def on_this_machine(path: Path) -> Path:
-    """The file, or its copy in the folder that CNNLAB_NODE_DIR names: one for all jobs of a machine, on its disk."""
-    if not (folder := os.environ.get("CNNLAB_NODE_DIR")):
-        return path
-    copy = expand(folder) / path.name  # which is a digest of the content
-    if not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with lock_file(Path(f"{copy}.lock")):
-            if not copy.exists():
-                with atomic_path(copy) as partial:
-                    shutil.copyfile(path, partial)
-    return copy
+def _read(file: BinaryIO) -> DataSet:
+    """Raises: ValueError for what is no data set."""
+    import numpy as np
+
+    classes, sha, *arrays = (np.lib.format.read_array(file, allow_pickle=False) for _ in range(6))
+    for pixels, labels in (arrays[:2], arrays[2:]):
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or labels.dtype != np.int64 or labels.shape != pixels.shape[:1]:
+            raise ValueError("it holds no images with labels")
+        if labels.min(initial=0) < 0 or labels.max(initial=0) >= len(classes):
+            raise ValueError("it has labels without a class")
+    train, test = (
+        Images(pixels.transpose(0, 3, 1, 2), labels, tuple(classes.tolist()))
+        for pixels, labels in (arrays[:2], arrays[2:])
+    )
+    return DataSet(train, test, str(sha))
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -150,7 +153,11 @@ class Source(Protocol):
         """Refuse, with a UserError, what can be seen to be wrong without reading pictures."""
 
     def digest(self) -> str:
-        """What decides the pictures, as a SHA-256; quick."""
+        """What decides the pictures, as a SHA-256; quick.
+
+        A source whose arguments name a place, and not what lies there, has a method `identity` as well: it returns what
+        stands for the content in the identity of a run.
+        """
         ...
 
     def load(self) -> DataSet:
@@ -171,5 +178,16 @@ def load_once(source: Source) -> DataSet:
 
 
 def expand(path: str | os.PathLike) -> Path:
-    """A path as a user types it, made absolute."""
-    return Path(path).expanduser().absolute()
+    """A path as a user types it, made absolute.
+
+    Raises: UserError for an empty one, and for ~ where there is no home.
+    """
+    if not os.fspath(path):
+        raise UserError("cache_dir is empty. Set it to a folder; set CNNLAB_CACHE to one, or not at all.")
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} names a home, and there is none ({error}). Set cache_dir=FOLDER or CNNLAB_CACHE to a folder that "
+            f"you may write to."
+        ) from error

@@ -39,7 +39,7 @@ def write(sweep: Sweep, folder: Path, latex: bool = False) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "report.html", page(sweep))
     write_text(folder / "report.md", markdown(sweep))
-    with atomic_path(folder / "runs.csv") as partial, open(partial, "w", newline="") as file:
+    with atomic_path(folder / "runs.csv") as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(runs_table(sweep))
     if latex:
         write_text(folder / "table.tex", latex_table(sweep))

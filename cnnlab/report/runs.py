@@ -53,7 +53,7 @@ class Run:
     def configuration(self) -> dict[str, str]:
         """Every knob as text, by its path, from the configuration that is kept with the run."""
         try:
-            content = yaml.load((self.path / ".hydra" / "config.yaml").read_text(), yaml.CSafeLoader)
+            content = yaml.load((self.path / ".hydra" / "config.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
         except FileNotFoundError:
             return {}
         return {path: as_typed(value) for path, value in leaves(content)}
