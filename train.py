@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.check import check
 from cnnlab.config import GROUPS, UserError, chosen, options, refuse, refusing
+from cnnlab.console import outlive_terminal
 from cnnlab.job import perform
 from cnnlab.records import RunDirectory
 
@@ -45,6 +46,8 @@ def single(config: DictConfig) -> None:
 
 
 def main() -> None:
+    outlive_terminal()
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own cannot be imported here
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # wherever it was typed
     os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes come to us whole and leave as one paragraph
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP advises against what conf/trainer/ddp.yaml says

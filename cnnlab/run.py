@@ -15,6 +15,7 @@ import lightning
 import torch
 import torchvision
 from lightning import Callback, Trainer, seed_everything
+from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig
 from torch import nn
 
@@ -27,6 +28,7 @@ from cnnlab.classifier import Classifier, schedule
 from cnnlab.config import UserError, instantiate, leaves, option_file, plain
 from cnnlab.data.images import DataSet
 from cnnlab.data.module import ImageData
+from cnnlab.processes import num_cores
 from cnnlab.records import RunDirectory, git_state, log, source_changes, write_text
 from cnnlab.report import pictures
 
@@ -44,6 +46,7 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     config: as composed, without the `hydra` node. run: its directory, owned by this process. data: its images.
     about: what the summary says of the run from the start.
     """
+    use_threads(run, config.trainer.devices)
     seed_everything(config.seed, verbose=False)
     datamodule = make_data(config, data)
     num_classes = len(data.train.classes)
@@ -67,6 +70,9 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     refuse_early(classifier)
     records = Records(run, f"{datamodule.held_out}/acc", **config.checkpoint)
     trainer = make_trainer(config, run, records)
+    asked = config.trainer.devices * config.trainer.num_nodes
+    if 0 < asked != trainer.world_size:
+        raise UserError(f"{trainer.world_size} processes would train, and trainer.devices asks for {asked}.")
     refuse_uneven(config.batch_size, trainer.world_size)
     if config.trainer.sync_batchnorm and trainer.strategy.root_device.type != "cuda":
         raise UserError("trainer.sync_batchnorm=true needs GPUs: torch has it for nothing else. Type it as false.")
@@ -89,6 +95,21 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
         if torch.distributed.is_initialized():  # else its threads abort the process when it ends
             torch.distributed.destroy_process_group()
     return summary
+
+
+THREADS = torch.get_num_threads()  # what OMP_NUM_THREADS or the number of cores says
+
+
+def use_threads(run: RunDirectory, devices: int) -> None:
+    """Compute with the number of threads that the run began with: with another one, sums differ in their last bits."""
+    several = devices > 1
+    ours = THREADS if not several or os.environ.get("OMP_NUM_THREADS") else max(1, num_cores() // devices)
+    kept = run.summary().get("environment", {}).get("num_threads", ours)
+    torch.set_num_threads(kept)
+    if several:  # Lightning would set its own
+        os.environ["OMP_NUM_THREADS"] = str(kept)
+    if kept != ours:
+        log.info(f"The run goes on with {kept} threads, as it began, instead of {ours}; rerun=true trains it anew.")
 
 
 def fit_and_test(
@@ -123,7 +144,6 @@ def fit_and_test(
         "train_seconds": round(train_seconds, 2),
         "images_per_second": sorted(row["images_per_second"] for row in rows)[len(rows) // 2],
         "peak_memory": peak_memory(trainer.strategy.root_device),
-        "confusion": classifier.confusion.compute().tolist(),
     }
 
 
@@ -159,11 +179,13 @@ def make_trainer(config: DictConfig, run: RunDirectory, records: Records) -> Tra
     node = plain(config.trainer)
     if node["precision"] == "auto":
         node["precision"] = "bf16-mixed" if computes_in_bf16(node["accelerator"]) else "32-true"
+    environment = LightningEnvironment()  # whoever has started the processes: see cnnlab.processes.Place.settle
+    environment.set_global_rank(0)  # Lightning's own guess comes from SLURM_PROCID and the like; DDP sets it again
     trainer = instantiate(
         node,
         callbacks=callbacks,
         logger=[instantiate(logger, save_dir=str(run.path)) for logger in config.logger.values()],
-        plugins=[CheckpointFiles()],
+        plugins=[CheckpointFiles(), environment],
         default_root_dir=str(run.path),
         deterministic=config.deterministic or None,
         enable_checkpointing=True,
@@ -285,7 +307,8 @@ def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, 
     TensorBoard's table gets the choices, what was typed, what differs from the defaults, and what everyone asks for.
     """
     pictures.curves(run.path / "curves.png", run.metrics(), title=summary["run"])
-    pictures.confusion(run.path / "confusion.png", summary["confusion"], summary["data"]["classes"])
+    classes = summary["data"]["classes"]
+    pictures.confusion(run.path / "confusion.png", run.confusion(len(classes)), classes)
     typed = {word.split("=")[0].lstrip("+") for word in summary["overrides"]}
     knobs = {
         path: value if isinstance(value, int | float) else str(value)

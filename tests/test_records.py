@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 from errno import ENOLCK
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 from cnnlab import records
 from cnnlab.records import AFTERWARDS, BusyError, RunDirectory, atomic_path, log, write_text
+from cnnlab.report.runs import find
 
 
 def test_a_file_appears_when_its_writing_succeeded(tmp_path):
@@ -89,17 +89,35 @@ def test_put_aside_keeps_every_old_run(tmp_path):
     assert run.summary() == {}
 
 
-def test_killed_as_it_is_put_aside_a_run_has_still_its_summary(tmp_path, monkeypatch):
+@pytest.mark.parametrize("moved_before", range(6))
+def test_killed_as_it_is_put_aside_a_run_is_in_one_piece_in_the_end(tmp_path, moved_before):
+    """Killed after any of its renames, of which the last gives the archive its name."""
     run = RunDirectory(tmp_path / "run")
     run.write_summary({"number": 1})
+    (run.path / ".lock").touch()
     for name in ("a.png", "checkpoints", "z.png"):
         (run.path / name).mkdir()
-    moved = []
-    rename = Path.rename
-    monkeypatch.setattr(Path, "rename", lambda path, target: (moved.append(path.name), rename(path, target)))
-    run.put_aside()
-    assert len(moved) == 4
-    assert moved[-1] == "summary.json"
+    script = f"""if True:
+        import os, pathlib
+        from cnnlab.records import RunDirectory
+        rename, left = pathlib.Path.rename, {moved_before}
+        def killed(path, target):
+            global left
+            if not left:
+                os.kill(os.getpid(), 9)
+            left -= 1
+            rename(path, target)
+        pathlib.Path.rename = killed
+        RunDirectory(pathlib.Path({str(run.path)!r})).put_aside()"""
+    killed = subprocess.run([sys.executable, "-c", script])
+    assert killed.returncode == (-9 if moved_before < 5 else 0)
+    assert run.half_archived == (moved_before < 5)
+    if run.half_archived:
+        assert not list(find([tmp_path])) or moved_before == 0  # no report takes half a run
+        run.put_aside()
+    assert sorted(path.name for path in run.path.iterdir()) == [".lock"]
+    [aside] = tmp_path.glob("run.old*")
+    assert sorted(path.name for path in aside.iterdir()) == ["a.png", "checkpoints", "summary.json", "z.png"]
 
 
 def test_changes_of_the_source_have_new_files_too(tmp_path, monkeypatch):
