@@ -6,7 +6,7 @@ failed, 2 the input is wrong, 143 stopped by a signal after saving (130: by Ctrl
 
 import os
 import sys
-from errno import EACCES, ENOSPC, EPERM, EROFS
+from errno import EACCES, EEXIST, ELOOP, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 
 import hydra
@@ -14,9 +14,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.check import check
-from cnnlab.config import GROUPS, UserError, chosen, options, refuse, refusing
+from cnnlab.config import UserError, chosen, refuse, refusing
 from cnnlab.console import outlive_terminal
 from cnnlab.job import perform
+from cnnlab.overrides import check_overrides
 from cnnlab.records import RunDirectory
 
 
@@ -53,17 +54,10 @@ def main() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP advises against what conf/trainer/ddp.yaml says
     try:
         with refusing():
-            for word in sys.argv[1:]:
-                group, _, values = word.removeprefix("~").partition("=")
-                deleted = word.startswith("~") or "null" in values.split(",")
-                if deleted and group in (*GROUPS, "trainer", "logger"):
-                    raise UserError(
-                        f"{word} leaves no {group}, and a run needs it. Type {group}= and one of "
-                        f"{', '.join(options(group))}."
-                    )
+            check_overrides(sys.argv[1:])
             single()
     except OSError as error:
-        if error.errno not in (EACCES, EPERM, EROFS, ENOSPC):
+        if error.errno not in (EACCES, EEXIST, ELOOP, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS):
             raise
         what = error.filename or "The output folder"
         sys.exit(refuse(UserError(f"{what} cannot be written ({error.strerror}). Type output_dir=FOLDER.")))
