@@ -37,7 +37,6 @@ def outlive_terminal() -> None:
                 io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False)),
                 encoding=stream.encoding,
                 errors="backslashreplace",
-                line_buffering=stream.line_buffering,
-                write_through=stream.write_through,
+                line_buffering=stream.line_buffering or stream.write_through,  # that of standard error
             )
             setattr(sys, name, lasting)
