@@ -6,7 +6,7 @@ failed, 2 the input is wrong, 143 stopped by a signal after saving (130: by Ctrl
 
 import os
 import sys
-from errno import EACCES, EDQUOT, EFBIG, EIO, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS, ESTALE
+from errno import EACCES, EDQUOT, EEXIST, EFBIG, EIO, ELOOP, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS, ESTALE
 from pathlib import Path
 
 import hydra
@@ -14,12 +14,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.check import check
-from cnnlab.config import GROUPS, UserError, chosen, options, refuse, refusing
+from cnnlab.config import UserError, chosen, refuse, refusing
+from cnnlab.console import outlive_terminal
 from cnnlab.job import perform
-from cnnlab.records import RunDirectory, accept_any_text
+from cnnlab.overrides import check_overrides
+from cnnlab.records import RunDirectory
 
 # what a file system answers that is full, over its quota, broken, not ours, or has no such place
-NOT_WRITTEN = (EACCES, EDQUOT, EFBIG, EIO, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS, ESTALE)
+NOT_WRITTEN = (EACCES, EDQUOT, EEXIST, EFBIG, EIO, ELOOP, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS, ESTALE)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -48,20 +50,14 @@ def single(config: DictConfig) -> None:
 
 
 def main() -> None:
-    accept_any_text()
+    outlive_terminal()
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own cannot be imported here
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # wherever it was typed
     os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes come to us whole and leave as one paragraph
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP advises against what conf/trainer/ddp.yaml says
     try:
         with refusing():
-            for word in sys.argv[1:]:
-                group, _, values = word.removeprefix("~").partition("=")
-                deleted = word.startswith("~") or "null" in values.split(",")
-                if deleted and group in (*GROUPS, "trainer", "logger"):
-                    raise UserError(
-                        f"{word} leaves no {group}, and a run needs it. Type {group}= and one of "
-                        f"{', '.join(options(group))}."
-                    )
+            check_overrides(sys.argv[1:])
             single()
     except OSError as error:
         if error.errno not in NOT_WRITTEN:

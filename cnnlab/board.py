@@ -54,6 +54,8 @@ class TensorBoard(TensorBoardLogger):
     def add_picture(self, name: str, step: int) -> None:
         """A PNG file of the run directory, as it is: `add_image` would decode it and encode it again."""
         path = Path(self.save_dir, f"{name}.png")
+        if not path.exists():  # it could not be drawn
+            return
         with Image.open(path) as picture:
             size = {"width": picture.width, "height": picture.height, "colorspace": len(picture.getbands())}
         image = Summary.Image(encoded_image_string=path.read_bytes(), **size)

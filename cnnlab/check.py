@@ -1,7 +1,6 @@
 """What a configuration may be: types, ranges, values that fit together. No torch, so that mistakes answer at once."""
 
 import math
-import os
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +21,7 @@ from cnnlab.config import (
     ours,
 )
 from cnnlab.data.images import expand, make_folder
+from cnnlab.processes import place
 
 # Arguments of Lightning's Trainer with which an epoch would not be what it is here: a step for every batch, then one
 # evaluation.
@@ -227,10 +227,9 @@ def check(config: DictConfig) -> None:
     devices, num_nodes = job["trainer"].get("devices", 1), job["trainer"].get("num_nodes", 1)
     if isinstance(devices, int) and devices > 0:
         refuse_uneven(job["batch_size"], devices * num_nodes)
-    elsewhere = any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID", "MASTER_ADDR"))  # torchrun, srun, ...
-    if num_nodes > 1 and (job["launcher"]["way"] != "slurm" if "launcher" in job else not elsewhere):
-        raise UserError(f"trainer.num_nodes={num_nodes} needs launcher=slurm, or torchrun on every node.")
-    if "launcher" in job:
+    if "launcher" not in job:
+        place(config.trainer)
+    else:
         if not isinstance(devices, int) or devices < 1:
             raise UserError(f"trainer.devices={devices}: a launcher has to know how many. Type a number from 1.")
         if num_nodes > 1 and job["launcher"]["way"] != "slurm":

@@ -18,7 +18,8 @@ from rich.table import Table
 
 from cnnlab.check import check, check_value
 from cnnlab.config import CONF, UserError, data_source, defaults_of, instantiate, leaves, plain, refuse
-from cnnlab.records import CheckpointError, accept_any_text
+from cnnlab.console import outlive_terminal
+from cnnlab.records import CheckpointError
 
 OVERRIDES: dict[str, Any] = {"nargs": "*", "metavar": "group=option or key=value", "help": "as for train.py"}
 RUN: dict[str, Any] = {"type": Path, "metavar": "RUN", "help": "a run directory, as python -m cnnlab ls shows them"}
@@ -216,7 +217,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     folder = arguments.out or arguments.run / re.sub(r"[^\w.=-]+", "_", "-".join(["evaluation", *typed]))
     folder.mkdir(parents=True, exist_ok=True)
     result = evaluation.as_dictionary(found, model.classes) | {"fingerprint": data.fingerprint, "overrides": typed}
-    pictures.confusion(folder / "confusion.png", found.confusion.tolist(), model.classes)
+    pictures.confusion(folder / "confusion.png", found.confusion, model.classes)
     pictures.reliability(folder / "reliability.png", found.reliability(), found.calibration_error)
     evaluation.print_evaluation(found, model.classes)
     if arguments.corruptions:
@@ -396,7 +397,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    accept_any_text()
+    outlive_terminal()
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own cannot be imported here
     arguments = parser().parse_args()
     try:
         arguments.function(arguments)

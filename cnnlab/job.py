@@ -24,7 +24,7 @@ from typing import Any, cast
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab import signals
+from cnnlab import processes, signals
 from cnnlab.config import (
     UserError,
     changes,
@@ -37,10 +37,11 @@ from cnnlab.config import (
     refuse,
     run_path,
 )
-from cnnlab.records import BusyError, RunDirectory, accept_any_text, code_digest, log, now
+from cnnlab.console import outlive_terminal
+from cnnlab.processes import ABOUT, RANKS
+from cnnlab.records import BusyError, RunDirectory, code_digest, log, now
 from cnnlab.signals import Interrupted, Pruned
 
-ABOUT = "CNNLAB_ABOUT"  # the environment variable in which the processes of a run find what its summary says of it
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LAST = "last"  # what a worker adds to its answer if it does no further job
 
@@ -51,17 +52,6 @@ ADVICE = {
 }
 
 _gpu_lost = False  # after a CUDA error nothing works on the GPU in this process any more
-
-
-def is_first_process() -> bool:
-    """Whether this process opens the run: the first of those that Lightning, torchrun or Slurm start for it."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
-
-
-def needs_processes(config: DictConfig) -> bool:
-    """Whether several processes are asked for, and nobody has started them yet."""
-    started = "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
-    return config.trainer.devices != 1 and not started
 
 
 @dataclass(frozen=True)
@@ -98,7 +88,11 @@ def perform(config: DictConfig, settings: HydraConf, run: RunDirectory) -> int:
     config: without its `hydra` node, which is in `settings`. Returns the exit status: 0 done, 1 failed, 2 refused, 143
     or 130 interrupted.
     """
-    if not is_first_process():
+    try:
+        place = processes.place(config.trainer)
+    except UserError as error:
+        return refuse(error)
+    if not place.is_first:
         if config.rerun or run.summary().get("status") != "done":
             with suppress(Interrupted):
                 train(config, run, {})
@@ -108,7 +102,10 @@ def perform(config: DictConfig, settings: HydraConf, run: RunDirectory) -> int:
             try:
                 status = open_or_return(config, run, settings)
             except UserError as error:
+                run.end_rerun()  # which may be what it advises
                 status = refuse(error)
+            if config.rerun and status in (0, 1):
+                run.end_rerun()
             if status == 2:
                 run.forget()
             return status
@@ -124,13 +121,20 @@ def open_or_return(config: DictConfig, run: RunDirectory, settings: HydraConf) -
     """
     digest = data_source(config.data).digest()
     summary = run.summary()
-    if config.rerun and (summary or run.checkpoints.exists()):
+    resumed = bool(
+        run.rerun_of
+        and summary.get("status") in ("running", "interrupted")
+        and (summary["code_digest"], summary["data_digest"]) == (code_digest(), digest)
+    )
+    if run.half_archived or (config.rerun and not resumed and (summary or run.checkpoints.exists())):
         print(f"The old run is kept as {run.put_aside()}.")
     elif summary.get("status") == "done":
         print(recall(run, summary, digest))
         return 0
     elif summary and summary["data_digest"] != digest:
         raise UserError(f"The data have changed since {run.path} was interrupted. Type rerun=true to train it anew.")
+    if config.rerun:
+        run.begin_rerun("run")
     whole = OmegaConf.create({**config, "hydra": settings})
     about = {
         "run": run.path.name,
@@ -170,7 +174,7 @@ def run_job(config: DictConfig, run: RunDirectory, about: dict[str, Any], settin
     with run.logged():
         try:
             run.write_config(config, settings)
-            if needs_processes(config) or _gpu_lost:
+            if _gpu_lost or (config.trainer.devices != 1 and not processes.place(config.trainer).starter):
                 return in_processes(run, about)
         except OSError as error:  # a full disk
             return record_failure(run, about, error)
@@ -179,7 +183,7 @@ def run_job(config: DictConfig, run: RunDirectory, about: dict[str, Any], settin
 
 def train_and_record(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> int:
     """Train in this process."""
-    with run.logged():
+    with run.logged(), signals.raised():
         before = run.summary()
         try:
             train(config, run, about)
@@ -195,9 +199,12 @@ def train_and_record(config: DictConfig, run: RunDirectory, about: dict[str, Any
 
 
 def record_stop(run: RunDirectory, about: dict[str, Any], stop: Interrupted) -> int:
-    reason = {"type": type(stop).__name__, "message": str(stop)}
-    run.write_summary(about | run.summary() | {"status": "interrupted", "error": reason})
-    log.info(f"{stop}{'' if isinstance(stop, Pruned) else '; saved. The same command goes on from here'}.")
+    summary = run.summary()
+    if summary.get("status") != "done":  # the signal may have come a moment after
+        reason = {"type": type(stop).__name__, "message": str(stop)}
+        run.write_summary(about | summary | {"status": "interrupted", "error": reason})
+        here = "; saved. The same command goes on from here" if stop.saved else ". The same command goes on"
+        log.info(f"{stop}{'' if isinstance(stop, Pruned) else here}.")
     return stop.exit_status
 
 
@@ -219,6 +226,8 @@ def train(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> None:
     """
     from cnnlab.data.images import load_once
 
+    processes.place(config.trainer).settle()
+    os.environ["MPLBACKEND"] = "agg"  # Lightning imports matplotlib, and a notebook's own backend may not be there
     source = data_source(config.data)
     if source.prepared and source.prepared.exists():
         Thread(target=importlib.import_module, args=("cnnlab.run",)).start()
@@ -230,7 +239,8 @@ def train(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> None:
 
 def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:
     """Train in processes of the run's own, and wait for them; signals are passed on."""
-    environment = os.environ | {ABOUT: json.dumps(about), "PYTHONPATH": python_path()}
+    inherited = {name: value for name, value in os.environ.items() if name not in RANKS}
+    environment = inherited | {ABOUT: json.dumps(about), "PYTHONPATH": python_path()}
     child = subprocess.Popen(
         [sys.executable, "-m", "cnnlab.job", str(run.path)],
         env=environment,
@@ -241,7 +251,7 @@ def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:
     with signals.passed_on(lambda: [child]):
         status = child.wait()
     if status < 0 and signals.received() == -status:  # before it could note a signal
-        return record_stop(run, about, Interrupted(-status))
+        return record_stop(run, about, Interrupted(-status, saved=False))
     if status not in (0, 1, 2, 130, 143):
         return record_failure(run, about, ChildProcessError(f"the run's first process ended {in_words(status)}"))
     return status
@@ -281,7 +291,7 @@ def serve() -> None:
 
 def main() -> None:
     """What one of the processes of a run does; without a run, those of `serve`."""
-    accept_any_text()
+    outlive_terminal()
     if len(sys.argv) == 1:
         serve()
         return
@@ -289,7 +299,7 @@ def main() -> None:
     config = OmegaConf.load(run.path / ".hydra" / "config.yaml")
     assert isinstance(config, DictConfig)
     check_targets(plain(config))
-    if not is_first_process():
+    if not processes.place(config.trainer).is_first:
         die_with_parent(signal.SIGKILL)
         with suppress(Interrupted):
             train(config, run, {})

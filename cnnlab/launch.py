@@ -26,7 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 from cnnlab import signals
 from cnnlab.check import check
 from cnnlab.config import UserError, run_path
-from cnnlab.job import LAST, Job, die_with_parent, in_words, is_first_process, python_path, record_failure
+from cnnlab.job import LAST, Job, die_with_parent, in_words, python_path, record_failure
+from cnnlab.processes import num_cores, place
 from cnnlab.records import BusyError, RunDirectory, log, write_text
 from cnnlab.signals import Interrupted
 
@@ -40,6 +41,8 @@ def sweep(config: DictConfig, configs: Sequence[DictConfig]) -> None:
     """
     for one in configs:
         check(one)
+        if "launcher" not in one and (starter := place(one.trainer).starter):
+            raise UserError(f"{starter} starts the processes of one run. Use python train.py -m with launcher=....")
     if config.plan:
         from cnnlab.report.plan import print_plan
 
@@ -52,14 +55,16 @@ def sweep(config: DictConfig, configs: Sequence[DictConfig]) -> None:
     submits = not settings.get("dry_run")
     for one in configs:
         if config.rerun and submits:
-            put_aside(one)
+            begin_anew(one)
         one.rerun = False  # a job that is begun again, by a requeue for example, goes on
     jobs = {job.path: job for job in map(Job.of, configs)}
     done = [path for path in jobs if RunDirectory(path).summary().get("status") == "done" and submits]
     for path in done:
         jobs[path].do()  # says so
     if to_do := [job for job in jobs.values() if job.path not in done]:
-        do(settings, to_do)
+        do(settings, to_do, len(jobs))
+    for path in jobs:
+        RunDirectory(path).end_rerun()
     if not report(list(jobs)):
         sys.exit(1)
 
@@ -71,15 +76,18 @@ def note(config: DictConfig) -> None:
     write_text(folder / "multirun.yaml", OmegaConf.to_yaml(config))
 
 
-def put_aside(config: DictConfig) -> None:
-    """Keep the old run of a job under another name, if there is one."""
+def begin_anew(config: DictConfig) -> None:
+    """Keep the old run of a job under another name, if there is one that this command has not begun itself."""
     run = RunDirectory(run_path(config))
-    if run.summary():
-        try:
-            with run.owned(config.on_busy):
+    if run.rerun_of == "sweep":  # killed, and typed again
+        return
+    try:
+        with run.owned(config.on_busy):
+            if run.half_archived or run.summary() or run.checkpoints.exists():
                 print(f"The old run is kept as {run.put_aside()}.")
-        except BusyError as error:
-            sys.exit(f"cnnlab: {error}. Type on_busy=wait to wait for it.")
+            run.begin_rerun("sweep")
+    except BusyError as error:
+        sys.exit(f"cnnlab: {error}. Type on_busy=wait to wait for it.")
 
 
 def report(paths: list[Path], trials: bool = False) -> bool:
@@ -100,7 +108,7 @@ def report(paths: list[Path], trials: bool = False) -> bool:
     return all_done or bool(trials and made.ranking)
 
 
-def in_turn(settings: Any, jobs: list[Job]) -> None:
+def in_turn(settings: Any, jobs: list[Job], num_runs: int = 1) -> None:
     """One after the other in this process; those that fail do not stop the others."""
     for job in jobs:
         status = job.do()
@@ -151,18 +159,23 @@ class Worker:
         return ChildProcessError(f"its process ended {in_words(status)}")
 
 
-def num_cores() -> int:
-    """What this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+def share(settings: DictConfig, at_once: int, processes: int) -> int:
+    """Threads of each process when so many runs of so many processes are done at once."""
+    typed = os.environ.get("OMP_NUM_THREADS", "")
+    return settings.threads or (int(typed) if typed.isdecimal() else max(1, num_cores() // (at_once * processes)))
 
 
-def locally(settings: DictConfig, jobs: list[Job]) -> None:
-    """A process for every device, or several; a signal is passed on, and once all have saved, it is obeyed."""
+def locally(settings: DictConfig, jobs: list[Job], num_runs: int) -> None:
+    """A process for every device, or several; a signal is passed on, and once all have saved, it is obeyed.
+
+    num_runs: of the sweep, with those that are done: the number of threads, and with it the last bits of the sums, is
+    the same when the sweep is resumed.
+    """
     trainers = [job.config.trainer for job in jobs]
     processes = max(trainer.devices for trainer in trainers)
     devices = [{}] if all(one.accelerator == "cpu" for one in trainers) else visible_gpus(processes)
-    num = min(len(devices) * settings.jobs_per_device, len(jobs))
-    threads = settings.threads or max(1, num_cores() // (num * processes))
+    most = len(devices) * settings.jobs_per_device
+    num, threads = min(most, len(jobs)), share(settings, min(most, num_runs), processes)
     print(f"{len(jobs)} runs, {num} at once, {threads} threads for each process", flush=True)
     waiting, doing = deque(jobs), dict[Worker, Job]()
     with signals.passed_on(lambda: [worker.process for worker in doing]):
@@ -234,11 +247,12 @@ class OnSlurm:
 
     def __call__(self, job: Job) -> int:
         status = job.do()
-        if status and is_first_process():
+        trainer = job.config.trainer
+        if status and place(trainer).is_first:
             if signals.received() in (signal.SIGUSR1, signal.SIGUSR2):
                 subprocess.run(f"scontrol requeue {OWN_NAME}", shell=True)  # what it refuses, it says
             error = RunDirectory(job.path).summary().get("error", {}).get("message", "")
-            if status == 1 and int(os.environ["SLURM_NTASKS"]) > 1 and any(sign in error for sign in LOST):
+            if status == 1 and trainer.devices * trainer.num_nodes > 1 and any(sign in error for sign in LOST):
                 raise ConnectionError(error)
         return status
 
@@ -260,7 +274,7 @@ def need(package: str) -> None:
         raise UserError(f"This launcher needs {package}. Type pip install {package}.")
 
 
-def on_slurm(settings: DictConfig, jobs: list[Job]) -> None:
+def on_slurm(settings: DictConfig, jobs: list[Job], num_runs: int) -> None:
     """Submit what is not in the queue yet, as one array for every size of job, and wait for all."""
     import submitit
 
@@ -337,7 +351,8 @@ def parameters(settings: DictConfig, nodes: int, tasks: int, gpus: int) -> dict[
         "nodes": nodes,
         "ntasks_per_node": tasks,
         "cpus_per_task": settings.cpus_per_task,
-        "srun_args": [f"--cpus-per-task={settings.cpus_per_task}"],  # which srun does not take over from sbatch
+        # srun does not take the cores over from sbatch. When a process is killed, the others wait for it under NCCL.
+        "srun_args": [f"--cpus-per-task={settings.cpus_per_task}", "--kill-on-bad-exit=1"],
         "array_parallelism": settings.max_running,
         "signal_delay_s": settings.save_before,
         "stderr_to_stdout": True,
@@ -360,7 +375,7 @@ def option(word: str) -> tuple[str, str | bool]:
 # ---------------------------------------------------------------------------------------------------------------- Ray
 
 
-def on_ray(settings: DictConfig, jobs: list[Job]) -> None:
+def on_ray(settings: DictConfig, jobs: list[Job], num_runs: int) -> None:
     """Ray decides where; it begins a job again if its process or its machine is lost, at most ten times."""
     import ray
 
@@ -398,7 +413,7 @@ def in_folder(folder: str, job: Job) -> int:
 
 
 # What must be there, and what does the jobs.
-WAYS: dict[str, tuple[Callable[[], None], Callable[[Any, list[Job]], None]]] = {
+WAYS: dict[str, tuple[Callable[[], None], Callable[[Any, list[Job], int], None]]] = {
     "in_turn": (lambda: None, in_turn),
     "local": (lambda: None, locally),
     "slurm": (slurm_ready, on_slurm),

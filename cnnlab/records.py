@@ -9,6 +9,7 @@
     checkpoints/      last.ckpt, previous.ckpt, best.ckpt, each with its SHA-256
     *.png             pictures made from the files above
     .lock, .holder    while a process has the run: who; .queued: the job of Slurm that was submitted for it
+    .rerun            while a command with rerun=true is not done; .archive.old0: the part that is archived so far
 
 Files appear by rename: a reader sees the old one or the new one, never half of one.
 """
@@ -119,19 +120,6 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def accept_any_text() -> None:
-    """Let standard output and error take what the locale has no characters for, and file names that are no text.
-
-    A terminal shows them as escapes. Pipes and files get UTF-8, and file names byte for byte.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            if stream.isatty():
-                stream.reconfigure(errors="backslashreplace")
-            else:
-                stream.reconfigure(encoding="utf-8", errors="surrogateescape")
-
-
 class CheckpointError(Exception):
     """A checkpoint that is not what was written, or does not fit."""
 
@@ -233,6 +221,7 @@ class RunDirectory:
                 self.path / ".lock",
                 self.path / ".holder",
                 self.path / ".queued",
+                self.path / ".rerun",
             ):
                 file.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
@@ -248,16 +237,41 @@ class RunDirectory:
     def put_aside(self) -> Path:
         """Move everything into a directory of another name, so that the run can be trained anew.
 
-        The summary goes last: killed before that, the same is done again.
+        That directory gets its name when all is in it; killed before, the run is `half_archived`, and this goes on.
         """
+        self._archive.mkdir(exist_ok=True)
+        kept = (".lock", ".holder", ".queued", ".rerun", self._archive.name)
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name != "summary.json"):
+            if entry.name not in kept:
+                entry.rename(self._archive / entry.name)
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
             number += 1
-        aside.mkdir()
-        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "summary.json"):
-            if entry.name not in (".lock", ".holder", ".queued"):
-                entry.rename(aside / entry.name)
+        self._archive.rename(aside)
         return aside
+
+    @property
+    def _archive(self) -> Path:
+        return self.path / ".archive.old0"
+
+    @property
+    def half_archived(self) -> bool:
+        return self._archive.exists()
+
+    @property
+    def rerun_of(self) -> str:
+        """Which command with rerun=true has begun the run anew and has not ended yet: "run", "sweep", or neither."""
+        try:
+            return (self.path / ".rerun").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+
+    def begin_rerun(self, of: str) -> None:
+        """Note that the run has been begun anew, of "run" or "sweep": the same command, when killed, resumes it."""
+        write_text(self.path / ".rerun", of)
+
+    def end_rerun(self) -> None:
+        (self.path / ".rerun").unlink(missing_ok=True)
 
     def summary(self) -> dict[str, Any]:
         """The content of summary.json; empty if there is none."""
@@ -302,6 +316,15 @@ class RunDirectory:
         with np.load(self.path / "predictions.npz", allow_pickle=False) as arrays:
             return arrays["predicted"], arrays["labels"], arrays["confidence"]
 
+    def confusion(self, num_classes: int) -> np.ndarray:
+        """Counts of the test images by true class (rows) and predicted class: (K, K) int64."""
+        import numpy as np
+
+        predicted, labels, _ = self.predictions()
+        counts = np.zeros((num_classes, num_classes), dtype=np.int64)
+        np.add.at(counts, (labels, predicted), 1)
+        return counts
+
     def write_predictions(self, predicted: np.ndarray, labels: np.ndarray, confidence: np.ndarray) -> None:
         """Compactly: where there are at most 256 classes, four bytes for an image before compression."""
         import numpy as np
@@ -320,7 +343,7 @@ class RunDirectory:
         """Messages of the logger `cnnlab` go to the terminal and to train.log."""
         console = _Console()
         console.setFormatter(logging.Formatter("%(message)s"))
-        file = logging.FileHandler(self.path / "train.log", delay=True, encoding="utf-8", errors="backslashreplace")
+        file = _LogFile(self.path / "train.log", delay=True, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.setLevel(logging.INFO)
         log.propagate = False
@@ -331,8 +354,7 @@ class RunDirectory:
         finally:
             for handler in (console, file):
                 log.removeHandler(handler)
-                with contextlib.suppress(OSError):  # a full disk
-                    handler.close()
+                handler.close()
 
 
 class _Console(logging.Handler):
@@ -343,6 +365,22 @@ class _Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         print(record.getMessage(), flush=True)
+
+
+class _LogFile(logging.FileHandler):
+    """What cannot be written, on a full disk or into a directory that was removed, has been printed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 AFTERWARDS = (  # what is done with runs, and what starts them

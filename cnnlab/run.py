@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning
-import numpy as np
 import torch
 import torchvision
 from lightning import Callback, Trainer, seed_everything
+from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Optimizer
@@ -31,6 +31,7 @@ from cnnlab.classifier import Classifier, schedule
 from cnnlab.config import UserError, instantiate, leaves, plain
 from cnnlab.data.images import DataSet
 from cnnlab.data.module import ImageData
+from cnnlab.processes import num_cores
 from cnnlab.records import RunDirectory, git_state, log, source_changes, write_text
 from cnnlab.report import pictures
 
@@ -48,6 +49,7 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     config: as composed, without the `hydra` node. run: its directory, owned by this process. data: its images.
     about: what the summary says of the run from the start.
     """
+    use_threads(run, config.trainer.devices)
     seed_everything(config.seed, verbose=False)
     reset_peak_memory()
     datamodule = make_data(config, data)
@@ -62,6 +64,9 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     files = CheckpointFiles()
     records = Records(run, files, f"{datamodule.held_out}/acc", **config.checkpoint)
     trainer = make_trainer(config, run, records)
+    asked = config.trainer.devices * config.trainer.num_nodes
+    if 0 < asked != trainer.world_size:
+        raise UserError(f"{trainer.world_size} processes would train, and trainer.devices asks for {asked}.")
     refuse_uneven(config.batch_size, trainer.world_size)
     if config.trainer.sync_batchnorm and trainer.strategy.root_device.type != "cuda":
         raise UserError("trainer.sync_batchnorm=true needs GPUs: torch has it for nothing else. Type it as false.")
@@ -128,6 +133,21 @@ def leave_process_group(failed: bool) -> None:
             torch.distributed.destroy_process_group()
 
 
+THREADS = torch.get_num_threads()  # what OMP_NUM_THREADS or the number of cores says
+
+
+def use_threads(run: RunDirectory, devices: int) -> None:
+    """Compute with the number of threads that the run began with: with another one, sums differ in their last bits."""
+    several = devices > 1
+    ours = THREADS if not several or os.environ.get("OMP_NUM_THREADS") else max(1, num_cores() // devices)
+    kept = run.summary().get("environment", {}).get("num_threads", ours)
+    torch.set_num_threads(kept)
+    if several:  # Lightning would set its own
+        os.environ["OMP_NUM_THREADS"] = str(kept)
+    if kept != ours:
+        log.info(f"The run goes on with {kept} threads, as it began, instead of {ours}; rerun=true trains it anew.")
+
+
 def fit_and_test(
     trainer: Trainer, classifier: Classifier, datamodule: ImageData, records: Records, newest: Path | None
 ) -> dict[str, Any]:
@@ -147,14 +167,12 @@ def fit_and_test(
     at_best = at_last if best is rows[-1] else test(trainer, classifier, datamodule, best_path)
     assert classifier.predictions is not None
     predicted, confidence = (values.numpy() for values in classifier.predictions)
-    shown = datamodule.data.test
-    labels = shown.labels[: len(predicted)]  # with trainer.limit_test_batches they are not all
     if trainer.is_global_zero:
+        shown = datamodule.data.test
+        labels = shown.labels[: len(predicted)]  # with trainer.limit_test_batches they are not all
         records.run.write_predictions(predicted, labels, confidence)
         pixels = shown.pixels.transpose(0, 2, 3, 1)
         pictures.mistakes(records.run.path / "mistakes.png", pixels, labels, predicted, confidence, shown.classes)
-    num_classes = len(shown.classes)
-    confusion = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return {
         "status": "done",
         "selected_on": records.monitor,
@@ -165,7 +183,6 @@ def fit_and_test(
         "images_per_second": sorted(row["images_per_second"] for row in rows)[len(rows) // 2],
         "cuda_graph": graphed,
         "peak_memory": peak_memory(trainer.strategy.root_device),
-        "confusion": confusion.reshape(num_classes, num_classes).tolist(),
     }
 
 
@@ -203,11 +220,13 @@ def make_trainer(config: DictConfig, run: RunDirectory, records: Records) -> Tra
         node["precision"] = "bf16-mixed" if computes_in_bf16(node["accelerator"]) else "32-true"
     torch.backends.cudnn.deterministic = True  # with the same seed, the same bits
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32
+    environment = LightningEnvironment()  # whoever has started the processes: see cnnlab.processes.Place.settle
+    environment.set_global_rank(0)  # Lightning's own guess comes from SLURM_PROCID and the like; DDP sets it again
     trainer = instantiate(
         {"benchmark": False, **node},
         callbacks=callbacks,
         logger=[instantiate(logger, save_dir=str(run.path)) for logger in config.logger.values()],
-        plugins=[records.files],
+        plugins=[records.files, environment],
         default_root_dir=str(run.path),
         deterministic=config.deterministic,
         enable_checkpointing=True,
@@ -254,7 +273,7 @@ def reset_peak_memory() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # Linux has it
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_bytes(b"5")
 
 
 def peak_memory(device: torch.device) -> int:
@@ -324,7 +343,7 @@ def of_gpus() -> dict[str, Any]:
     return {
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "driver": driver.read_text().strip() if driver.exists() else None,
+        "driver": driver.read_text("utf-8").strip() if driver.exists() else None,
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "tf32": torch.backends.cudnn.allow_tf32,
@@ -367,7 +386,8 @@ def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, 
     TensorBoard's table gets the choices, what was typed, what differs from the defaults, and what everyone asks for.
     """
     pictures.curves(run.path / "curves.png", run.metrics(), title=summary["run"])
-    pictures.confusion(run.path / "confusion.png", summary["confusion"], summary["data"]["classes"])
+    classes = summary["data"]["classes"]
+    pictures.confusion(run.path / "confusion.png", run.confusion(len(classes)), classes)
     typed = {word.split("=")[0].lstrip("+") for word in summary["overrides"]}
     knobs = {
         path: value if isinstance(value, int | float) else str(value)

@@ -1,7 +1,8 @@
-"""Signals that ask a run to stop: a handler only notes the first one, and the training loop saves and stops.
+"""Signals that ask a run to stop: while it trains, a handler only notes the first one, and the loop saves and stops.
 
-Ctrl-C (SIGINT), SIGTERM and SIGUSR1/2, which clusters send ahead of a time limit. A second one, later than a second
-after the first, ends at once.
+Ctrl-C (SIGINT), SIGTERM, SIGHUP (the terminal was closed) and SIGUSR1/2, which clusters send ahead of a time limit. One
+that is ignored stays ignored: nohup, disown, and `&` in a script. Before there is anything to save, the first one ends
+the run; while it saves, a second one does, later than a second after the first; one more ends the process.
 """
 
 import os
@@ -9,11 +10,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 SAME_REQUEST = 1.0  # seconds; torchrun and Slurm pass on what the terminal has sent to all processes already
 
@@ -22,15 +23,16 @@ _received_at = 0.0
 
 
 class Interrupted(BaseException):
-    """The run has been saved and stops, because of a signal. Like KeyboardInterrupt it is no error.
+    """The run stops because of a signal. Like KeyboardInterrupt it is no error.
 
     Args:
         number: of the signal.
+        saved: whether the run has been saved; otherwise it goes on from its last checkpoint.
     """
 
-    def __init__(self, number: int):
+    def __init__(self, number: int, saved: bool = True):
         super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
+        self.number, self.saved = number, saved
 
     @property
     def exit_status(self) -> int:
@@ -53,25 +55,32 @@ def received() -> int:
 
 
 @contextmanager
-def noted() -> Iterator[None]:
-    """Within the block signals are noted; the ways they were handled before are put back."""
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within the block the signals are handled so, but for those that are ignored."""
     global _received
     _received = 0
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    for number in STOPPING:
-        signal.signal(number, _note)
+    before = {number: found for number in STOPPING if (found := signal.getsignal(number)) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, found in before.items():
+            signal.signal(number, found)
 
 
-@contextmanager
-def passed_on(processes: Callable[[], Iterable[subprocess.Popen[Any]]]) -> Iterator[None]:
+def noted() -> AbstractContextManager[None]:
+    """Within the block the first signal is noted, and `received` tells it; a second one raises Interrupted."""
+    return _handled(_note)
+
+
+def raised() -> AbstractContextManager[None]:
+    """Within the block the first signal raises Interrupted; a second one ends the process."""
+    return _handled(_raise)
+
+
+def passed_on(processes: Callable[[], Iterable[subprocess.Popen[Any]]]) -> AbstractContextManager[None]:
     """Within the block signals go to these processes, and `received` tells the last one."""
-    global _received
-    _received = 0
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         global _received
@@ -79,20 +88,33 @@ def passed_on(processes: Callable[[], Iterable[subprocess.Popen[Any]]]) -> Itera
         for process in processes():
             process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in STOPPING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return _handled(pass_on)
+
+
+def _is_first(number: int) -> bool:
+    global _received, _received_at
+    if _received:
+        return False
+    _received, _received_at = number, time.monotonic()
+    return True
+
+
+def _is_repeated() -> bool:
+    return time.monotonic() - _received_at > SAME_REQUEST
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    global _received, _received_at
-    if _received:
-        if time.monotonic() - _received_at > SAME_REQUEST:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        return
-    _received, _received_at = number, time.monotonic()
-    os.write(2, f"\n{signal.Signals(number).name}: saving and stopping; once more ends at once.\n".encode())
+    if _is_first(number):
+        with suppress(OSError):  # the terminal is gone
+            os.write(2, f"\n{signal.Signals(number).name}: saving and stopping; once more ends at once.\n".encode())
+    elif _is_repeated():
+        signal.signal(number, signal.SIG_DFL)
+        raise Interrupted(number, saved=False)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    if _is_first(number):
+        raise Interrupted(number, saved=False)
+    if _is_repeated():
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from cnnlab.config import UserError, refuse
 from cnnlab.job import Job
+from cnnlab.overrides import check_overrides
 from cnnlab.records import RunDirectory
 
 
@@ -45,9 +46,14 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         from cnnlab.launch import sweep
 
-        overrides = OverridesParser.create(self.loader).parse_overrides(
-            [*(f"{key}={values}" for key, values in self.params.items()), *arguments]
-        )
+        from_file = [f"{key}={values}" for key, values in self.params.items()]
+        check_overrides(from_file)
+        overrides = OverridesParser.create(self.loader).parse_overrides([*from_file, *arguments])
+        for override in overrides:
+            if override.is_sweep_override() and not list(override.sweep_iterator()):
+                raise UserError(
+                    f"{override.input_line} is a list without values, and the sweep has no runs. Name some."
+                )
         words = [tuple(job) for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]]
         composed = {job: self.loader.load_sweep_config(self.config, list(job)) for job in dict.fromkeys(words)}
         for job, config in composed.items():

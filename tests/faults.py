@@ -10,22 +10,29 @@ written), "rename" (before a file gets its name, any file), "renamed" (after it)
 name). A fault is a point, the number of times that it is passed before something happens, and what happens: a signal
 ("late SIGTERM": a second later; "racing SIGKILL": while earlier checkpoints may still be on their way to the disk),
 "exit" (sys.exit), "memory" (torch is out of it), "gpu" (a CUDA error, after which every step of this process fails),
-"nan" (the weights are no numbers any more), "forget" (from the start,
-random states are not restored), "graph" (from the start, a CUDA graph is thought to be possible, and its replay is the
+"nan" (the weights are no numbers any more), "hang up" (the terminal is closed, or the reader of the pipe ends; see
+`print_to`), "remove" (the current folder, with all runs in it). From the start, at no point: "forget" (random states
+are not restored), "nohup" (SIGHUP is ignored), "graph" (a CUDA graph is thought to be possible, and its replay is the
 recorded function, called again on what was recorded: all but the recording itself is real), "no graph" (the same, and
 the recording fails).
 """
 
+import fcntl
 import importlib
 import json
 import os
+import pty
 import runpy
+import select
+import shutil
 import signal
 import sys
+import termios
 import time
 import traceback
 from collections import Counter
 from pathlib import Path
+from threading import Event, Thread
 
 ROOT = Path(__file__).parent.parent
 POINTS = ("step", "validation", "write", "rename", "renamed")
@@ -57,6 +64,11 @@ def install(faults: list[list], counts: Counter) -> None:
             os.kill(os.getpid(), getattr(signal, what))
         elif what == "exit":
             sys.exit(3)
+        elif what == "hang up":
+            hang_up.set()
+            reading.join()
+        elif what == "remove":
+            shutil.rmtree(os.getcwd())
         elif what == "nan":
             for weights in networks[-1].parameters():
                 weights.data.fill_(float("nan"))
@@ -114,6 +126,8 @@ def install(faults: list[list], counts: Counter) -> None:
     Path.write_bytes, Path.replace = half_written, renamed
     if any(what == "forget" for _, _, what in faults):  # the negative control
         cnnlab.callbacks.restore_random_states = lambda states: None
+    if any(what == "nohup" for _, _, what in faults):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if graph := [what for _, _, what in faults if "graph" in what]:
         cnnlab.graph.unsupported = lambda *of_the_run: ""
         cnnlab.graph.capture = called_again if graph == ["graph"] else not_recorded
@@ -156,6 +170,30 @@ def not_recorded(work):
     raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
 
+hang_up, reading = Event(), Thread()
+
+
+def print_to(kind: str) -> None:
+    """Give this process a terminal or a pipe of its own to print to, whose other end is in a thread here."""
+    global reading
+    there, here = pty.openpty() if kind == "terminal" else os.pipe()
+    if kind == "terminal":
+        os.setsid()
+        fcntl.ioctl(here, termios.TIOCSCTTY, 0)
+    for number in (1, 2):
+        os.dup2(here, number)
+    os.close(here)
+
+    def read() -> None:
+        while not hang_up.is_set():
+            if select.select([there], [], [], 0.05)[0]:
+                os.read(there, 4096)
+        os.close(there)
+
+    reading = Thread(target=read, daemon=True)
+    reading.start()
+
+
 def run(request: dict) -> dict:
     """Fork a process that does what `python train.py ARGUMENTS` does; wait for its end."""
     reader, writer = os.pipe()
@@ -166,6 +204,8 @@ def run(request: dict) -> dict:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ.update(request.get("environment", {}))
+        if request.get("terminal"):
+            print_to(request["terminal"])
         counts: Counter = Counter()
         install(request["faults"], counts)
         sys.argv = [str(ROOT / "train.py"), *request["arguments"]]

@@ -6,6 +6,7 @@ Whatever happens to them, they end with the metrics of a run that was left alone
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,13 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, until
+from omegaconf import OmegaConf
 from slurm import Slurm, descendants
 from test_processes import SMALL, summaries
 from test_resume import only_run
+
+from cnnlab import launch
+from cnnlab.processes import Place
 
 EPOCHS = 25
 LONGER = (*SMALL, f"trainer.max_epochs={EPOCHS}")
@@ -59,12 +64,18 @@ def metrics(folder: Path) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """What two runs come to, one after the other in one process."""
+def in_turn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two runs, one after the other in one process."""
     folder = tmp_path_factory.mktemp("plain")
     status, printed = ended(sweep(folder, *SMALL, "optim=sgd,adam"))
     assert status == 0, printed
-    return metrics(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(in_turn: Path) -> dict[str, dict]:
+    """What these runs come to."""
+    return metrics(in_turn)
 
 
 # ------------------------------------------------------------------------------------------------------- this machine
@@ -92,6 +103,27 @@ def test_two_at_once_come_to_the_same(plain, tmp_path):
     status, printed = ended(sweep(tmp_path, *words, "rerun=true"))
     assert (status, printed.count("The old run is kept as")) == (0, 2)
     assert len(list(tmp_path.glob("outputs/runs/*.old1/summary.json"))) == 2
+
+
+def test_threads_are_the_cores_in_equal_shares_or_those_that_are_typed(monkeypatch):
+    monkeypatch.setattr(launch, "num_cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert launch.share(OmegaConf.create({"threads": 5}), 2, 1) == 5
+    assert launch.share(OmegaConf.create({"threads": None}), 2, 1) == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert [launch.share(OmegaConf.create({"threads": None}), *at_once) for at_once in ((2, 1), (2, 2), (9, 2))] == [
+        *(4, 2, 1)
+    ]
+
+
+def test_a_resumed_sweep_has_the_threads_of_the_whole_one(in_turn, tmp_path):
+    """Though the one run that is left could have all cores."""
+    shutil.copytree(in_turn, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(next(tmp_path.glob("outputs/runs/shapes-*adam*")))
+    words = (*SMALL, "optim=sgd,adam", "launcher=local", "launcher.jobs_per_device=2")
+    status, printed = ended(sweep(tmp_path, *words, OMP_NUM_THREADS=""))
+    assert status == 0, printed
+    assert f"1 runs, 1 at once, {max(1, launch.num_cores() // 2)} threads" in printed
 
 
 def test_a_killed_process_is_a_failed_run_and_the_others_go_on(tmp_path):
@@ -298,6 +330,33 @@ def test_two_node_jobs_survive_what_happens_to_them(slurm, alone, tmp_path, comm
     assert told.count("SIGUSR1: saving") == 1
     assert "DUE TO JOB REQUEUE" in told
     assert "ConnectionError" in told
+
+
+@pytest.mark.slurm
+def test_srun_starts_the_processes_and_sbatchs_script_is_one(slurm, tmp_path):
+    train = [sys.executable, str(ROOT / "train.py"), *SMALL, "trainer=ddp", "trainer.max_epochs=1"]
+    own = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    environment = os.environ | own | slurm.environment
+
+    def typed(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+
+    refused = typed("srun", "-N1", "-n2", *train, "trainer.devices=4")
+    assert refused.returncode == 2, refused.stderr
+    assert "srun has started 2 processes on 1 node, and trainer.devices=4" in refused.stderr
+    result = typed("srun", "-N2", "-n2", *train, "trainer.devices=1", "trainer.num_nodes=2")
+    assert result.returncode == 0, result.stderr
+    [summary] = summaries(tmp_path / "outputs").values()
+    assert (summary["status"], summary["environment"]["num_devices"]) == ("done", 2)
+    said = "from omegaconf import OmegaConf as o; from cnnlab.processes import place; print(place(o.create({trainer})))"
+    script = "".join(
+        f"{sys.executable} -c '{said.format(trainer=trainer)}'\n"
+        for trainer in ('{"devices": 1, "num_nodes": 1}', '{"devices": 2, "num_nodes": 1}')
+    )
+    (tmp_path / "script").write_text(f"#!/bin/bash\n#SBATCH --ntasks=4\n{script}")
+    told = typed("sbatch", "--wait", "--output=out", "script")
+    assert told.returncode == 0, told.stderr
+    assert (tmp_path / "out").read_text() == f"{Place()}\n" * 2
 
 
 @pytest.mark.slurm

@@ -13,9 +13,12 @@ from threading import Timer
 import pytest
 import torch
 from conftest import ROOT, until
+from omegaconf import OmegaConf
 from test_resume import only_run, processes_of
 
 from cnnlab import job
+from cnnlab.config import UserError
+from cnnlab.processes import Place, first_host, place
 from cnnlab.records import RunDirectory
 from cnnlab.run import leave_process_group
 
@@ -25,6 +28,74 @@ SMALL = (
 )
 DDP = (*SMALL, "trainer=ddp")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+SRUN = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_ID": "2",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_NODEID": "1",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+}
+SBATCH = {name: value for name, value in SRUN.items() if "STEP" not in name} | {"SLURM_PROCID": "0"}
+PLATFORM = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "6105"}
+TORCHRUN = PLATFORM | {"LOCAL_RANK": "1", "GROUP_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
+THERE = {"address": "10.0.0.1", "port": "6105"}
+ALONE = Place()
+PLACES = {
+    "srun": (SRUN, 2, 2, Place("srun", 1, 1, address="gpu07", port="15219")),
+    "srun, with an address of its own": (SRUN | PLATFORM, 2, 2, Place("srun", 1, 1, **THERE)),
+    "srun for another number": (SRUN, 4, 1, "srun has started 4 processes on 2 nodes"),
+    "srun, unevenly": (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "3,1"}, 2, 2, "srun has started 4 processes on 2 nodes"),
+    "srun's array of independent runs": (SRUN, 1, 1, ALONE),
+    "srun of one task": (SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, 2, 1, ALONE),
+    "sbatch without srun": (SBATCH, 2, 1, ALONE),
+    "sbatch without srun for two nodes": (SBATCH, 2, 2, "trainer.num_nodes=2 needs"),
+    "tasks that are meant as cores": (SBATCH, 1, 1, ALONE),
+    "salloc": ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, 4, 1, ALONE),
+    "torchrun": (TORCHRUN, 2, 2, Place("torchrun", 1, 1, **THERE)),
+    "torchrun for all devices": (TORCHRUN, -1, 2, Place("torchrun", 1, 1, **THERE)),
+    "torchrun for another number": (
+        TORCHRUN,
+        2,
+        1,
+        "torchrun has started 4 processes on 2 nodes, and trainer.devices=2",
+    ),
+    "torchrun by srun": (SRUN | TORCHRUN, 2, 2, Place("torchrun", 1, 1, **THERE)),
+    "torchrun of one process": ({"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "1"}, 2, 1, ALONE),
+    "Azure ML": (PLATFORM | {"LOCAL_RANK": "1"}, 2, 2, Place("the platform (RANK, WORLD_SIZE)", 1, 1, **THERE)),
+    "Kubeflow": (PLATFORM, 1, 4, Place("the platform (RANK, WORLD_SIZE)", 3, 0, **THERE)),
+    "Kubeflow, with several devices": (PLATFORM, 2, 2, "has started 4 processes on 4 nodes"),
+    "a rank that is left over": ({"RANK": "1", "LOCAL_RANK": "1", "NODE_RANK": "1"}, 2, 1, ALONE),
+    "mpirun": ({"OMPI_COMM_WORLD_SIZE": "2"} | SRUN, 2, 2, "mpirun"),
+    "mpiexec": ({"PMI_SIZE": "2", "PMI_RANK": "1"}, 2, 1, "mpirun"),
+    "srun --mpi=pmi2": (SRUN | {"PMI_SIZE": "4"}, 2, 2, Place("srun", 1, 1, address="gpu07", port="15219")),
+    "mpirun's independent runs": ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, 1, 1, ALONE),
+    "our own": ({"CNNLAB_ABOUT": "{}", "LOCAL_RANK": "1"} | SBATCH, 2, 1, Place("cnnlab", 0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_who_starts_the_processes_and_which_one_this_is(name):
+    environment, devices, num_nodes, expected = PLACES[name]
+    trainer = OmegaConf.create({"devices": devices, "num_nodes": num_nodes})
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=re.escape(expected)):
+            place(trainer, environment)
+    else:
+        assert place(trainer, environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("n1", "n1"), ("n[1-2]", "n1"), ("gpu[03-05,9],cpu1", "gpu03"), ("a,b[1-2]", "a"), ("r[1-2]n[3,4]", "r1n3")],
+)
+def test_the_first_host_of_slurms_list(nodes, first):
+    assert first_host(nodes) == first
 
 
 def summaries(output: Path) -> dict[str, dict]:
@@ -155,7 +226,7 @@ def test_no_tensor_is_sent_while_the_model_is_on_the_processor(tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     [summary] = summaries(tmp_path / "outputs").values()
     assert (summary["status"], summary["environment"]["num_devices"]) == ("done", 2)
-    assert sum(map(sum, summary["confusion"])) == 60
+    assert len(RunDirectory(only_run(tmp_path / "outputs")).predictions()[0]) == 60
 
 
 def test_after_a_failure_nccl_is_aborted_and_not_waited_for(monkeypatch):
@@ -167,6 +238,15 @@ def test_after_a_failure_nccl_is_aborted_and_not_waited_for(monkeypatch):
         monkeypatch.setattr(torch.distributed, "get_backend", lambda backend=backend: backend)
         leave_process_group(failed)
     assert done == ["aborted", "destroyed", "destroyed"]
+
+
+def test_torchrun_of_another_number_is_refused(tmp_path):
+    words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "train.py"))
+    result = typed(tmp_path, *words, *DDP, "trainer.devices=4")
+    assert result.returncode == 1
+    assert "torchrun has started 2 processes on 1 node, and trainer.devices=4 with trainer.num_nodes=1" in result.stderr
+    assert "exitcode  : 2" in result.stderr
+    assert not list(tmp_path.glob("outputs/runs/*/summary.json"))
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from errno import EDQUOT, EINVAL, ENOLCK, EPERM
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from conftest import ROOT
 
 from cnnlab import records
 from cnnlab.records import AFTERWARDS, BusyError, RunDirectory, atomic_path, log, open_regular, write_text
+from cnnlab.report.runs import find
 
 
 def test_a_file_appears_when_its_writing_succeeded(tmp_path):
@@ -93,9 +93,10 @@ def test_text_is_utf8_in_any_locale(tmp_path):
     code = """if True:
         import locale
         from pathlib import Path
-        from cnnlab.records import RunDirectory, accept_any_text, log, write_text
+        from cnnlab.console import outlive_terminal
+        from cnnlab.records import RunDirectory, log, write_text
         assert locale.getencoding() == "ANSI_X3.4-1968"
-        accept_any_text()
+        outlive_terminal()
         write_text(Path("text"), "caf\\xe9 \\u732b \\udce9")
         with RunDirectory(Path()).logged():
             log.info("\\u732b \\udce9")
@@ -157,17 +158,35 @@ def test_put_aside_keeps_every_old_run(tmp_path):
     assert run.summary() == {}
 
 
-def test_killed_as_it_is_put_aside_a_run_has_still_its_summary(tmp_path, monkeypatch):
+@pytest.mark.parametrize("moved_before", range(6))
+def test_killed_as_it_is_put_aside_a_run_is_in_one_piece_in_the_end(tmp_path, moved_before):
+    """Killed after any of its renames, of which the last gives the archive its name."""
     run = RunDirectory(tmp_path / "run")
     run.write_summary({"number": 1})
+    (run.path / ".lock").touch()
     for name in ("a.png", "checkpoints", "z.png"):
         (run.path / name).mkdir()
-    moved = []
-    rename = Path.rename
-    monkeypatch.setattr(Path, "rename", lambda path, target: (moved.append(path.name), rename(path, target)))
-    run.put_aside()
-    assert len(moved) == 4
-    assert moved[-1] == "summary.json"
+    script = f"""if True:
+        import os, pathlib
+        from cnnlab.records import RunDirectory
+        rename, left = pathlib.Path.rename, {moved_before}
+        def killed(path, target):
+            global left
+            if not left:
+                os.kill(os.getpid(), 9)
+            left -= 1
+            rename(path, target)
+        pathlib.Path.rename = killed
+        RunDirectory(pathlib.Path({str(run.path)!r})).put_aside()"""
+    killed = subprocess.run([sys.executable, "-c", script])
+    assert killed.returncode == (-9 if moved_before < 5 else 0)
+    assert run.half_archived == (moved_before < 5)
+    if run.half_archived:
+        assert not list(find([tmp_path])) or moved_before == 0  # no report takes half a run
+        run.put_aside()
+    assert sorted(path.name for path in run.path.iterdir()) == [".lock"]
+    [aside] = tmp_path.glob("run.old*")
+    assert sorted(path.name for path in aside.iterdir()) == ["a.png", "checkpoints", "summary.json", "z.png"]
 
 
 def test_changes_of_the_source_have_new_files_too(tmp_path, monkeypatch):

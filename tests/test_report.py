@@ -6,8 +6,10 @@ import os
 import re
 import socket
 import subprocess
+import time
 from pathlib import Path
 
+import matplotlib.figure
 import numpy as np
 import pytest
 from conftest import BROWSER
@@ -16,7 +18,7 @@ from scipy import stats
 
 from cnnlab.config import UserError
 from cnnlab.records import RunDirectory
-from cnnlab.report import compare, page
+from cnnlab.report import compare, page, pictures
 from cnnlab.report.runs import find, read
 from cnnlab.report.statistics import difference, estimate, mcnemar
 from cnnlab.report.sweep import Sweep
@@ -121,12 +123,13 @@ def make_run(folder: Path, seed: int, accuracy: float, choices: dict | None = No
         "train_seconds": 60.0,
         "images_per_second": 1000.0,
         "num_weights": 10,
-        "confusion": [[100 - wrong, wrong], [0, 100]],
         "data": {"classes": ["cat", "dog"], "fingerprint": "f" * 64, "num_train": 90},
         "environment": {"device": "cpu", "precision": "32-true", "torch": "2.15.0"},
         "code_digest": "c" * 64,
     }
     run.write_summary(summary | more)
+    labels = np.repeat([0, 1], 100)
+    run.write_predictions(np.where(np.arange(200) < wrong, 1, labels), labels, np.ones(200))
     rows = [
         {
             "epoch": epoch,
@@ -416,3 +419,58 @@ def test_runs_are_listed_newest_first_or_by_a_metric(command, tmp_path):
     wrong = command("-m", "cnnlab", "ls", "--by", "acc")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "Type one of test/acc, test/loss, val/acc." in wrong.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+
+SCRIPTS = ["US$1_$5", "$\\alpha$", "собака", "γάτα", "猫", "🙂", "x" * 80, "two\nlines", "\ud800"]
+
+
+def test_figures_are_the_same_whatever_matplotlibrc_says(tmp_path):
+    counts = np.arange(81).reshape(9, 9)
+    pictures.confusion(tmp_path / "plain.png", counts, SCRIPTS)
+    theirs = {"text.usetex": True, "font.family": "Comic Sans MS", "figure.facecolor": "red", "savefig.dpi": 30}
+    with matplotlib.rc_context(theirs):
+        pictures.confusion(tmp_path / "theirs.png", counts, SCRIPTS)
+    assert (tmp_path / "theirs.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
+
+
+def test_class_names_are_text_and_those_that_cannot_be_drawn_are_numbers():
+    shown = ["US$1_$5", "$\\alpha$", "собака", "γάτα", "#4", "#5", "x" * 23 + "…", "two lines", "#8"]
+    assert pictures.drawable(SCRIPTS) == shown
+    figure = matplotlib.figure.Figure()
+    with matplotlib.rc_context(pictures.STYLE):
+        pictures.draw_confusion(figure.subplots(), np.eye(9), SCRIPTS)
+        page.svg(figure, "")  # a warning about a missing letter would be an error
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == shown
+
+
+def test_a_figure_that_cannot_be_drawn_is_a_warning(tmp_path, caplog):
+    pictures.corruptions(tmp_path / "missing" / "corruptions.png", {"noise": [0.5]}, 0.9)
+    assert "corruptions.png could not be drawn: FileNotFoundError" in caplog.text
+
+
+def test_the_page_names_the_classes_that_its_figure_numbers(tmp_path):
+    names = ["猫", "dog"]
+    make_run(tmp_path, 0, 0.9, data={"classes": names, "fingerprint": "f" * 64, "num_train": 90})
+    text = page.page(sweep_of(tmp_path))
+    assert "<li>#0: 猫</li>" in text
+    assert "#1" not in text.split("<svg")[-1]
+
+
+def test_a_thousand_classes_have_a_figure_a_page_and_a_summary_that_fit(tmp_path):
+    names = [f"n{number:08d}" for number in range(1000)]
+    run = RunDirectory(make_run(tmp_path, 0, 0.9, data={"classes": names, "fingerprint": "f" * 64, "num_train": 90}))
+    labels = np.repeat(np.arange(1000), 2)
+    run.write_predictions(labels[::-1], labels, np.ones(2000))
+    assert np.array_equal(run.confusion(1000), np.fliplr(np.eye(1000) * 2))
+    begun = time.monotonic()
+    pictures.confusion(run.path / "confusion.png", run.confusion(1000), names)
+    text = page.page(sweep_of(tmp_path))
+    assert time.monotonic() - begun < 30
+    with Image.open(run.path / "confusion.png") as image:
+        assert max(image.size) < 2000
+    assert len(text) < 2_000_000
+    assert text.count("<tr>") < 100
+    assert (run.path / "summary.json").stat().st_size < 50_000

@@ -19,6 +19,7 @@ from conftest import ROOT
 from faults import POINTS
 from zygote import COMMAND, Zygote, differences, left_by, only_run, said
 
+from cnnlab import checkpoint
 from cnnlab.callbacks import DivergedError, Records
 from cnnlab.checkpoint import CheckpointFiles
 from cnnlab.records import RunDirectory
@@ -170,6 +171,7 @@ def summary_of(run: Path) -> dict:
         ("SIGUSR1", "validation", 1, 143),
         ("SIGUSR2", "step", 27, 143),  # the last step of all
         ("SIGTERM", "last.ckpt", 3, 143),  # while saving
+        ("SIGHUP", "step", 15, 143),
     ],
 )
 def test_a_signal_saves_and_stops(zygote, undisturbed, tmp_path, name, point, number, status):
@@ -191,11 +193,51 @@ def test_a_signal_saves_at_the_next_step(zygote, tmp_path):
     assert zygote.run(output, rarely)["counts"]["step"] == 27 - 5
 
 
-@pytest.mark.parametrize(("second", "status"), [("late SIGTERM", -15), ("SIGTERM", 143)])
-def test_a_second_signal_ends_at_once(zygote, tmp_path, second, status):
+@pytest.mark.parametrize(("second", "step"), [("late SIGTERM", 4), ("SIGTERM", 5)])
+def test_a_second_signal_ends_at_once(zygote, tmp_path, second, step):
     """But not one that follows the first immediately: torchrun passes on what the terminal has sent already."""
-    faults = [("step", 5, "SIGTERM"), ("last.ckpt", 3, second)]
-    assert zygote.run(tmp_path / "outputs", faults=faults)["status"] == status
+    output = tmp_path / "outputs"
+    assert zygote.run(output, faults=[("step", 5, "SIGTERM"), ("last.ckpt", 3, second)])["status"] == 143
+    summary = summary_of(only_run(output))
+    assert (summary["status"], summary["error"]["message"]) == ("interrupted", "stopped by SIGTERM")
+    newest = checkpoint.newest(only_run(output) / "checkpoints")
+    assert torch.load(newest, weights_only=True)["global_step"] == step
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_before_the_first_step_stops_with_a_reason(zygote, tmp_path, name):
+    """When the run has been opened, and nothing would see that a signal was noted."""
+    output = tmp_path / "outputs"
+    stopped = zygote.run(output, faults=[("samples.png", 1, name)], command=SMALL)
+    assert stopped["status"] == (130 if name == "SIGINT" else 143), said(output)
+    summary = summary_of(only_run(output))
+    assert (summary["status"], summary["error"]["message"]) == ("interrupted", f"stopped by {name}")
+    assert "Traceback" not in said(output)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ignored", "status"),
+    [("terminal", False, "interrupted"), ("terminal", True, "done"), ("pipe", False, "done")],
+    ids=["terminal", "terminal, after nohup", "pipe"],
+)
+def test_a_terminal_or_pipe_that_goes_away_ends_no_training(zygote, undisturbed, tmp_path, kind, ignored, status):
+    """A closed terminal sends SIGHUP: saved and stopped. What cannot be printed is in train.log."""
+    output = tmp_path / "outputs"
+    faults = [("step", 12, "hang up"), *([("", 0, "nohup")] if ignored else [])]
+    result = zygote.run(output, faults=faults, terminal=kind)
+    log = (only_run(output) / "train.log").read_text()
+    assert summary_of(only_run(output))["status"] == status, log
+    assert result["status"] == (0 if status == "done" else 143)
+    assert ("done: test accuracy" if status == "done" else "stopped by SIGHUP; saved") in log
+    assert "Traceback" not in log
+    if status == "interrupted":
+        assert zygote.run(output)["status"] == 0
+    assert differences(undisturbed[0], left_by(output)) == []
+
+
+def test_a_signal_that_is_ignored_stays_ignored(zygote, tmp_path):
+    output = tmp_path / "outputs"
+    assert zygote.run(output, faults=[("step", 5, "SIGHUP"), ("", 0, "nohup")], command=SMALL)["status"] == 0
 
 
 def test_a_signal_in_the_test_comes_too_late_for_this_run(zygote, undisturbed, tmp_path):
@@ -252,6 +294,27 @@ def test_rerun_trains_anew_what_was_half_put_aside(zygote, tmp_path):
     assert again["counts"]["step"] > 0
 
 
+def test_a_rerun_that_was_killed_is_resumed(zygote, tmp_path):
+    """The same command again goes on with it; once it is done, it is trained anew. In a sweep, too."""
+    for sweep in ((), ("-m", "seed=0,1")):
+        output = tmp_path / f"outputs{len(sweep)}"
+        command = (*sweep, *SMALL, "checkpoint.every_n_steps=2")
+        whole = zygote.run(output, command=command)
+        assert whole["status"] == 0, said(output)
+        steps = whole["counts"]["step"]
+        killed = zygote.run(output, "rerun=true", command=command, faults=[("step", steps - 3, "SIGKILL")])
+        assert killed["status"] == -9
+        again = zygote.run(output, "rerun=true", command=command)
+        assert again["status"] == 0, said(output)
+        assert again["counts"]["step"] < steps // 2
+        assert len(list(output.glob("runs/*.old1"))) == max(1, len(sweep))
+        assert not list(output.glob("runs/*.old2"))
+        assert not list(output.glob("runs/*/.rerun"))
+    anew = zygote.run(tmp_path / "outputs0", "rerun=true", command=SMALL)
+    assert (anew["status"], 2 * anew["counts"]["step"]) == (0, steps)
+    assert len(list(tmp_path.glob("outputs0/runs/*.old2"))) == 1
+
+
 def test_another_version_of_torch_is_refused(zygote, tmp_path):
     output = tmp_path / "outputs"
     assert zygote.run(output, faults=[("step", 5, "SIGKILL")])["status"] == -9
@@ -269,6 +332,20 @@ def test_another_version_of_torch_is_refused(zygote, tmp_path):
     save(changed, last)
     assert zygote.run(output)["status"] == 0
     assert "The source code has changed since this run was interrupted" in said(output)
+
+
+def test_a_run_goes_on_with_the_threads_that_it_began_with(zygote, tmp_path):
+    """The number decides the last bits of sums; here both runs find one thread."""
+    output = tmp_path / "outputs"
+    assert zygote.run(output, faults=[("step", 5, "SIGKILL")], command=SMALL)["status"] == -9
+    run = RunDirectory(only_run(output))
+    begun = run.summary()
+    assert begun["environment"]["num_threads"] == 1
+    begun["environment"]["num_threads"] = 2
+    run.write_summary(begun)
+    assert zygote.run(output, command=SMALL)["status"] == 0
+    assert run.summary()["environment"]["num_threads"] == 2
+    assert "goes on with 2 threads, as it began, instead of 1" in said(output)
 
 
 def test_an_interrupted_sweep_stops_and_typed_again_goes_on(zygote, tmp_path):
@@ -317,6 +394,15 @@ def test_a_sweep_survives_its_jobs(zygote, tmp_path, what, reason, advice):
 
 
 SMALL = COMMAND[:5] + ("trainer.max_epochs=2", "trainer.accelerator=cpu")
+
+
+def test_a_run_on_one_device_is_whole_whatever_rank_the_environment_names(zygote, tmp_path):
+    output = tmp_path / "outputs"
+    ranks = dict.fromkeys(("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"), "1")
+    started = {"WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "x"}
+    assert zygote.run(output, command=SMALL, environment=ranks | started)["status"] == 0, said(output)
+    summary = summary_of(only_run(output))
+    assert (summary["status"], summary["environment"]["num_devices"]) == ("done", 1)
 
 
 def test_a_divergence_is_named_and_failed(zygote, tmp_path):

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cnnlab.records import RunDirectory
+
 ROOT = Path(__file__).parent.parent
 TIMES = ("epoch_seconds", "images_per_second")
 COMMAND = (
@@ -48,11 +50,15 @@ class Zygote:
         command: Sequence[str] = COMMAND,
         faults: Sequence[tuple[str, int, str]] = (),
         environment: dict[str, str] | None = None,
+        terminal: str = "",
     ) -> dict:
-        """Type the command, with more words; returns exit status and counts."""
+        """Type the command, with more words; returns exit status and counts.
+
+        terminal: "terminal" or "pipe": what it prints to, instead of the file that `said` reads.
+        """
         arguments = [*command, f"output_dir={output}", *words]
         request = {"arguments": arguments, "faults": faults, "log": f"{output}.log", "environment": environment or {}}
-        return self.ask(request)
+        return self.ask(request | {"terminal": terminal})
 
     def ask(self, request: dict) -> dict:
         print(json.dumps(request), file=self.process.stdin, flush=True)
@@ -81,6 +87,7 @@ def left_by(output: Path) -> dict:
         checkpoints[name] = {key: saved[key] for key in kept if key in saved}
         checkpoints[name]["random"] = [process["random"] for process in saved["records"]["processes"]]
     summary = json.loads((run / "summary.json").read_text())
+    predictions = RunDirectory(run).predictions()
     board = EventAccumulator(str(run), size_guidance={"images": 0})
     board.Reload()
     points = {
@@ -91,7 +98,8 @@ def left_by(output: Path) -> dict:
     return {
         "rows": rows,
         "checkpoints": checkpoints,
-        "summary": {key: summary[key] for key in ("status", "metrics", "confusion", "best_epoch", "epochs_done")},
+        "summary": {key: summary[key] for key in ("status", "metrics", "best_epoch", "epochs_done")},
+        "predictions": [torch.from_numpy(values) for values in predictions],
         "points": points,
         "filters": [(event.step, event.encoded_image_string) for event in board.Images("filters")],
         "files": sorted(path.name for path in run.rglob("*") if "tfevents" not in path.name),

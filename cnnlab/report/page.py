@@ -25,11 +25,12 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from cnnlab.records import atomic_path, write_text
-from cnnlab.report.pictures import draw_confusion
+from cnnlab.report import pictures
 from cnnlab.report.statistics import estimate
 from cnnlab.report.sweep import Sweep, with_interval
 
 INK = "#010203"  # stands for the colour of the text
+MOST_CLASSES = 40  # in a table
 CURVES = 8  # settings that are drawn, the best ones
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")  # Okabe and Ito's
 
@@ -108,8 +109,8 @@ def runs_table(sweep: Sweep) -> list[list[str]]:
 
 
 def per_class_table(sweep: Sweep) -> list[list[str]]:
-    """Of the best setting: the share of each class that is recognised, worst first, and what it is taken for."""
-    matrix = sweep.confusion()
+    """For the best setting: the accuracy of each class, the worst MOST_CLASSES, and what it is confused with."""
+    matrix = sweep.confusion().tolist()
     classes = sweep.ranking[0].setting.runs[0].summary["data"]["classes"]
     rows = []
     for true, counts in enumerate(matrix):
@@ -118,8 +119,8 @@ def per_class_table(sweep: Sweep) -> list[list[str]]:
         taken = f"{classes[other]} ({count / max(sum(counts), 1):.1%})" if count else "-"
         rows.append((counts[true] / max(sum(counts), 1), classes[true], taken))
     return [
-        ["class", "accuracy", "most often taken for"],
-        *([name, f"{acc:.4f}", taken] for acc, name, taken in sorted(rows)),
+        ["class", "accuracy", "most often confused with"],
+        *([name, f"{acc:.4f}", taken] for acc, name, taken in sorted(rows)[:MOST_CLASSES]),
     ]
 
 
@@ -185,7 +186,7 @@ def svg(figure: matplotlib.figure.Figure, description: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(description, quote=True)}"', 1)
 
 
-STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = pictures.STYLE | {
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
@@ -298,13 +299,19 @@ def heat_map(sweep: Sweep) -> str:
 
 
 def confusion(sweep: Sweep) -> str:
-    """Of the best setting, in percent of each true class."""
+    """Of the best setting, in percent of each true class; and the names of classes that the figure gives by number."""
     classes = sweep.ranking[0].setting.runs[0].summary["data"]["classes"]
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = _figure(6, 5.4)
-        axis = figure.subplots()
-        draw_confusion(axis, sweep.confusion(), classes)
-        return svg(figure, "Confusion matrix of the best setting")
+        figure = _figure(*pictures.confusion_size(len(classes)))
+        pictures.draw_confusion(figure.subplots(), sweep.confusion(), classes)
+        drawn = svg(figure, "Confusion matrix of the best setting")
+    names = pictures.drawable(classes) if len(classes) <= pictures.NAMED else [""] * len(classes)
+    numbered = (
+        f"<li>#{number}: {html.escape(name)}</li>"
+        for number, (name, shown) in enumerate(zip(classes, names, strict=True))
+        if shown in (f"#{number}", "")
+    )
+    return f'{drawn}\n<ul class="key">{"".join(numbered)}</ul>'
 
 
 # ---------------------------------------------------------------------------------------------------------------- pages
@@ -363,8 +370,9 @@ def page(sweep: Sweep) -> str:
                 body.append(f"<figure>{by_value(sweep, axis)}</figure>")
         if len(sweep.axes) == 2:
             body += ["<h2>Both together</h2>", f'<figure class="small">{heat_map(sweep)}</figure>']
-        body += ["<h2>Classes, with the best setting</h2>", _table(per_class_table(sweep))]
-        body += [f'<figure class="small">{confusion(sweep)}</figure>']
+        if sweep.confusion().size:
+            body += ["<h2>Classes, with the best setting</h2>", _table(per_class_table(sweep))]
+            body += [f'<figure class="small">{confusion(sweep)}</figure>']
     if lines := outside(sweep):
         body += ["<h2>Not in the averages</h2>", "<ul>", *(f"<li>{html.escape(line)}</li>" for line in lines), "</ul>"]
     if sweep.ranking:
@@ -395,7 +403,8 @@ def markdown(sweep: Sweep) -> str:
         for axis in sweep.axes:
             if len(table := effects_table(sweep, axis)) > 1:
                 parts += [f"## Effect of {axis}", markdown_table(table)]
-        parts += ["## Classes, with the best setting", markdown_table(per_class_table(sweep))]
+        if sweep.confusion().size:
+            parts += ["## Classes, with the best setting", markdown_table(per_class_table(sweep))]
     if lines := outside(sweep):
         parts += ["## Not in the averages", "\n".join(f"- {line}" for line in lines)]
     if sweep.ranking:

@@ -1,22 +1,52 @@
-"""The pictures of a run: curves, confusion matrix, sheet of training images. Takes no torch.
+"""The figures of a run: curves, confusion matrix, images that are confused, sheet of training images. No torch.
 
-The curves have the form of the lab report's figures: loss and accuracy over epochs, training against held-out.
+They are drawn by Agg in matplotlib's default style, whatever MPLBACKEND, matplotlibrc or LaTeX are set to, and with its
+own font. One that cannot be drawn is a warning: no figure fails a run. The curves show loss and accuracy over epochs,
+training against held-out.
 """
 
+import functools
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Concatenate, ParamSpec
 
 import matplotlib.figure
 import numpy as np
+from matplotlib.colors import PowerNorm
+from matplotlib.font_manager import get_font
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from cnnlab.records import atomic_path
+from cnnlab.records import atomic_path, log
 from cnnlab.report.runs import Setting
 
 PARTS = {"train": ("training", "C0"), "val": ("validation", "C1"), "test": ("test", "C3")}
+
+# Matplotlib's default style, and a dollar sign is a dollar sign.
+STYLE: dict[Any, Any] = {
+    name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")
+} | {"text.parse_math": False}
+
+NAMED = 60  # classes; of more, a confusion matrix shows the numbers
+
+
+P = ParamSpec("P")
+
+
+def figure(draw: Callable[Concatenate[Path, P], None]) -> Callable[Concatenate[Path, P], None]:
+    """Make a function that draws into a file do it in our style, and warn where it fails."""
+
+    @functools.wraps(draw)
+    def drawn(path: Path, *arguments: P.args, **named: P.kwargs) -> None:
+        try:
+            with matplotlib.rc_context(STYLE):
+                draw(path, *arguments, **named)
+        except Exception as error:  # whatever matplotlib, FreeType or the disk say
+            log.warning(f"{path} could not be drawn: {type(error).__name__}: {error}")
+
+    return drawn
 
 
 def save(figure: matplotlib.figure.Figure, path: Path) -> None:
@@ -24,6 +54,23 @@ def save(figure: matplotlib.figure.Figure, path: Path) -> None:
         figure.savefig(partial, format="png", dpi=120)
 
 
+@functools.cache
+def letters() -> frozenset[int]:
+    """The code points that matplotlib's own font can draw."""
+    return frozenset(get_font(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf").get_charmap())
+
+
+def drawable(classes: Sequence[str], longest: int = 24) -> list[str]:
+    """Class names as figures show them: shortened, and as #NUMBER where the font has not got their letters."""
+    names = []
+    for number, name in enumerate(classes):
+        name = " ".join(name.split())
+        name = name if len(name) <= longest else f"{name[: longest - 1]}…"
+        names.append(name if name and name.isprintable() and letters().issuperset(map(ord, name)) else f"#{number}")
+    return names
+
+
+@figure
 def curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> None:
     """Loss and accuracy over epochs out of the rows of metrics.csv."""
     figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
@@ -39,10 +86,11 @@ def curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     axes[1].set_ylim(top=1)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9 if len(title) < 120 else 6)
     save(figure, path)
 
 
+@figure
 def comparison(path: Path, settings: Sequence[tuple[str, Setting]]) -> None:
     """Loss and accuracy of named settings over epochs: the mean over seeds and a band over all of them."""
     figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
@@ -62,23 +110,39 @@ def comparison(path: Path, settings: Sequence[tuple[str, Setting]]) -> None:
     save(figure, path)
 
 
-def confusion(path: Path, counts: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
-    """The confusion matrix in percent of each true class. counts: rows are true classes, columns predicted ones."""
-    figure = matplotlib.figure.Figure(figsize=(6.5, 6), layout="constrained")
+@figure
+def confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> None:
+    """The confusion matrix in percent of each true class. counts: (K, K), rows are true classes."""
+    figure = matplotlib.figure.Figure(figsize=confusion_size(len(classes)), layout="constrained")
     axis = figure.subplots()
     axis.set_title("test images, percent of each true class")
     draw_confusion(axis, counts, classes)
     save(figure, path)
 
 
-def draw_confusion(axis: matplotlib.axes.Axes, counts: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
-    """As `confusion`; numbers are written where there is room for them."""
-    shares = np.asarray(counts) / np.maximum(np.sum(counts, axis=1, keepdims=True), 1) * 100
+def confusion_size(num_classes: int) -> tuple[float, float]:
+    """Width and height in inches: room for the names, as far as there are names."""
+    height = 6 + 0.15 * max(min(num_classes, NAMED) - 20, 0)
+    return height + 0.5, height
+
+
+def draw_confusion(axis: matplotlib.axes.Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
+    """As `confusion`; shares are written where there is room for them, and more than NAMED classes are numbered."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1) * 100
+    if len(classes) > NAMED:  # single images show, too
+        shown = axis.imshow(shares, cmap="Blues", norm=PowerNorm(0.3, vmin=0, vmax=100), interpolation="nearest")
+        axis.set(
+            xlabel="number of the predicted class (0: the first in summary.json)", ylabel="number of the true class"
+        )
+        axis.figure.colorbar(shown, ax=axis, shrink=0.8, ticks=(0, 1, 5, 20, 50, 100))
+        return
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    ticks = range(len(classes))
-    axis.set_xticks(ticks, classes, rotation=45, ha="right")
-    axis.set_yticks(ticks, classes)
     axis.set(xlabel="predicted", ylabel="true")
+    names, size = drawable(classes), 10 if len(classes) <= 20 else 7
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
+    axis.set_yticks(range(len(names)), names, fontsize=size)
+    if names != list(classes):
+        axis.set_xlabel("predicted   (#0 is the first of the classes in summary.json)")
     if len(classes) <= 20:
         for row, column in np.ndindex(*shares.shape):
             color = "white" if shares[row, column] > 50 else "black"
@@ -96,6 +160,7 @@ def tiled(images: np.ndarray, columns: int = 8, scale: int = 6) -> np.ndarray:
     return canvas.repeat(scale, 0).repeat(scale, 1)
 
 
+@figure
 def mistakes(
     path: Path,
     pixels: np.ndarray,
@@ -109,10 +174,11 @@ def mistakes(
 
     pixels: (N, H, W, C) uint8; labels, predicted, confidence: (N,).
     """
+    names = drawable(classes, longest=12)
     wrong = np.flatnonzero(labels != predicted)
     worst = wrong[np.argsort(-confidence[wrong].astype(float), kind="stable")][:num]
     columns, rows = 8, max(-(-len(worst) // 8), 1)
-    side, caption, margin = 1.0, 0.5, 0.25  # a picture is 1 wide; what it is taken for stands above it
+    side, caption, margin = 1.0, 0.5, 0.25  # a picture is 1 wide; its class and the predicted one stand above it
     width, height = columns * (side + margin) + margin, rows * (side + caption) + margin + 0.6 * caption
     figure = matplotlib.figure.Figure(figsize=(1.2 * width, 1.2 * height))
     axis = figure.add_axes((0, 0, 1, 1))  # one: an axis for every picture takes four times as long
@@ -121,20 +187,23 @@ def mistakes(
         left = margin + number % columns * (side + margin)
         top = 1.6 * caption + number // columns * (side + caption)
         axis.imshow(pixels[place], extent=(left, left + side, top + side, top))
-        said = f"{classes[labels[place]]}\ntaken for {classes[predicted[place]]}, {confidence[place]:.2f}"
+        said = f"{names[labels[place]]}\nnot {names[predicted[place]]}, {confidence[place]:.2f}"
         axis.text(left + side / 2, top - 0.06, said, fontsize=8, ha="center", va="bottom")
     axis.set(xlim=(0, width), ylim=(height, 0))
-    title = f"{len(wrong):,} of {len(labels):,} test images are mistaken; the most confident ones"
+    title = (
+        f"{len(wrong):,} of {len(labels):,} test images are misclassified; those with the most confident predictions"
+    )
     axis.text(width / 2, 0.25, title, fontsize=10, ha="center", va="center")
     save(figure, path)
 
 
+@figure
 def reliability(path: Path, bins: Sequence[tuple[float, float, int]], error: float) -> None:
     """Accuracy against confidence; bins as in Evaluation.reliability."""
     figure = matplotlib.figure.Figure(figsize=(5, 5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     confidence, accuracy, counts = (np.array(values) for values in zip(*bins, strict=True))
-    upper.plot((0, 1), (0, 1), "--", color="gray", label="as sure as right")
+    upper.plot((0, 1), (0, 1), "--", color="gray", label="perfectly calibrated")
     upper.plot(confidence, accuracy, "o-", label=f"expected calibration error {error:.3f}")
     upper.set(ylabel="accuracy", ylim=(0, 1))
     upper.legend()
@@ -145,6 +214,7 @@ def reliability(path: Path, bins: Sequence[tuple[float, float, int]], error: flo
     save(figure, path)
 
 
+@figure
 def corruptions(path: Path, found: Mapping[str, Sequence[float]], clean: float) -> None:
     """Accuracy against the strength of each corruption, 0 (none) to 5."""
     figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
@@ -158,6 +228,7 @@ def corruptions(path: Path, found: Mapping[str, Sequence[float]], clean: float) 
     save(figure, path)
 
 
+@figure
 def sheet(path: Path, originals: np.ndarray, augmented: np.ndarray, columns: int = 10, scale: int = 3) -> None:
     """Originals, and below each what the network sees in its place.
 

@@ -14,7 +14,7 @@ from cnnlab.config import UserError, as_typed, leaves
 from cnnlab.records import Row, RunDirectory
 
 NEEDED = ("run", "choices", "changes", "seed", "status")  # in the summary of a run of ours
-WHEN_DONE = ("metrics", "selected_on", "best_epoch", "train_seconds", "images_per_second", "confusion", "data")
+WHEN_DONE = ("metrics", "selected_on", "best_epoch", "train_seconds", "images_per_second", "data")
 
 
 @dataclass

@@ -8,6 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from cnnlab.records import RunDirectory
 from cnnlab.report.runs import Run, Setting, grouped, varied
 from cnnlab.report.statistics import Difference, Estimate, difference, estimate
 
@@ -196,10 +199,11 @@ class Sweep:
             for place, value in enumerate(values)
         ]
 
-    def confusion(self) -> list[list[int]]:
-        """Of the best setting, summed over its seeds: rows are true classes."""
-        matrices = [run.summary["confusion"] for run in self.ranking[0].setting.runs]
-        return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
+    def confusion(self) -> np.ndarray:
+        """Of the best setting, summed over its seeds: (K, K), rows are true classes; (0, 0) without predictions."""
+        runs = [run for run in self.ranking[0].setting.runs if (run.path / "predictions.npz").exists()]
+        counts = [RunDirectory(run.path).confusion(len(run.summary["data"]["classes"])) for run in runs]
+        return np.sum(counts, axis=0) if counts else np.zeros((0, 0), dtype=np.int64)
 
 
 def with_interval(value: Estimate) -> str:

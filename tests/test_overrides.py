@@ -1,0 +1,63 @@
+"""What is typed for a group is an option of it, and no mistake there is a traceback of Hydra's."""
+
+import pytest
+
+from cnnlab.config import UserError
+from cnnlab.overrides import check_overrides
+
+REFUSED = {
+    "=1": "nothing before the equals sign",
+    "optim=1": "1 is not the name of an option. Use optim= and one of adadelta",
+    "model=true": "True is not the name",
+    "optim={lr:0.1}": "is not the name",
+    "optim=sgd,2": "2 is not the name",
+    "optim=range(3)": "0 is not the name",
+    "hydra/sweeper=1": "Use hydra/sweeper= and one of grid, optuna",
+    "aug=[]": "leaves no aug, and a run needs it. Type aug= and one of",
+    "aug=[null]": "leaves no aug",
+    "aug=none,[]": "leaves no aug",
+    "logger=null": "leaves no logger",
+    "~trainer": "leaves no trainer",
+    "~optim=sgd": "leaves no optim",
+    "launcher=local,null": "all runs of a sweep have the same launcher",
+    "launcher=local,slurm": "all runs of a sweep have the same launcher",
+    "experiment=best,null": "Leave experiment out, in a command of its own",
+    "debug=null": "Leave debug out, which is the same",
+}
+
+
+@pytest.mark.parametrize("word", REFUSED)
+def test_refused(word):
+    with pytest.raises(UserError) as error:
+        check_overrides(["--config-dir", "somewhere", "-m", word])
+    assert str(error.value).startswith(word)
+    assert REFUSED[word] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("optim=sgd", "optim=sgd,adam", "optim='sgd'", "aug=[crop_flip,cutmix]", "aug=none,[crop_flip,cutmix]"),
+        *("optim=glob(s*)", "optim=choice(sgd,adam)", "optim.lr=1", "seed=range(3)", "~seed", "+debug=one_batch"),
+        *("launcher=local", "~experiment", "optim=[sgd", "--cfg", "name=1"),
+    ],
+)
+def test_left_to_hydra(word):
+    check_overrides([word])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("-m", "seed=range(0)"), "seed=range(0) is a list without values"),
+        (("-m", "seed=glob(*)"), "seed=glob(*) is a list without values"),
+        (("hydra.run.dir=/dev/null/x",), "/dev/null/x cannot be written (Not a directory)"),
+        (("-m", "aug=[]"), "leaves no aug"),
+    ],
+    ids=lambda words: words[-1] if isinstance(words, tuple) else "",
+)
+def test_commands(command, words, said):
+    result = command("train.py", "data=shapes", "plan=true", *words)
+    assert result.returncode == 2, result.stdout
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
