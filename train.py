@@ -57,6 +57,8 @@ def main() -> None:
             check_overrides(sys.argv[1:])
             single()
     except OSError as error:
+        if RunDirectory(Path()).is_lost:
+            sys.exit(refuse(UserError("The working directory was removed. Change to one that is there.")))
         if error.errno not in (EACCES, EEXIST, ELOOP, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS):
             raise
         what = error.filename or "The output folder"

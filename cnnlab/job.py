@@ -200,6 +200,9 @@ def record_stop(run: RunDirectory, about: dict[str, Any], stop: Interrupted) -> 
 
 
 def record_failure(run: RunDirectory, about: dict[str, Any], error: BaseException) -> int:
+    if run.is_lost:
+        log.error(f"{run.path}, or the working directory, was removed during the run. Run the same command again.")
+        return 1
     log.error(f"failed: {type(error).__name__}: {error}; see {run.path}/train.log", exc_info=error)
     failed = {"status": "failed", "error": {"type": type(error).__name__, "message": str(error)}}
     with suppress(OSError):  # a full disk
