@@ -60,6 +60,8 @@ def main() -> None:
             check_overrides(sys.argv[1:])
             single()
     except OSError as error:
+        if RunDirectory(Path()).is_lost:
+            sys.exit(refuse(UserError("The working directory was removed. Change to one that is there.")))
         if error.errno not in NOT_WRITTEN:
             raise
         what = error.filename or "The output folder"

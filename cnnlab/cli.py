@@ -146,7 +146,7 @@ def show_run(path: Path, picture: Path | None) -> None:
     from cnnlab.data.images import load_once
     from cnnlab.networks import first_filters
     from cnnlab.records import RunDirectory
-    from cnnlab.report.pictures import tiled, write_png
+    from cnnlab.report.pictures import drawable, tiled, write_png
     from cnnlab.trained import open_run
 
     model, config, _ = open_run(path)
@@ -167,7 +167,9 @@ def show_run(path: Path, picture: Path | None) -> None:
     if layers := explain.feature_maps(model, given):
         explain.draw_feature_maps(folder / "feature_maps.png", seen, layers)
     said = f"{name} ({label}): {model.classes[place]}, {share:.3f}"
-    explain.draw_occlusion(folder / "occlusion.png", seen, explain.occlusion(model, given, int(place)), said)
+    names = drawable(model.classes)
+    title = f"{names[test.labels[0]] if picture is None else 'the picture'}, predicted as {names[place]}, {share:.3f}"
+    explain.draw_occlusion(folder / "occlusion.png", seen, explain.occlusion(model, given, int(place)), title)
     if summary["status"] == "done" and summary["data"]["fingerprint"] == data.fingerprint:
         predicted, labels, _ = RunDirectory(path).predictions()
         seen_in_test = test.pixels.transpose(0, 2, 3, 1)

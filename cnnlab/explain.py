@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cnnlab.report.pictures import save
+from cnnlab.report.pictures import drawable, figure, save
 from cnnlab.trained import Trained
 
 
@@ -60,6 +60,7 @@ def occlusion(model: Trained, pixels: Tensor, label: int, size: int = 8, stride:
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
+@figure
 def draw_feature_maps(
     path: Path, picture: np.ndarray, layers: Sequence[tuple[str, np.ndarray]], columns: int = 8
 ) -> None:
@@ -78,6 +79,7 @@ def draw_feature_maps(
     save(figure, path)
 
 
+@figure
 def draw_occlusion(path: Path, picture: np.ndarray, lost: np.ndarray, title: str) -> None:
     """The picture, and over it how much probability is lost where."""
     figure = matplotlib.figure.Figure(figsize=(6.4, 3.2), layout="constrained")
@@ -101,16 +103,17 @@ def confused_pairs(confusion: np.ndarray, num: int = 6) -> list[tuple[int, int, 
     return [(true, predicted, int(wrong[true, predicted])) for true, predicted in pairs if wrong[true, predicted]]
 
 
+@figure
 def draw_confused(
     path: Path, pixels: np.ndarray, labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str], columns: int = 8
 ) -> None:
     """A row of examples for every pair of classes that is often confused. pixels: (N, H, W, C) uint8."""
-    num = len(classes)
+    num, names = len(classes), drawable(classes)
     pairs = confused_pairs(np.bincount(labels * num + predicted, minlength=num**2).reshape(num, num))
     figure = matplotlib.figure.Figure(figsize=(1.2 * columns + 2.4, 1.25 * max(len(pairs), 1)), layout="constrained")
     axes = figure.subplots(max(len(pairs), 1), columns + 1, squeeze=False, width_ratios=[2.4, *[1.2] * columns])
     for row, (true, taken, count) in zip(axes, pairs, strict=False):
-        row[0].text(0, 0.5, f"{classes[true]}\ntaken for {classes[taken]}\n{count} times", fontsize=9, va="center")
+        row[0].text(0, 0.5, f"{names[true]}\npredicted as\n{names[taken]}\n{count} times", fontsize=9, va="center")
         for axis, place in zip(row[1:], np.flatnonzero((labels == true) & (predicted == taken)), strict=False):
             axis.imshow(pixels[place])
     for axis in axes.flat:

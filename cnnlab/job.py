@@ -209,6 +209,9 @@ def record_stop(run: RunDirectory, about: dict[str, Any], stop: Interrupted) -> 
 
 
 def record_failure(run: RunDirectory, about: dict[str, Any], error: BaseException) -> int:
+    if run.is_lost:
+        log.error(f"{run.path}, or the working directory, was removed during the run. Run the same command again.")
+        return 1
     global _gpu_lost
     kind, advice = type(error).__name__, ADVICE.get(type(error).__name__)
     _gpu_lost = _gpu_lost or kind == "AcceleratorError"

@@ -212,6 +212,15 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / ".queued", job)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether somebody has removed the directory, or the working directory, since the run began."""
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            return True
+        return not self.path.exists()
+
     def forget(self) -> None:
         """Remove the directory if no run was recorded in it."""
         if not (self.path / "summary.json").exists():
@@ -384,8 +393,8 @@ class _LogFile(logging.FileHandler):
 
 
 AFTERWARDS = (  # what is done with runs, and what starts them
-    *("__main__.py", "anatomy.py", "cli.py", "evaluation.py", "explain.py", "export.py", "launch.py", "predict.py"),
-    "trained.py",
+    *("__main__.py", "anatomy.py", "cli.py", "console.py", "evaluation.py", "explain.py", "export.py", "launch.py"),
+    *("overrides.py", "predict.py", "trained.py"),
 )
 
 

@@ -204,6 +204,7 @@ def run(request: dict) -> dict:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ.update(request.get("environment", {}))
+        os.chdir(request.get("folder", "."))
         if request.get("terminal"):
             print_to(request["terminal"])
         counts: Counter = Counter()

@@ -235,6 +235,20 @@ def test_a_terminal_or_pipe_that_goes_away_ends_no_training(zygote, undisturbed,
     assert differences(undisturbed[0], left_by(output)) == []
 
 
+def test_a_folder_that_is_removed_during_a_run_is_one_line(zygote, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    request = {
+        "arguments": [*SMALL, "output_dir=outputs"],
+        "faults": [("step", 5, "remove")],
+        "log": str(tmp_path / "log"),
+    }
+    assert zygote.ask(request | {"folder": str(folder)})["status"] == 1
+    text = (tmp_path / "log").read_text()
+    assert "was removed during the run. Run the same command again." in text
+    assert "Traceback" not in text
+
+
 def test_a_signal_that_is_ignored_stays_ignored(zygote, tmp_path):
     output = tmp_path / "outputs"
     assert zygote.run(output, faults=[("step", 5, "SIGHUP"), ("", 0, "nohup")], command=SMALL)["status"] == 0
