@@ -210,4 +210,5 @@ def _tried(read: Callable[[str], bytes], file: str) -> bytes | None:
 
 def _progress(steps, description: str, total: int):
     """Show on the terminal how far something is."""
-    return track(steps, description, total, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return track(steps, description, total, console=console, transient=True, disable=not console.is_terminal)
