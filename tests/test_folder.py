@@ -173,6 +173,11 @@ def test_names_are_bytes_and_classes_are_utf8_in_any_locale(tmp_path):
     assert said[0] == said[1] == f"{data.train.classes!a} {data.fingerprint} {source(root).digest()}\n"
 
 
+def test_a_folder_may_be_named_by_a_number(tmp_path):
+    write_pictures(tmp_path / "2024")
+    assert config.data_source(composed("data=image_folder", "data.root=2024").data).num_train == 6
+
+
 def test_a_poisoned_digest_is_not_believed(tmp_path):
     write_pictures(tmp_path / "root")
     digest = source(tmp_path / "root").digest()

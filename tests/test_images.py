@@ -88,7 +88,7 @@ def records(claimed: tuple[int, ...], labels: np.ndarray) -> io.BytesIO:
 @pytest.mark.parametrize(
     ("claimed", "labels", "said"),
     [
-        ((1000, 1000, 1000, 3), np.array([1]), "reshape"),
+        ((1000, 1000, 1000, 3), np.array([1]), "1000"),
         ((1, 4, 4, 3), np.array([2]), "labels without a class"),
         ((1, 4, 4, 3), np.array([1.0]), "no images with labels"),
     ],
