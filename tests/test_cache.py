@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from test_config import composed
 
 from cnnlab import cache
+from cnnlab.check import check
+from cnnlab.config import UserError
 
 root_only = pytest.mark.skipif(os.getuid() != 0, reason="only root can act for another user")
 
@@ -113,12 +116,14 @@ def test_of_another_user_nothing_is_used_and_everybody_has_an_entry(open_folder)
     assert as_user(20_002, lambda: entry(path)) == (b"made", True)
     assert as_user(20_002, lambda: entry(path)) == (b"made", False)
     assert as_user(20_001, lambda: entry(path)) == (b"poisoned", False)
+    as_user(20_001, lambda: entry(open_folder / "20003-entry", b"forged"))
+    assert as_user(20_003, lambda: entry(path)) == (b"made", True)
 
 
 @root_only
-def test_a_filled_cache_of_root_needs_no_right_to_write(open_folder):
+def test_a_filled_cache_of_root_needs_no_right_to_write(open_folder, caplog):
     entry(open_folder / "cache" / "entry")
-    assert as_user(20_001, lambda: entry(open_folder / "cache" / "entry")) == (b"made", False)
+    assert as_user(20_001, lambda: (entry(open_folder / "cache" / "entry"), caplog.text)) == ((b"made", False), "")
 
 
 @root_only
@@ -129,6 +134,29 @@ def test_what_cannot_be_cached_is_computed_and_used(open_folder, caplog):
     (open_folder / "file").touch()
     assert entry(open_folder / "file" / "entry") == (b"made", True)
     assert "cannot be written to" in caplog.text
+
+
+@root_only
+@pytest.mark.parametrize("data", ["shapes", "cifar10", "image_folder data.root=/a"])
+def test_without_a_home_every_data_set_is_refused_in_one_paragraph(open_folder, monkeypatch, data):
+    """As in a container that runs as a user whom nobody knows."""
+
+    def refused() -> str:
+        try:
+            check(composed(f"data={data.split()[0]}", *data.split()[1:]))
+        except UserError as error:
+            return str(error)
+        return "not refused"
+
+    monkeypatch.delenv("CNNLAB_CACHE")
+    monkeypatch.delenv("HOME")
+    assert "names a home, and there is none" in as_user(54_321, refused)
+    monkeypatch.setenv("HOME", "/")
+    assert "The folder /.cache/cnnlab cannot be made (Permission denied). Set cache_dir=" in as_user(54_321, refused)
+    monkeypatch.setenv("CNNLAB_CACHE", "")
+    assert "cache_dir is empty" in refused()
+    monkeypatch.setenv("CNNLAB_CACHE", str(open_folder))
+    assert "cache" not in as_user(54_321, refused)
 
 
 def test_a_full_disk_costs_the_entry_only(caplog):

@@ -1,12 +1,19 @@
 """A folder of pictures becomes the arrays that PIL decodes, once per content."""
 
 import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_config import composed
+from test_decode import png
 
+from cnnlab import config
 from cnnlab.config import UserError
 from cnnlab.data import folder as module
 from cnnlab.data.folder import ImageFolder
@@ -63,6 +70,131 @@ def test_decoded_once_until_the_content_changes(tmp_path, monkeypatch):
     Image.new("RGB", (32, 32)).save(root / "train" / "cat" / "0.png")
     assert source(root).digest() != digest
     assert source(root, image_size=16).digest() != source(root).digest()
+
+
+def test_images_of_every_format_and_in_sub_folders_are_read_and_others_are_told(tmp_path, capsys):
+    root = tmp_path / "root"
+    write_pictures(root)
+    (root / "train" / "cat" / "more" / "deeper").mkdir(parents=True)
+    (root / "train" / "cat" / "0.png").rename(root / "train" / "cat" / "more" / "deeper" / "0.png")
+    with Image.open(root / "train" / "dog" / "1.png") as image:
+        image.save(root / "train" / "dog" / "1.webp", lossless=True)
+    (root / "train" / "dog" / "1.png").unlink()
+    for hidden in (".trash", "cat/.thumbs"):
+        (root / "train" / hidden).mkdir()
+        Image.new("RGB", (4, 4)).save(root / "train" / hidden / "0.png")
+    for other in ("train/cat/notes.txt", "test/dog/0.heic", "train/0.png"):
+        (root / other).touch()
+    folder = source(root)
+    folder.check()
+    folder.check()
+    assert folder.load().train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert capsys.readouterr().err == (
+        f"{root}: 3 files are not images (.txt 1, outside the folders of the classes 1, .heic 1) and were left out.\n"
+    )
+
+
+def test_what_decoding_loses_is_told(tmp_path, capsys):
+    root = tmp_path / "root"
+    write_pictures(root)
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    frames[0].save(root / "train" / "cat" / "moving.gif", save_all=True, append_images=frames[1:])
+    source(root).load()
+    assert f"{root}/train: 1 images with several frames, of which only the first is used." in capsys.readouterr().out
+
+
+def test_a_class_that_cannot_be_listed_is_said_to_be_unreadable(tmp_path):
+    root = tmp_path / "root"
+    write_pictures(root)
+    (root / "train" / "cat" / "a").mkdir()
+    long = "x" * 250
+    folder = os.open(root / "train" / "cat" / "a", os.O_RDONLY)
+    for _ in range(20):  # a path of more than 4,096 bytes can be made, and not listed by its name
+        os.mkdir(long, dir_fd=folder)
+        folder = os.open(long, os.O_RDONLY, dir_fd=folder)
+    with pytest.raises(UserError, match=r"cannot be read \(File name too long\)"):
+        source(root).check()
+
+
+def test_background(tmp_path):
+    root = tmp_path / "root"
+    write_pictures(root)
+    Image.new("LA", (32, 32), (0, 0)).save(root / "train" / "cat" / "0.png")
+    assert (source(root).load().train.pixels[0] == 0).all()
+    assert (source(root, background="white").load().train.pixels[0] == 255).all()
+    with pytest.raises(ValueError, match="unknown color"):
+        source(root, background="wight")
+
+
+def test_where_a_folder_lies_and_how_it_is_written_is_not_part_of_a_run(tmp_path, monkeypatch):
+    def run(root: object, *words: str) -> str:
+        config._sources.clear()  # as in another process
+        return config.run_id(composed("data=image_folder", f"data.root='{root}'", *words))
+
+    root = tmp_path / "root"
+    write_pictures(root)
+    (tmp_path / "link").symlink_to(root)
+    shutil.copytree(root, tmp_path / "copy" / "of" / "it")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = run(root)
+    assert re.fullmatch("image_folder-cnn-sgd-data=[0-9a-f]{6}-[0-9a-f]{8}", name)
+    for spelling in (f"{root}/", "root", "./root", "~/root", "link", tmp_path / "copy" / "of" / "it"):
+        assert run(spelling) == name, spelling
+    assert run(root, "data.image_size=16") != name
+    assert run("nowhere") != name
+    Image.new("RGB", (32, 32)).save(root / "train" / "cat" / "0.png")
+    assert run(root) != name
+    (root / "train" / "cat").rename(root / "train" / "cow")
+    (root / "test" / "cat").rename(root / "test" / "cow")
+    assert run(root) != run("link", "seed=1")
+    assert run(root) == run("link")
+
+
+def test_names_are_bytes_and_classes_are_utf8_in_any_locale(tmp_path):
+    root = tmp_path / "root"
+    names = ["caf\xe9".encode(), "\u732b".encode(), b"\xe9"]
+    write_pictures(root, [os.fsdecode(name) for name in names])
+    code = """if True:
+        import sys
+        from cnnlab.data.folder import ImageFolder
+        folder = ImageFolder(sys.argv[1], "cache")
+        folder.check()
+        data = folder.load()
+        print(ascii(data.train.classes), data.fingerprint, folder.digest())
+        """
+    said = []
+    for environment in ({}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+        words = [sys.executable, "-c", code, root]
+        result = subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, check=False)
+        assert (result.returncode, result.stderr) == (0, "")
+        said.append(result.stdout)
+    data = source(root).load()
+    assert data.train.classes == ("caf\xe9", "\u732b", "\udce9")
+    assert said[0] == said[1] == f"{data.train.classes!a} {data.fingerprint} {source(root).digest()}\n"
+
+
+def test_a_folder_may_be_named_by_a_number(tmp_path):
+    write_pictures(tmp_path / "2024")
+    assert config.data_source(composed("data=image_folder", "data.root=2024").data).num_train == 6
+
+
+def test_a_poisoned_digest_is_not_believed(tmp_path):
+    write_pictures(tmp_path / "root")
+    digest = source(tmp_path / "root").digest()
+    [path] = Path(os.environ["CNNLAB_CACHE"]).rglob("*.digest")
+    path.write_text("0" * 64)
+    assert source(tmp_path / "root").digest() == digest
+
+
+def test_a_pipe_and_a_bomb_are_skipped(tmp_path):
+    root = tmp_path / "root"
+    write_pictures(root)
+    os.mkfifo(root / "train" / "cat" / "pipe.png")
+    (root / "train" / "dog" / "zero.png").symlink_to("/dev/zero")
+    (root / "train" / "dog" / "bomb.png").write_bytes(png(1, 80_000_000))
+    assert source(root, unreadable="skip").load().train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        source(root).load()
 
 
 def test_a_broken_link_is_named_or_skipped(tmp_path):

@@ -1,9 +1,14 @@
 """The stratified split and the cache file of a data set."""
 
+import io
+import resource
+
 import numpy as np
 import pytest
 
-from cnnlab.data.images import Images, cached_data, fingerprint, load_once, stratified_split
+from cnnlab.config import UserError
+from cnnlab.data import images as module
+from cnnlab.data.images import Images, cached_data, expand, fingerprint, load_once, stratified_split
 from cnnlab.data.shapes import Shapes
 
 LABELS = np.repeat(np.arange(5), [100, 200, 300, 50, 10])
@@ -39,6 +44,71 @@ def test_cache_gives_back_what_was_made_and_makes_it_once(tmp_path):
     assert (second.test.pixels == 2).all()
     assert second.train.classes == ("a", "b", "c", "d")
     assert second.train.pixels.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+def poisoned(path, labels: bytes, others: bytes) -> None:
+    """Other labels in the file, as whoever can write to the folder might put them there."""
+    content = path.read_bytes()
+    assert labels in content
+    path.write_bytes(content.replace(labels, others))
+
+
+def test_poisoned_labels_are_not_believed(tmp_path, caplog):
+    path = tmp_path / "data.images"
+    cached_data(path, lambda: (images(1), images(2)))
+    poisoned(path, np.arange(4).tobytes(), np.arange(4)[::-1].tobytes())
+    assert cached_data(path, lambda: (images(1), images(2))).train.labels.tolist() == [0, 1, 2, 3]
+    assert f"{path} is not what was written" in caplog.text
+
+
+def test_a_copy_for_the_machine_is_verified_and_a_convenience(tmp_path, monkeypatch, caplog):
+    path, node = tmp_path / "data.images", tmp_path / "node"
+    monkeypatch.setenv("CNNLAB_NODE_DIR", str(node))
+    cached_data(path, lambda: (images(1), images(2)))
+    assert (node / path.name).read_bytes() == path.read_bytes()
+    poisoned(node / path.name, np.arange(4).tobytes(), np.arange(4)[::-1].tobytes())
+    assert cached_data(path, lambda: pytest.fail("made twice")).train.labels.tolist() == [0, 1, 2, 3]
+    monkeypatch.setenv("CNNLAB_NODE_DIR", "/dev/null/node")
+    assert (cached_data(path, lambda: pytest.fail("made twice")).train.pixels == 1).all()
+
+
+def records(claimed: tuple[int, ...], labels: np.ndarray) -> io.BytesIO:
+    """The content of a cache file whose first array has less than it says."""
+    file = io.BytesIO()
+    np.save(file, np.array(["a", "b"]))
+    np.save(file, np.array("0" * 64))
+    for _ in ("train", "test"):
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": claimed})
+        file.write(bytes(48))
+        np.save(file, labels)
+    file.seek(0)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("claimed", "labels", "said"),
+    [
+        ((1000, 1000, 1000, 3), np.array([1]), "1000"),
+        ((1, 4, 4, 3), np.array([2]), "labels without a class"),
+        ((1, 4, 4, 3), np.array([1.0]), "no images with labels"),
+    ],
+    ids=["3 GB", "label without a class", "labels that are no numbers of classes"],
+)
+def test_a_wrong_record_is_refused_without_room_for_it(tmp_path, claimed, labels, said):
+    (tmp_path / "file").write_bytes(records(claimed, labels).getvalue())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=said), open(tmp_path / "file", "rb") as file:
+        module._read(file)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+
+
+def test_no_home_and_no_name_are_one_paragraph(monkeypatch):
+    monkeypatch.setenv("HOME", "/nowhere")
+    assert str(expand("~/cache")) == "/nowhere/cache"
+    with pytest.raises(UserError, match="cache_dir is empty"):
+        expand("")
+    with pytest.raises(UserError, match="names a home, and there is none"):
+        expand("~nobody-of-that-name/cache")
 
 
 def test_a_failure_while_making_leaves_no_file(tmp_path):

@@ -1,5 +1,6 @@
 """Statistics come from the training images alone, exactly, and undo themselves."""
 
+import io
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from cnnlab import normalize
 from cnnlab.augment import CropFlip, CutMix
 from cnnlab.data.images import DataSet, Images
 from cnnlab.data.module import ImageData
-from cnnlab.normalize import PCA, ZCA, MinMax, Normalization, Robust, Standard, Unchanged
+from cnnlab.normalize import PCA, ZCA, MinMax, Normalization, Robust, Standard, Unchanged, fit_once
 
 NORMS = (Unchanged, Standard, MinMax, Robust, PCA, ZCA)
 
@@ -182,6 +183,31 @@ def test_statistics_are_measured_once_for_the_same_images(tmp_path, monkeypatch)
     ):
         with pytest.raises(TypeError, match="not callable"):
             other()
+
+
+def test_poisoned_statistics_are_not_believed(tmp_path, caplog):
+    def made() -> Tensor:
+        norm = Standard()
+        fit_once(norm, lambda: PIXELS[:200], "a", tmp_path)
+        return norm.scale
+
+    scale = made()
+    [path] = tmp_path.glob("*.statistics")
+    poisoned = io.BytesIO()
+    torch.save({"shift": torch.zeros(3, 1, 1), "scale": 50 * scale}, poisoned)
+    for content in (poisoned.getvalue(), path.read_bytes()[:65] + poisoned.getvalue(), path.read_bytes()[:-1]):
+        path.write_bytes(content)
+        caplog.clear()
+        assert made().equal(scale)
+        assert f"{path} is not what was written" in caplog.text
+
+
+def test_statistics_that_cannot_be_kept_are_used(tmp_path):
+    (tmp_path / "norm").touch()
+    kept, other = Standard(), Standard()
+    fit_once(kept, lambda: PIXELS[:200], "a", tmp_path)
+    fit_once(other, lambda: PIXELS[:200], "a", tmp_path / "norm")
+    assert other.scale.equal(kept.scale)
 
 
 def test_statistics_of_a_checkpoint_go_to_the_device(tmp_path):

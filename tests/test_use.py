@@ -184,14 +184,15 @@ def test_pictures_of_all_kinds(trained, verb, command, tmp_path):
     good = verb("predict", str(trained["plain"]), "mixed", "--format", "csv")
     assert good.returncode == 0, good.stderr
     assert len(good.stdout.splitlines()) == 1 + 10
-    (folder / "text.png").write_text("no picture")
+    for name in ("text.png", ".hidden.png", "notes.txt"):
+        (folder / name).write_text("no picture")
     (folder / "empty.jpg").write_bytes(b"")
     Image.new("1", (10_000, 10_000)).save(folder / "huge.png")
     some = command("-m", "cnnlab", "predict", str(trained["plain"]), "mixed")
     assert some.returncode == 1
-    assert [line.split()[1] for line in some.stderr.splitlines()] == [
-        f"mixed/{name}" for name in ("empty.jpg", "huge.png", "text.png")
-    ]
+    left_out, *failed = some.stderr.splitlines()
+    assert left_out == "cnnlab: 1 files are not images (.txt 1) and were left out."
+    assert [line.split()[1] for line in failed] == [f"mixed/{name}" for name in ("empty.jpg", "huge.png", "text.png")]
     assert "10000 x 10000 pixels are more than" in some.stderr
     assert "dot.png" in some.stdout
 

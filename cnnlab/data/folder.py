@@ -50,11 +50,16 @@ class ImageFolder:
     def __init__(
         self, root: str, cache_dir: str, image_size: int = 32, unreadable: str = "stop", background: str = "black"
     ):
-        self.root, self.image_size, self.unreadable, self.background = expand(root), image_size, unreadable, background
+        self.root, self.image_size, self.unreadable, self.background = (
+            expand(str(root)),
+            image_size,
+            unreadable,
+            background,
+        )
         self.folder = expand(cache_dir) / "image_folder"
         self._listed: dict[str, dict[str, list[str]]] = {}
         self._left_out: Counter[str] = Counter()
-        ImageColor.getrgb(background)  # ValueError: unknown color specifier
+        ImageColor.getrgb(self.background)  # ValueError: unknown color specifier
 
     def check(self) -> None:
         """Find the images; report files that are none.
@@ -210,4 +215,5 @@ def _tried(read: Callable[[str], bytes], file: str) -> bytes | None:
 
 def _progress(steps, description: str, total: int):
     """Show on the terminal how far something is."""
-    return track(steps, description, total, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return track(steps, description, total, console=console, transient=True, disable=not console.is_terminal)
