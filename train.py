@@ -5,17 +5,18 @@ failed, 2 the input is wrong, 143 stopped by a signal after saving (130: by Ctrl
 """
 
 import os
+import re
 import sys
-from errno import EACCES, ENOSPC, EPERM, EROFS
+from errno import EACCES, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.check import check
+from cnnlab.check import NOT_OWN, check
 from cnnlab.config import GROUPS, UserError, chosen, options, refuse, refusing
-from cnnlab.job import perform
+from cnnlab.job import Job
 from cnnlab.records import RunDirectory
 
 
@@ -39,9 +40,10 @@ def single(config: DictConfig) -> None:
                 print_plan([whole], Path(config.output_dir))
                 sys.exit(0)
     except SystemExit:
-        run.remove_if_empty()  # Hydra has made the directory
+        if re.search("-[0-9a-f]{8}$", run.path.name):
+            run.remove_if_empty()  # Hydra has made the directory
         raise
-    sys.exit(perform(config, settings, run))
+    sys.exit(Job.of(whole, run.path).do())
 
 
 def main() -> None:
@@ -51,6 +53,9 @@ def main() -> None:
     try:
         with refusing():
             for word in sys.argv[1:]:
+                key, _, value = word.lstrip("+~").partition("=")
+                if key in ("hydra.run.dir", "hydra.sweep.subdir") and not value.strip("'\"").endswith("${run_id:}"):
+                    raise UserError(f"{word} {NOT_OWN}")  # Hydra would make it before anything is checked
                 group, _, values = word.removeprefix("~").partition("=")
                 deleted = word.startswith("~") or "null" in values.split(",")
                 if deleted and group in (*GROUPS, "trainer", "logger"):
@@ -60,7 +65,7 @@ def main() -> None:
                     )
             single()
     except OSError as error:
-        if error.errno not in (EACCES, EPERM, EROFS, ENOSPC):
+        if error.errno not in (EACCES, EEXIST, EPERM, EROFS, ENOSPC, ENOTDIR):
             raise
         what = error.filename or "The output folder"
         sys.exit(refuse(UserError(f"{what} cannot be written ({error.strerror}). Type output_dir=FOLDER.")))

@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +21,7 @@ from cnnlab.config import (
     option_file,
     options,
     ours,
+    run_id,
 )
 
 # Arguments of Lightning's Trainer with which an epoch would not be what it is here: a step for every batch, then one
@@ -129,6 +131,7 @@ def check(config: DictConfig) -> None:
     if missing := sorted(OmegaConf.missing_keys(ours(config))):
         raise UserError(f"{missing[0]} must be given, and was not. Type {missing[0]}=VALUE.")
     job = job_config(config)
+    check_directory(config)
     for group in GROUPS:
         for name, node in job[group].items() if group in LISTED else [(group, job[group])]:
             if not isinstance(node, dict) or "_target_" not in node:
@@ -233,6 +236,20 @@ def check(config: DictConfig) -> None:
             raise UserError(f"trainer.devices={devices}: a launcher has to know how many. Type a number from 1.")
         if num_nodes > 1 and job["launcher"]["way"] != "slurm":
             raise UserError(f"trainer.num_nodes={num_nodes} needs launcher=slurm, or torchrun on every node.")
+
+
+def check_directory(config: DictConfig) -> None:
+    """Refuse a run directory that is not named by the run: it may hold another one, or files that are not ours."""
+    own = run_id(config)
+    for key, path in (("hydra.run.dir", config.hydra.run.dir), ("hydra.sweep.subdir", config.hydra.sweep.subdir)):
+        if Path(path).name != own:
+            raise UserError(f"{key}={path} {NOT_OWN}")
+
+
+NOT_OWN = (
+    "is not the run's own directory, whose name is made from its configuration. Use output_dir=FOLDER and name=NAME to "
+    "say where it is."
+)
 
 
 def refuse_uneven(batch_size: int, devices: int) -> None:

@@ -25,10 +25,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import signals
 from cnnlab.check import check
-from cnnlab.config import UserError, run_path
+from cnnlab.config import UserError, identity, run_path
 from cnnlab.job import Job, die_with_parent, in_words, is_first_process, python_path, record_failure
 from cnnlab.records import BusyError, RunDirectory, log, write_text
 from cnnlab.signals import Interrupted
+from cnnlab.text import say
 
 
 def sweep(config: DictConfig, configs: Sequence[DictConfig]) -> None:
@@ -74,9 +75,10 @@ def note(config: DictConfig) -> None:
 def put_aside(config: DictConfig) -> None:
     """Keep the old run of a job under another name, if there is one."""
     run = RunDirectory(run_path(config))
-    if run.summary():
+    if (run.path / "summary.json").exists():
         try:
             with run.owned(config.on_busy):
+                run.refuse_other(identity(config))
                 print(f"The old run is kept as {run.put_aside()}.")
         except BusyError as error:
             sys.exit(f"cnnlab: {error}. Type on_busy=wait to wait for it.")
@@ -95,7 +97,7 @@ def report(paths: list[Path], trials: bool = False) -> bool:
     all_done = table.print_table(paths)
     made = Sweep(*read(path for path in paths if (path / "summary.json").exists()))
     if made.ranking:
-        print(search.answer(paths) if trials else made.answer())
+        say(search.answer(paths) if trials else made.answer())
         print(f"Report: {os.path.relpath(page.write(made, page.default_folder(paths)))}")
     return all_done or bool(trials and made.ranking)
 

@@ -19,8 +19,7 @@ from signal import SIGTERM
 from omegaconf import DictConfig
 
 from cnnlab.check import check
-from cnnlab.cli import configuration
-from cnnlab.config import UserError, refusing, run_path
+from cnnlab.config import UserError, configuration, refusing, run_path
 from cnnlab.job import die_with_parent
 from cnnlab.records import RunDirectory
 from study import results
