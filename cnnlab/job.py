@@ -140,7 +140,7 @@ def open_or_return(job: Job, run: RunDirectory) -> int:
         return 0
     elif summary and summary.get("data_digest") != digest:
         raise UserError(f"The data have changed since {run.path} was interrupted. Type rerun=true to train it anew.")
-    about |= {"started": now(), "code_digest": code_digest(), "data_digest": digest}
+    about = about | {"started": now(), "code_digest": code_digest(), "data_digest": digest}
     return run_job(config, run, about, job.content["files"])
 
 
