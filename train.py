@@ -5,6 +5,7 @@ failed, 2 the input is wrong, 143 stopped by a signal after saving (130: by Ctrl
 """
 
 import os
+import re
 import sys
 from errno import EACCES, EDQUOT, EEXIST, EFBIG, EIO, ELOOP, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS, ESTALE
 from pathlib import Path
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from cnnlab.check import check
 from cnnlab.config import UserError, chosen, refuse, refusing
 from cnnlab.console import outlive_terminal
-from cnnlab.job import perform
+from cnnlab.job import Job
 from cnnlab.overrides import check_overrides
 from cnnlab.records import RunDirectory
 
@@ -44,9 +45,10 @@ def single(config: DictConfig) -> None:
                 print_plan([whole], Path(config.output_dir))
                 sys.exit(0)
     except SystemExit:
-        run.remove_if_empty()  # Hydra has made the directory
+        if re.search("-[0-9a-f]{8}$", run.path.name):
+            run.remove_if_empty()  # Hydra has made the directory
         raise
-    sys.exit(perform(config, settings, run))
+    sys.exit(Job.of(whole, run.path).do())
 
 
 def main() -> None:

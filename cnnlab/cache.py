@@ -14,7 +14,8 @@ from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from cnnlab.records import atomic_path, lock_file, log, open_regular
+from cnnlab.readers import open_regular
+from cnnlab.records import atomic_path, lock_file, log
 
 T = TypeVar("T")
 

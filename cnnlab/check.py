@@ -1,6 +1,7 @@
 """What a configuration may be: types, ranges, values that fit together. No torch, so that mistakes answer at once."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -19,8 +20,10 @@ from cnnlab.config import (
     option_file,
     options,
     ours,
+    run_id,
 )
 from cnnlab.data.images import expand, make_folder
+from cnnlab.overrides import NOT_OWN
 from cnnlab.processes import place
 
 # Arguments of Lightning's Trainer with which an epoch would not be what it is here: a step for every batch, then one
@@ -130,6 +133,7 @@ def check(config: DictConfig) -> None:
     if missing := sorted(OmegaConf.missing_keys(ours(config))):
         raise UserError(f"{missing[0]} must be given, and was not. Type {missing[0]}=VALUE.")
     job = job_config(config)
+    check_directory(config)
     for group in GROUPS:
         for name, node in job[group].items() if group in LISTED else [(group, job[group])]:
             if not isinstance(node, dict) or "_target_" not in node:
@@ -234,6 +238,14 @@ def check(config: DictConfig) -> None:
             raise UserError(f"trainer.devices={devices}: a launcher has to know how many. Type a number from 1.")
         if num_nodes > 1 and job["launcher"]["way"] != "slurm":
             raise UserError(f"trainer.num_nodes={num_nodes} needs launcher=slurm, or torchrun on every node.")
+
+
+def check_directory(config: DictConfig) -> None:
+    """Refuse a run directory that is not named by the run: it may hold another one, or files that are not ours."""
+    own = run_id(config)
+    for key, path in (("hydra.run.dir", config.hydra.run.dir), ("hydra.sweep.subdir", config.hydra.sweep.subdir)):
+        if Path(path).name != own:
+            raise UserError(f"{key}={path} {NOT_OWN}")
 
 
 def refuse_uneven(batch_size: int, devices: int) -> None:

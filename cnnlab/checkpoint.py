@@ -9,15 +9,19 @@ Whenever the process is killed, last.ckpt or previous.ckpt is whole and has its 
 
 import hashlib
 import io
+import pickle
 import shutil
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from torch import Tensor
 
+from cnnlab.readers import BrokenFileError, open_regular, read_text
 from cnnlab.records import CheckpointError, atomic_path, log, write_text
 
 
@@ -116,19 +120,72 @@ def newest(folder: Path, put_aside: bool = True) -> Path | None:
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a file, in words; empty if it is what was written."""
+    """What is wrong with a file, in words; empty if it is a checkpoint, and what was written."""
     expected = read_digest(path)
     if not expected:
         return f"has no digest {path.name}.sha256"
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    return "" if found == expected else f"is not what was written: its SHA-256 differs from {path.name}.sha256"
+    try:
+        with open_regular(path) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if found != expected:
+        return f"is not what was written: its SHA-256 differs from {path.name}.sha256"
+    try:
+        return foreign(path)
+    except UNREADABLE as error:
+        return f"is not a checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+
+
+# What zipfile, pickle and torch.load raise for a file that torch.save did not write. What a file holds decides which.
+UNREADABLE = (
+    *(zipfile.BadZipFile, pickle.UnpicklingError, EOFError, NotImplementedError, MemoryError, AssertionError),
+    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+)
+
+
+def foreign(path: Path) -> str:
+    """What shows that a file with the right digest is not a checkpoint of ours, in words; empty if nothing does.
+
+    No tensor is read: only what the file says about them. Raises: see UNREADABLE.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            return "is compressed, and torch writes no such checkpoints"
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            return "is smaller than its own content"
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), dict) for key in ("state_dict", "records")
+    ):
+        return "lacks weights or records"
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content["state_dict"].items()):
+        return "has weights that are not tensors"
+    if any(tensor.layout != torch.strided or larger_than_stored(tensor) for tensor in tensors_in(content)):
+        return "has tensors that are larger than what is stored for them"
+    return ""
+
+
+def larger_than_stored(tensor: Tensor) -> bool:
+    """Whether a tensor repeats its values, as an expanded one does."""
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+
+
+def tensors_in(content: Any) -> Iterator[Tensor]:
+    """All tensors in nested containers."""
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, dict | list | tuple):
+        for item in content.values() if isinstance(content, dict) else content:
+            yield from tensors_in(item)
 
 
 def read_digest(path: Path) -> str:
     """The SHA-256 that was written for a checkpoint; empty if there is none."""
-    digest = path.with_name(f"{path.name}.sha256")
-    words = digest.read_text(encoding="utf-8").split() if digest.exists() else []
+    try:
+        words = read_text(path.with_name(f"{path.name}.sha256")).split()
+    except (FileNotFoundError, BrokenFileError):
+        return ""
     return words[0] if words else ""
 
 

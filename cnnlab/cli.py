@@ -9,52 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
-from rich.table import Table
 
 from cnnlab.check import check, check_value
-from cnnlab.config import CONF, UserError, data_source, defaults_of, instantiate, leaves, plain, refuse
+from cnnlab.config import UserError, configuration, data_source, defaults_of, instantiate, leaves, plain, refuse
 from cnnlab.console import outlive_terminal
 from cnnlab.records import CheckpointError
+from cnnlab.terminal import Table
+from cnnlab.text import say
 
 OVERRIDES: dict[str, Any] = {"nargs": "*", "metavar": "group=option or key=value", "help": "as for train.py"}
 RUN: dict[str, Any] = {"type": Path, "metavar": "RUN", "help": "a run directory, as python -m cnnlab ls shows them"}
-
-
-def configuration(overrides: list[str]) -> DictConfig:
-    """The configuration that train.py would have for these overrides."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides, return_hydra_config=True)
-
-
-def other_configuration(config: DictConfig, summary: dict[str, Any], typed: list[str]) -> DictConfig:
-    """The configuration of a run with other data, normalisation or test-time flips."""
-    allowed = ("data=", "data.", "norm=", "norm.", "test_flips=")
-    if wrong := [word for word in typed if not word.startswith(allowed)]:
-        raise UserError(f"{wrong[0]}: only data, norm and test_flips can differ from the run. Type one of those.")
-    replaced = {word[:4] for word in typed if word.startswith(("data=", "norm="))}
-    own = [f"{group}={summary['choices'][group]}" for group in ("data", "norm") if group not in replaced]
-    made = configuration([*own, *typed])
-    given = {word.split("=")[0] for word in typed}
-    for path, value in summary["changes"].items():
-        if path.startswith(("data.", "norm.")) and path[:4] not in replaced and path not in given:
-            OmegaConf.update(made, path, value)
-    for path in OmegaConf.missing_keys(made):  # where the data lie
-        OmegaConf.update(made, path, OmegaConf.select(config, path))
-    if not any(word.startswith("data") for word in typed):
-        made.data = config.data
-    elif "image_size" in made.data and not any(word.startswith("data.image_size") for word in typed):
-        made.data.image_size = summary["data"]["image_size"]
-    if not any(word.startswith("test_flips") for word in typed):
-        made.test_flips = config.test_flips
-    defaults = defaults_of(made)
-    for path, value in leaves({"data": plain(made.data), "norm": plain(made.norm)}):
-        check_value(path, value, defaults.get(path))
-    return made
 
 
 def checked_source(config: DictConfig) -> Any:
@@ -92,7 +59,7 @@ def anatomy(arguments: argparse.Namespace) -> None:
     network = instantiate(config.model, num_classes=source.num_classes, in_channels=3, image_size=image_size)
     parts = layers(network, in_channels=3, image_size=image_size)
 
-    table = Table(title=f"{config.model._target_}, images of {image_size} pixels", title_justify="left")
+    table = Table(title=f"{config.model._target_}, images of {image_size} pixels")
     for name in ("layer", "kind", "output"):
         table.add_column(name)
     for name in ("weights", "multiply-adds", "receptive field", "stride", "fully connected"):
@@ -105,7 +72,7 @@ def anatomy(arguments: argparse.Namespace) -> None:
     sums = (sum(getattr(layer, name) for layer in parts) for name in ("weights", "multiply_adds", "fully_connected"))
     weights, multiply_adds, dense = (f"{value:,}" for value in sums)
     table.add_row("all", "", "", weights, multiply_adds, "", "", dense)
-    Console(width=None if os.isatty(1) else 120).print(table)
+    table.show(width=120)
     print("fully connected: weights, without biases, of a fully connected layer between the same sizes")
 
 
@@ -132,9 +99,10 @@ def show(arguments: argparse.Namespace) -> None:
 def show_run(path: Path, picture: Path | None) -> None:
     """Filters, feature maps and occlusion sensitivity for a picture, the most confused pairs, as PNG files."""
     from cnnlab.data.decode import UNREADABLE, read_image
-    from cnnlab.report.runs import checked
+    from cnnlab.opened import opened, with_other_data
 
-    _, summary = checked(path)
+    run = opened(path)
+    summary = run.summary
     if picture is not None:
         try:
             read = read_image(picture, summary["data"]["image_size"], background(summary)).pixels
@@ -149,8 +117,8 @@ def show_run(path: Path, picture: Path | None) -> None:
     from cnnlab.report.pictures import drawable, tiled, write_png
     from cnnlab.trained import open_run
 
-    model, config, _ = open_run(path)
-    data = load_once(checked_source(config))
+    model, _, _ = open_run(path)
+    data = load_once(checked_source(with_other_data(run)))
     test = data.test
     if picture is None:
         pixels, name, label = test.pixels[:1], "the first test image", model.classes[test.labels[0]]
@@ -174,7 +142,7 @@ def show_run(path: Path, picture: Path | None) -> None:
         predicted, labels, _ = RunDirectory(path).predictions()
         seen_in_test = test.pixels.transpose(0, 2, 3, 1)
         explain.draw_confused(folder / "confused.png", seen_in_test, labels, predicted, model.classes)
-    print(said)
+    say(said)
     for file in ("filters", "feature_maps", "occlusion", "confused"):
         if (folder / f"{file}.png").exists():
             print(folder / f"{file}.png")
@@ -187,15 +155,13 @@ def background(summary: dict[str, Any]) -> str:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Measure a trained run on its test images, or on others of the same classes, and draw where it is wrong."""
-    from cnnlab.report.runs import checked
+    from cnnlab.opened import opened, with_other_data
 
     typed = arguments.overrides
-    _, summary = checked(arguments.run)
-    config = OmegaConf.load(arguments.run / ".hydra" / "config.yaml")
-    assert isinstance(config, DictConfig)
-    chosen = other_configuration(config, summary, typed)
+    run = opened(arguments.run)
+    chosen = with_other_data(run, typed)
     source = checked_source(chosen)
-    if source.image_size != (size := summary["data"]["image_size"]):
+    if source.image_size != (size := run.summary["data"]["image_size"]):
         raise UserError(
             f"The run takes images of {size} pixels, and these have {source.image_size}. Type data of {size}."
         )
@@ -236,12 +202,12 @@ def predict(arguments: argparse.Namespace) -> None:
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top} is not allowed. Type a number from 1.")
     from cnnlab.data.decode import described, images_in
-    from cnnlab.report.runs import checked
+    from cnnlab.opened import opened
 
-    _, summary = checked(arguments.run)
+    summary = opened(arguments.run).summary
     paths, others = images_in(arguments.paths)
     if others:
-        print(f"cnnlab: {described(others)} and were left out.", file=sys.stderr)
+        say(f"cnnlab: {described(others)} and were left out.", file=sys.stderr)
     from cnnlab import predict
     from cnnlab.trained import open_run
 
@@ -250,27 +216,27 @@ def predict(arguments: argparse.Namespace) -> None:
     failed = [answer for answer in answers if isinstance(answer, tuple)]
     predict.print_predictions([answer for answer in answers if isinstance(answer, dict)], arguments.format)
     for path, reason in failed:
-        print(f"cnnlab: {path} cannot be read as an image ({reason}); skipped.", file=sys.stderr)
+        say(f"cnnlab: {path} cannot be read as an image ({reason}); skipped.", file=sys.stderr)
     if failed:
         sys.exit(1)
 
 
 def export(arguments: argparse.Namespace) -> None:
     """Write a trained run as one file for other programs, and verify it."""
-    from cnnlab.report.runs import checked
+    from cnnlab.opened import opened, with_other_data
 
-    checked(arguments.run)
+    run = opened(arguments.run)
     import torch
 
     from cnnlab.data.images import load_once
     from cnnlab.export import export
     from cnnlab.trained import open_run
 
-    model, config, summary = open_run(arguments.run)
+    model, _, summary = open_run(arguments.run)
     model = model.float32_on_cpu()
     path = arguments.out or arguments.run / {"onnx": "model.onnx", "torch": "model.pt2"}[arguments.format]
     path.parent.mkdir(parents=True, exist_ok=True)
-    test = load_once(checked_source(config)).test
+    test = load_once(checked_source(with_other_data(run))).test
     about = {"run": summary["run"], "test/acc": summary.get("metrics", {}).get("test/acc"), **summary["environment"]}
     pixels = torch.from_numpy(test.pixels[:1000])
     difference = export(model, path, arguments.format, about, pixels)
@@ -289,7 +255,9 @@ def report(arguments: argparse.Namespace) -> None:
     if not paths:
         raise UserError(f"There is no run in {arguments.folders[0]}. Type a folder that holds some, as outputs/runs.")
     sweep = Sweep(*read(paths))
-    print(sweep.answer())
+    for path, reason in sweep.left_out:
+        say(f"{path}: left out: {reason}")
+    say(sweep.answer())
     print(page.write(sweep, arguments.out or page.default_folder(paths), latex=arguments.latex))
 
 
@@ -298,7 +266,7 @@ def compare(arguments: argparse.Namespace) -> None:
     from cnnlab.report import compare, pictures
 
     first, second = (compare.chosen(what, arguments.runs) for what in (arguments.first, arguments.second))
-    print("\n".join(compare.compare(first, second)))
+    say("\n".join(compare.compare(first, second)))
     labels = compare.names(first, second)
     print(f"Curves: {arguments.out}")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra.utils
+from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from cnnlab.text import say
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -82,9 +85,11 @@ def run_path(config: DictConfig) -> Path:
 OmegaConf.register_new_resolver("run_id", lambda _root_: run_id(_root_), replace=True)
 
 
-def identity(config: DictConfig) -> str:
-    """SHA-256 over everything in the configuration that can change the result."""
-    kept = {path: _canonical(value) for path, value in leaves(job_config(config)) if not excluded(path)}
+def identity(config: DictConfig, without: str = "") -> str:
+    """SHA-256 over everything in the configuration that can change the result, but for the value at `without`."""
+    kept = {
+        path: _canonical(value) for path, value in leaves(job_config(config)) if not excluded(path) and path != without
+    }
     if content := data_identity(config):
         kept["data"] = content
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
@@ -126,14 +131,20 @@ def described(choices: Mapping[str, list[str]]) -> dict[str, str]:
     return {group: "+".join(choices[group]) or "none" for group in (*GROUPS, "trainer")}
 
 
+DELETED = "deleted"  # stands for the value of an argument that was taken out, as in '~optim.lr'
+
+
 def changes(config: DictConfig) -> dict[str, Any]:
-    """The knobs that differ from what train.yaml and the chosen options' files say: {"optim.lr": 0.1}."""
-    defaults = defaults_of(config)
-    return {
-        path: value
-        for path, value in leaves(job_config(config))
-        if not excluded(path) and (path not in defaults or value != defaults[path])
+    """What differs from train.yaml and the chosen options' files: {"optim.lr": 0.1, "optim.momentum": DELETED}."""
+    defaults, found = defaults_of(config), dict(leaves(job_config(config)))
+    changed = {path: value for path, value in found.items() if path not in defaults or value != defaults[path]}
+    left = {path.rsplit(".", depth)[0] for path in found for depth in range(path.count(".") + 1)}  # and what holds it
+    deleted = {
+        path: DELETED
+        for path in defaults
+        if path not in left and not any(path.startswith(f"{shorter}.") for shorter in found)
     }
+    return {path: value for path, value in (changed | deleted).items() if not excluded(path)}
 
 
 def differences(config: DictConfig) -> dict[str, str]:
@@ -205,13 +216,11 @@ def _file(name: str) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")))
 
 
-def leaves(node: Mapping[str, Any], prefix: str = "", into_lists: bool = False) -> Iterator[tuple[str, Any]]:
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every value that is not a dictionary, with its dotted path."""
     for key, value in node.items():
-        if into_lists and isinstance(value, list):
-            value = dict(enumerate(value))
         if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.", into_lists)
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -224,25 +233,65 @@ def excluded(path: str) -> bool:
 
 
 @functools.cache
-def allowed_targets() -> frozenset[str]:
-    """The classes that the files in conf/ name. Nothing else is ever instantiated, wherever a configuration is from."""
+def allowed_targets(group: str = "*") -> frozenset[str]:
+    """The classes that the files of a group name, or those that change any group. Nothing else is instantiated."""
     return frozenset(
         target.strip("\"'")
-        for file in CONF.glob("*/*.yaml")  # those below conf/hydra are no part of a run
+        for folder in (group, "experiment", "debug")
+        for file in CONF.glob(f"{folder}/*.yaml")  # those below conf/hydra are no part of a run
         for target in re.findall(r"^\s*_target_:\s*(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
     )
 
 
-def check_targets(config: Mapping[str, Any]) -> None:
-    """Refuse a configuration that names another class than the files in conf/ do."""
-    for path, value in leaves(config, into_lists=True):
-        if path.rsplit(".", 1)[-1] == "_target_" and value not in allowed_targets():
-            close = difflib.get_close_matches(str(value), allowed_targets(), n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise UserError(
-                f"{path}={value} is not allowed: only classes that a file in conf/ names are made.{hint} For a class "
-                f"of your own, write a file conf/{path.split('.')[0]}/my_option.yaml with its _target_ and choose it."
-            )
+def configuration(overrides: list[str]) -> DictConfig:
+    """The configuration that train.py would have for these overrides."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides, return_hydra_config=True)
+
+
+def check_targets(config: Any, path: str = "") -> None:
+    """Refuse a configuration that would instantiate anything but the classes that the files in conf/ name.
+
+    It must be plain and resolved: what passes has no interpolation and no key that changes how Hydra instantiates it.
+    So what Hydra instantiates is what was seen here.
+
+    config: a node or a whole configuration, as plain containers. path: where the node is; below one of our groups only
+    that group's classes are allowed.
+
+    Raises: UserError.
+    """
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            place = f"{path}.{key}".lstrip(".")
+            if key == "_target_":
+                _check_target(place, value)
+            elif not isinstance(key, str) or (key != "_partial_" and re.fullmatch("_.*_", key)):
+                raise UserError(f"{place} is not allowed: the keys of an option are the arguments of its class.")
+            else:
+                check_targets(value, place)
+    elif isinstance(config, list):
+        for number, value in enumerate(config):
+            check_targets(value, f"{path}.{number}")
+    elif isinstance(config, str) and ("${" in config or config == "???"):
+        raise UserError(f"{path}={config} is not allowed: a value cannot refer to another one here. Type the value.")
+
+
+def _check_target(path: str, target: Any) -> None:
+    group = path.partition(".")[0]
+    allowed = allowed_targets(group if group in (*GROUPS, "trainer", "logger") else "*")
+    if not isinstance(target, str) or target not in allowed:
+        close = difflib.get_close_matches(str(target), allowed, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UserError(
+            f"{path}={target} is not allowed: only classes that a file in conf/{group} names are made.{hint} For a "
+            f"class of your own, write a file conf/{group}/my_option.yaml with its _target_ and choose it."
+        )
+
+
+def checked_config(tree: Any) -> DictConfig:
+    """A configuration made of plain containers, once `check_targets` has seen them: nothing is left to be resolved."""
+    check_targets(tree)
+    return OmegaConf.create(tree)
 
 
 def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
@@ -309,7 +358,7 @@ def refusing() -> Iterator[None]:
 
 def refuse(error: Exception) -> int:
     """Print the one paragraph for a user's mistake; return the exit status 2."""
-    print(f"cnnlab: {explain(error)}", file=sys.stderr)
+    say(f"cnnlab: {explain(error).replace(chr(10), ' ')}", file=sys.stderr)
     return 2
 
 

@@ -10,9 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageFilter
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
@@ -20,6 +18,7 @@ from cnnlab.classifier import Sums
 from cnnlab.config import UserError
 from cnnlab.data.images import Images
 from cnnlab.data.module import evaluated_together
+from cnnlab.terminal import Table
 from cnnlab.trained import Trained
 
 BINS = 15  # of confidence, as C. Guo et al. have them (2017)
@@ -126,7 +125,7 @@ def print_evaluation(found: Evaluation, classes: Sequence[str]) -> None:
         table.add_column(name, justify="left" if name == "class" else "right")
     for name, num, recall, precision in per_class(found, classes):
         table.add_row(name, f"{num:,}", f"{recall:.4f}", f"{precision:.4f}")
-    Console(markup=False, width=None if os.isatty(1) else 100).print(table)
+    table.show(width=100)
     print(
         f"{len(found.correct):,} images: loss {found.loss:.4f}, accuracy {found.accuracy:.4f}, expected calibration "
         f"error {found.calibration_error:.4f}"
@@ -185,4 +184,4 @@ def print_corruptions(found: Mapping[str, Sequence[float]], clean: float) -> Non
     table = Table("corruption", "without", *("1", "2", "3", "4", "5"), title="accuracy, by strength")
     for kind, accuracies in found.items():
         table.add_row(kind, *(f"{value:.4f}" for value in (clean, *accuracies)))
-    Console(markup=False, width=None if os.isatty(1) else 100).print(table)
+    table.show(width=100)

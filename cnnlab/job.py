@@ -2,7 +2,7 @@
 
 A run on several devices gets processes of its own, in a sweep too: what was typed stays in a process that holds the
 run's lock and waits. `python -m cnnlab.job RUN` is the first of them; Lightning starts the others by the same words.
-They read the configuration from the run directory, as it was composed.
+They read the configuration from the run directory, where it is resolved.
 """
 
 from __future__ import annotations
@@ -19,21 +19,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import Any, cast
+from typing import Any
 
-from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import processes, signals
 from cnnlab.config import (
     UserError,
     changes,
-    check_targets,
+    checked_config,
     chosen,
     data_source,
     described,
-    ours,
-    plain,
+    identity,
+    job_config,
     refuse,
     run_path,
 )
@@ -41,6 +40,7 @@ from cnnlab.console import outlive_terminal
 from cnnlab.processes import ABOUT, RANKS
 from cnnlab.records import BusyError, RunDirectory, code_digest, log, now
 from cnnlab.signals import Interrupted, Pruned
+from cnnlab.text import say
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LAST = "last"  # what a worker adds to its answer if it does no further job
@@ -60,93 +60,101 @@ class Job:
 
     Attributes:
         path: the run directory.
-        text: the composed configuration with its `hydra` node, as YAML.
+        text: JSON: `config`, the configuration without its `hydra` node, resolved; `about`, what the summary says from
+            the start; `files`, what .hydra/ is to hold.
     """
 
     path: Path
     text: str
 
     @classmethod
-    def of(cls, config: DictConfig) -> Job:
-        return cls(run_path(config), OmegaConf.to_yaml(config))
+    def of(cls, config: DictConfig, path: Path | None = None) -> Job:
+        """config: as composed, with its `hydra` node. path: where Hydra has made the run directory, if it has."""
+        path, resolved = path or run_path(config), job_config(config)
+        overrides = list(config.hydra.overrides.task)
+        about = {
+            "run": path.name,
+            "choices": described(chosen(config)),
+            "changes": changes(config),
+            "overrides": overrides,
+            "seed": config.seed,
+            "identity": identity(config),
+            "setting": identity(config, without="seed"),
+        }
+        files = {
+            "config.yaml": OmegaConf.to_yaml(OmegaConf.create(resolved)),
+            "hydra.yaml": OmegaConf.to_yaml(OmegaConf.masked_copy(config, "hydra")),
+            "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(overrides)),
+        }
+        return cls(path, json.dumps({"config": resolved, "about": about, "files": files}))
+
+    @functools.cached_property
+    def content(self) -> dict[str, Any]:
+        return json.loads(self.text)
 
     @functools.cached_property
     def config(self) -> DictConfig:
-        return cast(DictConfig, OmegaConf.create(self.text))
+        """Without its `hydra` node; nothing in it is left to be resolved."""
+        return checked_config(self.content["config"])
 
     def do(self) -> int:
-        """Do it here; return the exit status, as `perform` does."""
-        whole = self.config
-        config = ours(whole)
-        check_targets(plain(config))
-        return perform(config, whole.hydra, RunDirectory(self.path))
+        """Return the finished run if there is one, otherwise train it here.
+
+        Returns the exit status: 0 done, 1 failed, 2 refused, 143 or 130 interrupted.
+        """
+        config, run = self.config, RunDirectory(self.path)
+        try:
+            place = processes.place(config.trainer)
+        except UserError as error:
+            return refuse(error)
+        if not place.is_first:
+            if config.rerun or run.summary().get("status") != "done":
+                with suppress(Interrupted):
+                    train(config, run, {})
+            return 0
+        try:
+            with run.owned(config.on_busy):
+                try:
+                    status = open_or_return(self, run)
+                except UserError as error:
+                    run.end_rerun()  # which may be what it advises
+                    status = refuse(error)
+                if config.rerun and status in (0, 1):
+                    run.end_rerun()
+                if status == 2:
+                    run.forget()
+                return status
+        except BusyError as error:
+            print(f"cnnlab: {error}. Type on_busy=wait to wait for it.", file=sys.stderr)
+            return 1
 
 
-def perform(config: DictConfig, settings: HydraConf, run: RunDirectory) -> int:
-    """Do a job: return the finished run if there is one, otherwise train it.
-
-    config: without its `hydra` node, which is in `settings`. Returns the exit status: 0 done, 1 failed, 2 refused, 143
-    or 130 interrupted.
-    """
-    try:
-        place = processes.place(config.trainer)
-    except UserError as error:
-        return refuse(error)
-    if not place.is_first:
-        if config.rerun or run.summary().get("status") != "done":
-            with suppress(Interrupted):
-                train(config, run, {})
-        return 0
-    try:
-        with run.owned(config.on_busy):
-            try:
-                status = open_or_return(config, run, settings)
-            except UserError as error:
-                run.end_rerun()  # which may be what it advises
-                status = refuse(error)
-            if config.rerun and status in (0, 1):
-                run.end_rerun()
-            if status == 2:
-                run.forget()
-            return status
-    except BusyError as error:
-        print(f"cnnlab: {error}. Type on_busy=wait to wait for it.", file=sys.stderr)
-        return 1
-
-
-def open_or_return(config: DictConfig, run: RunDirectory, settings: HydraConf) -> int:
+def open_or_return(job: Job, run: RunDirectory) -> int:
     """Return a finished run, go on with an interrupted one, begin a new one; return the exit status.
 
     Raises: UserError.
     """
+    config, about = job.config, job.content["about"]
     digest = data_source(config.data).digest()
+    run.archive_damaged_summary()
+    run.refuse_other(about["identity"])
     summary = run.summary()
     resumed = bool(
         run.rerun_of
         and summary.get("status") in ("running", "interrupted")
-        and (summary["code_digest"], summary["data_digest"]) == (code_digest(), digest)
+        and (summary.get("code_digest"), summary.get("data_digest")) == (code_digest(), digest)
     )
     if run.half_archived or (config.rerun and not resumed and (summary or run.checkpoints.exists())):
         print(f"The old run is kept as {run.put_aside()}.")
     elif summary.get("status") == "done":
-        print(recall(run, summary, digest))
+        say(recall(run, summary, digest))
         return 0
-    elif summary and summary["data_digest"] != digest:
+    elif summary and summary.get("data_digest") != digest:
         raise UserError(f"The data have changed since {run.path} was interrupted. Type rerun=true to train it anew.")
     if config.rerun:
         run.begin_rerun("run")
-    whole = OmegaConf.create({**config, "hydra": settings})
-    about = {
-        "run": run.path.name,
-        "choices": described(chosen(whole)),
-        "changes": changes(whole),
-        "overrides": list(settings.overrides.task),
-        "seed": config.seed,
-        "started": now(),
-        "code_digest": code_digest(),
-        "data_digest": digest,
-    }
-    return run_job(config, run, about, settings)
+    about = about | {"started": now(), "code_digest": code_digest(), "data_digest": digest}
+    return run_job(config, run, about, job.content["files"])
 
 
 def recall(run: RunDirectory, summary: dict[str, Any], data_digest: str) -> str:
@@ -154,26 +162,27 @@ def recall(run: RunDirectory, summary: dict[str, Any], data_digest: str) -> str:
     changed = [
         name
         for name, then, today in (
-            ("source code", summary["code_digest"], code_digest()),
-            ("data", summary["data_digest"], data_digest),
+            ("source code", summary.get("code_digest"), code_digest()),
+            ("data", summary.get("data_digest"), data_digest),
         )
         if then != today
     ]
     note = f" But the {' and the '.join(changed)} changed since: rerun=true trains it anew." if changed else ""
     accuracy = summary["metrics"]["test/acc"]
-    return (
-        f"{os.path.relpath(run.path)}: done before, test accuracy {accuracy:.4f}; started {summary['started']}.{note}"
-    )
+    when = f"; started {summary['started']}" if "started" in summary else ""
+    return f"{os.path.relpath(run.path)}: done before, test accuracy {accuracy:.4f}{when}.{note}"
 
 
-def run_job(config: DictConfig, run: RunDirectory, about: dict[str, Any], settings: HydraConf) -> int:
+def run_job(config: DictConfig, run: RunDirectory, about: dict[str, Any], files: dict[str, str]) -> int:
     """Train; return the exit status: 0 done, 1 failed, 2 refused by its processes, 143 or 130 interrupted.
+
+    files: what .hydra/ is to hold.
 
     Raises: UserError.
     """
     with run.logged():
         try:
-            run.write_config(config, settings)
+            run.write_hydra(files)
             if _gpu_lost or (config.trainer.devices != 1 and not processes.place(config.trainer).starter):
                 return in_processes(run, about)
         except OSError as error:  # a full disk
@@ -299,9 +308,7 @@ def main() -> None:
         serve()
         return
     run = RunDirectory(Path(sys.argv[1]))
-    config = OmegaConf.load(run.path / ".hydra" / "config.yaml")
-    assert isinstance(config, DictConfig)
-    check_targets(plain(config))
+    config = checked_config(run.config())
     if not processes.place(config.trainer).is_first:
         die_with_parent(signal.SIGKILL)
         with suppress(Interrupted):

@@ -25,11 +25,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import signals
 from cnnlab.check import check
-from cnnlab.config import UserError, run_path
+from cnnlab.config import UserError, identity, run_path
 from cnnlab.job import LAST, Job, die_with_parent, in_words, python_path, record_failure
 from cnnlab.processes import num_cores, place
 from cnnlab.records import BusyError, RunDirectory, log, write_text
 from cnnlab.signals import Interrupted
+from cnnlab.text import say
 
 
 def sweep(config: DictConfig, configs: Sequence[DictConfig]) -> None:
@@ -83,7 +84,8 @@ def begin_anew(config: DictConfig) -> None:
         return
     try:
         with run.owned(config.on_busy):
-            if run.half_archived or run.summary() or run.checkpoints.exists():
+            run.refuse_other(identity(config))
+            if run.half_archived or (run.path / "summary.json").exists() or run.checkpoints.exists():
                 print(f"The old run is kept as {run.put_aside()}.")
             run.begin_rerun("sweep")
     except BusyError as error:
@@ -103,7 +105,7 @@ def report(paths: list[Path], trials: bool = False) -> bool:
     all_done = table.print_table(paths)
     made = Sweep(*read(path for path in paths if (path / "summary.json").exists()))
     if made.ranking:
-        print(search.answer(paths) if trials else made.answer())
+        say(search.answer(paths) if trials else made.answer())
         print(f"Report: {os.path.relpath(page.write(made, page.default_folder(paths)))}")
     return all_done or bool(trials and made.ranking)
 

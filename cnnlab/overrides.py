@@ -10,6 +10,10 @@ from hydra.errors import HydraException
 from cnnlab.config import GROUPS, UserError, options
 
 NEEDED = (*GROUPS, "trainer", "logger")
+NOT_OWN = (
+    "is not the run's own directory, whose name is made from its configuration. Use output_dir=FOLDER and name=NAME to "
+    "say where it is."
+)
 OPTIONAL = ("experiment", "debug", "launcher")
 
 
@@ -20,6 +24,9 @@ def check_overrides(words: Iterable[str]) -> None:
     """
     parser = OverridesParser.create()
     for word in words:
+        key, _, value = word.lstrip("+~").partition("=")
+        if key in ("hydra.run.dir", "hydra.sweep.subdir") and not value.strip("'\"").endswith("${run_id:}"):
+            raise UserError(f"{word} {NOT_OWN}")  # Hydra would make it before anything is checked
         try:
             override = parser.parse_override(word)
         except HydraException:

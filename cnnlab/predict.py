@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -10,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from cnnlab.data.decode import UNREADABLE, read_image
+from cnnlab.terminal import Table
+from cnnlab.text import csv_cell
 from cnnlab.trained import Trained
 
 READ_TOGETHER = 500  # images
@@ -57,7 +56,7 @@ def print_predictions(predictions: Sequence[Prediction], form: str) -> None:
         writer.writerow(("path", "label", "probability", "top"))
         for one in predictions:
             others = " ".join(f"{label}={share}" for label, share in one["top"])
-            writer.writerow((one["path"], one["label"], one["probability"], others))
+            writer.writerow((csv_cell(one["path"]), csv_cell(one["label"]), one["probability"], csv_cell(others)))
     else:
         table = Table()
         table.add_column("image", overflow="fold")
@@ -67,4 +66,4 @@ def print_predictions(predictions: Sequence[Prediction], form: str) -> None:
         for one in predictions:
             others = ", ".join(f"{label} {share:.3f}" for label, share in one["top"][1:])
             table.add_row(one["path"], one["label"], f"{one['probability']:.3f}", others)
-        Console(markup=False, width=None if os.isatty(1) else 160).print(table)
+        table.show()

@@ -21,13 +21,12 @@ import csv
 import fcntl
 import functools
 import hashlib
-import io
 import json
 import logging
 import os
+import re
 import secrets
 import socket
-import stat
 import subprocess
 import sys
 import tempfile
@@ -39,15 +38,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
-from hydra.conf import HydraConf
-from omegaconf import DictConfig, OmegaConf
+
+from cnnlab import readers
+from cnnlab.config import UserError
+from cnnlab.readers import BrokenFileError
+from cnnlab.readers import Row as Row
+from cnnlab.text import say
 
 if TYPE_CHECKING:
     import numpy as np
 
 log = logging.getLogger("cnnlab")
-
-Row = dict[str, float]
 
 COLUMNS = (  # of metrics.csv
     "epoch",
@@ -87,15 +88,6 @@ def _flush(path: Path) -> None:
                 raise
         finally:
             os.close(descriptor)
-
-
-def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """Open a file for reading. Raises: OSError, also for a pipe or a device, which may never end."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(EINVAL, "not a regular file", os.fspath(path))
-    return os.fdopen(descriptor, "rb")
 
 
 def lock_file(path: Path) -> BaseFileLock:
@@ -152,10 +144,10 @@ class RunDirectory:
             with contextlib.suppress(Timeout):
                 lock.acquire(timeout=0.1)  # long enough to clear away what a dead process has left
             if not lock.is_locked:
-                who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+                who = " ".join(self._note(".holder")) or "another process"
                 if on_busy == "fail":
                     raise BusyError(f"{self.path} is in use by {who}")
-                print(f"{self.path} is in use by {who}; waiting for it.", flush=True)
+                say(f"{self.path} is in use by {who}; waiting for it.")
                 lock.acquire()
             for partial in self.path.rglob(".*.partial"):  # of a process that was killed while it wrote
                 if not partial.name.startswith(".queued"):  # Slurm's driver may be writing it just now
@@ -172,13 +164,17 @@ class RunDirectory:
                 holder.unlink(missing_ok=True)
             lock.release()
 
+    def _note(self, name: str) -> list[str]:
+        """The words of a small file that is there while the run is trained; none if there is no such file."""
+        try:
+            return readers.read_text(self.path / name).split()
+        except (FileNotFoundError, BrokenFileError):
+            return []
+
     @property
     def host(self) -> str:
         """Where the process runs that holds the directory, as far as its note says; empty if there is no note."""
-        try:
-            return (self.path / ".holder").read_text(encoding="utf-8").split()[3]
-        except (FileNotFoundError, IndexError):
-            return ""
+        return "".join(self._note(".holder")[3:4])
 
     @property
     def held(self) -> bool:
@@ -186,27 +182,23 @@ class RunDirectory:
 
         A process on another host is taken to be alive.
         """
-        try:
-            _, number, _, host, *_ = (self.path / ".holder").read_text(encoding="utf-8").split()
-        except (FileNotFoundError, ValueError):
-            return False
-        if host != socket.gethostname():
-            return True
-        try:
-            os.kill(int(number), 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:  # it is somebody else's
-            return True
-        return True
+        match self._note(".holder"):
+            case [_, number, _, host, *_] if host != socket.gethostname():
+                return True
+            case [_, number, *_] if re.fullmatch("[0-9]{1,9}", number):
+                try:
+                    os.kill(int(number), 0)
+                except ProcessLookupError:
+                    return False
+                except PermissionError:  # it is somebody else's
+                    return True
+                return True
+        return False
 
     @property
     def queued_as(self) -> str:
         """The last job of Slurm that was submitted for the run, 12_3; empty if none was."""
-        try:
-            return (self.path / ".queued").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return ""
+        return "".join(self._note(".queued")[:1])
 
     def note_queued(self, job: str) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -283,28 +275,66 @@ class RunDirectory:
         (self.path / ".rerun").unlink(missing_ok=True)
 
     def summary(self) -> dict[str, Any]:
-        """The content of summary.json; empty if there is none."""
+        """What summary.json says; empty if there is none, or none that can be read."""
         try:
-            return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            return self.read_summary()
+        except BrokenFileError:
             return {}
+
+    def read_summary(self) -> dict[str, Any]:
+        """As `summary`. Raises: BrokenFileError if there is one that cannot be read."""
+        return readers.read_summary(self.path / "summary.json")
+
+    def archive_damaged_summary(self) -> None:
+        """Rename a summary that cannot be read, as is done with damaged checkpoints, and say so."""
+        try:
+            self.read_summary()
+        except BrokenFileError as error:
+            archived = self.path / "summary.json.damaged"
+            (self.path / "summary.json").replace(archived)
+            say(f"{os.path.relpath(self.path)}: {error.reason}; it is kept as {archived.name}.")
+
+    def refuse_other(self, identity: str) -> None:
+        """Raises: UserError if the directory holds a run of another configuration than that with this identity."""
+        summary = self.summary()
+        name, found = summary.get("run", self.path.name), summary.get("identity", identity)
+        if (name, found) != (self.path.name, identity):
+            raise UserError(
+                f"{self.path} holds another run ({name}, made with a configuration of hash {found[:8]}, not "
+                f"{identity[:8]}). It is left as it is. Use another output_dir or name, or move that run away."
+            )
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
 
-    def write_config(self, config: DictConfig, settings: HydraConf) -> None:
-        """The composed configuration and Hydra's own, in .hydra/ as Hydra writes them."""
+    def config(self) -> dict[str, Any]:
+        """The configuration as plain containers, in which nothing is resolved.
+
+        Raises: FileNotFoundError, BrokenFileError.
+        """
+        return readers.read_config(self.path / ".hydra" / "config.yaml")
+
+    def write_hydra(self, files: Mapping[str, str]) -> None:
+        """The files of .hydra/, by name. Only config.yaml is ever read; it is resolved, all others are for people."""
         folder = self.path / ".hydra"
         folder.mkdir(exist_ok=True)
-        hydra = OmegaConf.create({"hydra": settings})
-        for name, node in (("config", config), ("hydra", hydra), ("overrides", settings.overrides.task)):
-            write_text(folder / f"{name}.yaml", OmegaConf.to_yaml(node))
+        for name, text in files.items():
+            write_text(folder / name, text)
 
     def metrics(self) -> list[Row]:
-        """The rows of metrics.csv; a value that was not measured is left out of its row."""
-        with open(self.path / "metrics.csv", newline="", encoding="utf-8") as file:
-            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        """The rows of metrics.csv; a value that was not measured is left out of its row.
+
+        Raises: FileNotFoundError, BrokenFileError.
+        """
+        return readers.read_metrics(self.path / "metrics.csv")
+
+    def rows(self) -> list[Row]:
+        """As `metrics`; none if there is no metrics.csv, or none that can be read."""
+        try:
+            return self.metrics()
+        except (FileNotFoundError, BrokenFileError):
+            return []
 
     def write_metrics(self, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
         with (
@@ -316,14 +346,12 @@ class RunDirectory:
             writer.writerows(rows)
 
     def predictions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the test images, at the best epoch: the labels predicted, the true ones, and the predictions' probability.
+        """For the test images, at the best epoch: predicted labels, true labels, the predictions' probability.
 
-        (N,) each.
+        (N,) each. Raises: FileNotFoundError, BrokenFileError.
         """
-        import numpy as np
-
-        with np.load(self.path / "predictions.npz", allow_pickle=False) as arrays:
-            return arrays["predicted"], arrays["labels"], arrays["confidence"]
+        classes = self.read_summary().get("data", {}).get("classes", ())
+        return readers.read_predictions(self.path / "predictions.npz", num_classes=len(classes))
 
     def confusion(self, num_classes: int) -> np.ndarray:
         """Counts of the test images by true class (rows) and predicted class: (K, K) int64."""
@@ -373,7 +401,7 @@ class _Console(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(record.getMessage(), flush=True)
+        say(record.getMessage())
 
 
 class _LogFile(logging.FileHandler):

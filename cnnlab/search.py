@@ -142,9 +142,7 @@ class Search:
 
         So a trial counts as it did at first, though its run may have been trained to the end since.
         """
-        if not (run.path / "metrics.csv").exists():
-            return False
-        return self._judged(trial, run.metrics(), finished=run.summary().get("status") == "done")
+        return self._judged(trial, run.rows(), finished=run.summary().get("status") == "done")
 
     @contextmanager
     def watching(self, trial: Trial) -> Iterator[None]:
@@ -162,7 +160,7 @@ class Search:
 
         summary = run.summary()
         if summary.get("status") == "done":
-            self._judged(trial, run.metrics(), finished=True)
+            self._judged(trial, run.rows(), finished=True)
             self.study.tell(trial, summary["metrics"]["val/acc"])
         elif summary.get("error", {}).get("type") == "DivergedError":
             self.study.tell(trial, state=TrialState.PRUNED)

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from cnnlab.augment import CropFlip
 from cnnlab.checkpoint import CheckpointFiles
-from cnnlab.config import check_targets, instantiate, plain
+from cnnlab.config import instantiate
 from cnnlab.data.module import evaluated_together
 from cnnlab.normalize import Normalization
-from cnnlab.report.runs import checked
+from cnnlab.opened import OpenedRun, opened
+from cnnlab.records import CheckpointError
 from cnnlab.run import computes_in_bf16
 
 
@@ -89,25 +90,50 @@ def open_run(path: Path, epoch: str = "best") -> tuple[Trained, DictConfig, dict
     """The model of a run directory at its best or its last epoch, its configuration and its summary.
 
     Raises: UserError if it is no run, or a run without a checkpoint of its best epoch; CheckpointError if that is
-        damaged.
+        damaged, or another network's.
     """
-    best, summary = checked(path)
-    config = OmegaConf.load(path / ".hydra" / "config.yaml")
-    assert isinstance(config, DictConfig)
-    check_targets(plain(config))
-    data = summary["data"]
-    network = instantiate(config.model, num_classes=len(data["classes"]), in_channels=3, image_size=data["input_size"])
-    norm = instantiate(config.norm)
-    saved = CheckpointFiles().load_checkpoint(best.with_name(f"{epoch}.ckpt"))
+    run = opened(path)
+    checkpoint = run.best.with_name(f"{epoch}.ckpt")
+    saved = CheckpointFiles().load_checkpoint(checkpoint)
+    try:
+        model = _made(run, saved)
+        model.logits(torch.zeros(1, 3, model.image_size, model.image_size, dtype=torch.uint8))
+    except MISFITS as error:
+        raise CheckpointError(
+            f"{checkpoint} does not fit the configuration and the summary of {path}: {error}"
+        ) from error
+    return model, run.config, run.summary
+
+
+# What torch and our classes raise where weights, statistics and sizes of several files do not fit together.
+MISFITS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
+
+
+def _made(run: OpenedRun, saved: dict[str, Any]) -> Trained:
+    """The model, on its device. saved: the content of the checkpoint."""
+    config, data = run.config, run.summary["data"]
+    sizes = {"num_classes": len(data["classes"]), "in_channels": 3, "image_size": data["input_size"]}
     prefix = "network."
     weights = {key.removeprefix(prefix): value for key, value in saved["state_dict"].items() if key.startswith(prefix)}
+    with torch.device("meta"):  # first without memory: the network is as large as its checkpoint, or is not made
+        instantiate(config.model, **sizes).load_state_dict(
+            {name: torch.empty_like(values, device="meta") for name, values in weights.items()}
+        )
+    network = instantiate(config.model, **sizes)
     network.load_state_dict(weights)
+    norm = instantiate(config.norm)
     norm.restore(saved.get("ImageData", {}))  # a normalisation may have no statistics
-    crops = [made for made in map(instantiate, config.aug.values()) if isinstance(made, CropFlip)]
+    augmentations = [instantiate(node) for node in config.aug.values()]
+    size = data["image_size"]
+    for augmentation in augmentations:
+        size = augmentation.output_size(size)
+    if size != data["input_size"]:
+        raise ValueError(f"the network is said to see {data['input_size']} pixels, and augmentations give {size}")
+    crops = [augmentation for augmentation in augmentations if isinstance(augmentation, CropFlip)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    bf16 = summary["environment"]["precision"] == "bf16-mixed" and computes_in_bf16(device)
+    bf16 = run.summary["environment"]["precision"] == "bf16-mixed" and computes_in_bf16(device)
     network.to(memory_format=torch.channels_last)
     model = Trained(
         norm, network, next(iter(crops), None), config.test_flips, data["classes"], data["image_size"], bf16
     )
-    return model.to(device), config, summary
+    return model.to(device)

@@ -19,8 +19,7 @@ from signal import SIGTERM
 from omegaconf import DictConfig
 
 from cnnlab.check import check
-from cnnlab.cli import configuration
-from cnnlab.config import UserError, refusing, run_path
+from cnnlab.config import UserError, configuration, refusing, run_path
 from cnnlab.job import die_with_parent
 from cnnlab.records import RunDirectory
 from study import results
@@ -95,9 +94,10 @@ def train(words: Sequence[str]) -> int:
             pass
 
 
-def reevaluated(path: Path) -> tuple[float, float] | None:
+def reevaluated(run: Planned) -> tuple[float, float] | None:
     """Loss and accuracy on the training images, as they are, with the last weights; None if these are gone."""
-    if not (path / "checkpoints" / "last.ckpt").exists() or RunDirectory(path).summary()["status"] != "done":
+    path, config = run.path, run.config
+    if not (path / "checkpoints" / "last.ckpt").exists() or RunDirectory(path).summary().get("status") != "done":
         return None
     from cnnlab.config import data_source
     from cnnlab.data.images import Images, load_once
@@ -105,7 +105,7 @@ def reevaluated(path: Path) -> tuple[float, float] | None:
     from cnnlab.run import make_data
     from cnnlab.trained import open_run
 
-    model, config, _ = open_run(path, "last")
+    model, _, _ = open_run(path, "last")
     data = load_once(data_source(config.data))
     index = make_data(config, data).train_index.numpy()
     found = evaluate(model, Images(data.train.pixels[index], data.train.labels[index], data.train.classes))
@@ -121,7 +121,7 @@ def collect(planned: Sequence[Planned], folder: Path) -> dict[tuple[str, int], r
     new = [run for run in planned if results.has_result(run.path) and not is_held(run, held)]
     refuse_others(new, planned, held, folder)
     for run in new:
-        held[run.key] = results.collected(run.variant.key, run.settings, run.path, reevaluated(run.path))
+        held[run.key] = results.collected(run.variant.key, run.settings, run.path, reevaluated(run))
     if new:
         results.write(folder, held.values())
     return results.read(folder)  # with the digits that are kept
@@ -130,7 +130,7 @@ def collect(planned: Sequence[Planned], folder: Path) -> dict[tuple[str, int], r
 def is_held(run: Planned, held: dict[tuple[str, int], results.Run]) -> bool:
     """Whether the files hold what the run directory does."""
     facts = held[run.key].facts if run.key in held else {}
-    found = results.identity(run.path), RunDirectory(run.path).summary()["started"]
+    found = results.identity(run.path), RunDirectory(run.path).summary().get("started")
     return found == (facts.get("run"), facts.get("started"))
 
 

@@ -3,6 +3,7 @@ no other class is ever made."""
 
 import functools
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,14 +29,17 @@ from cnnlab.config import (
     UserError,
     allowed_targets,
     changes,
+    differences,
     identity,
     instantiate,
     job_config,
     option_file,
+    plain,
     run_id,
 )
 from cnnlab.data.images import DataSet, Images
 from cnnlab.data.module import ImageData
+from cnnlab.job import Job
 from cnnlab.launch import WAYS
 from cnnlab.normalize import Normalization, Unchanged
 
@@ -186,6 +190,9 @@ CHANGES = {
     "knob that has the default of another option": ("optim=adam optim.lr=0.01", {"optim.lr": 0.01}),
     "knob of a listed option": ("aug=crop_flip aug.crop_flip.size=24", {"aug.crop_flip.size": 24}),
     "knob of no option": ("seed=3", {"seed": 3}),
+    "deleted": ("~optim.lr", {"optim.lr": "deleted"}),
+    "deleted, another changed": ("~optim.lr optim.momentum=0.9", {"optim.lr": "deleted", "optim.momentum": 0.9}),
+    "deleted from a listed option": ("aug=crop_flip ~aug.crop_flip.size", {"aug.crop_flip.size": "deleted"}),
     "list": ("model.channels=[8,8]", {"model.channels": [8, 8]}),
     "inherited": ("trainer=ddp trainer.max_epochs=3", {"trainer.max_epochs": 3}),
     "where data lie": ("data=image_folder data.root=/a", {}),
@@ -203,6 +210,49 @@ CHANGES = {
 @pytest.mark.parametrize(("typed", "expected"), CHANGES.values(), ids=CHANGES)
 def test_changes_are_the_knobs_that_differ_from_the_files(typed, expected):
     assert changes(composed(*typed.split())) == expected
+
+
+def test_a_deleted_argument_shows_wherever_a_run_is_described():
+    config = composed("~optim.lr")
+    assert "lr=deleted" in run_id(config)
+    assert differences(config)["optim.lr"] == "deleted"
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["hydra.run.dir=.", "hydra.run.dir=x", "hydra.sweep.subdir=x", "hydra.sweep.subdir=${seed}", "hydra.run={dir:x}"],
+)
+def test_a_directory_that_the_run_does_not_name_is_refused(typed):
+    with pytest.raises(UserError, match="is not the run's own directory"):
+        check(composed("data=shapes", typed))
+
+
+@pytest.mark.parametrize("typed", ["hydra.run.dir='x/${run_id:}'", "hydra.sweep.dir=x"])
+def test_the_runs_own_directory_may_be_elsewhere(typed):
+    check(composed("data=shapes", typed))
+
+
+ESCAPED = ["name='\\${seed}'", "model.hidden='\\${oc.env:HOME}'", "+model.x='\\${oc.create:{_target_: intruder.call}}'"]
+
+
+@pytest.mark.parametrize("typed", [*ESCAPED, "+model._args_=[1]", "+model._recursive_=false", "+norm._convert_=object"])
+def test_what_would_be_resolved_after_the_check_is_refused(typed):
+    with pytest.raises(UserError, match="is not allowed"):
+        check(composed("data=shapes", typed))
+
+
+def test_a_class_of_another_group_is_refused():
+    with pytest.raises(UserError, match=r"only classes that a file in conf/model names"):
+        check(composed("data=shapes", "model._target_=torch.optim.SGD"))
+
+
+def test_a_job_is_resolved_and_plain_whoever_does_it(monkeypatch):
+    monkeypatch.setenv("CNNLAB_CACHE", "here")
+    job = Job.of(composed("data=shapes", "sched=onecycle", "optim.lr=0.03"))
+    monkeypatch.setenv("CNNLAB_CACHE", "elsewhere")
+    assert (job.config.cache_dir, job.config.sched.max_lr) == ("here", 0.03)
+    assert not re.search(r"\$\{", json.dumps([job.content["config"], job.content["files"]["config.yaml"]]))
+    assert yaml.safe_load(job.content["files"]["config.yaml"]) == job.content["config"] == plain(job.config)
 
 
 # ---------------------------------------------------------------------------------------------------------- conf/

@@ -1,7 +1,6 @@
 """The files of a run directory appear whole or not at all, and one process owns them."""
 
 import json
-import logging
 import multiprocessing
 import os
 import signal
@@ -15,7 +14,8 @@ import pytest
 from conftest import ROOT
 
 from cnnlab import records
-from cnnlab.records import AFTERWARDS, BusyError, RunDirectory, atomic_path, log, open_regular, write_text
+from cnnlab.readers import open_regular
+from cnnlab.records import AFTERWARDS, BusyError, RunDirectory, atomic_path, log, write_text
 from cnnlab.report.runs import find
 
 
@@ -123,14 +123,17 @@ def test_predictions_may_have_a_larger_label_than_the_true_ones(tmp_path):
     assert [values.tolist() for values in run.predictions()[:2]] == [predicted.tolist(), labels.tolist()]
 
 
+INTERRUPTED = {"run": "run", "choices": {"optim": "sgd"}, "changes": {}, "seed": 0, "status": "interrupted"}
+
+
 def test_metrics_and_summary_round_trip(tmp_path):
     run = RunDirectory(tmp_path)
     rows = [{"epoch": 1, "train/loss": 0.1 + 0.2}, {"epoch": 2, "train/loss": 1e-17, "test/acc": 0.5}]
     run.write_metrics(rows, ("epoch", "train/loss", "test/acc"))
     assert run.metrics() == rows
     assert run.summary() == {}
-    run.write_summary({"status": "done"})
-    assert run.summary() == json.loads((tmp_path / "summary.json").read_text()) == {"status": "done"}
+    run.write_summary(INTERRUPTED)
+    assert run.summary() == json.loads((tmp_path / "summary.json").read_text()) == INTERRUPTED
 
 
 def test_a_directory_without_a_summary_is_forgotten_and_nothing_else_is_removed(tmp_path):
@@ -152,9 +155,9 @@ def test_put_aside_keeps_every_old_run(tmp_path):
     run = RunDirectory(tmp_path / "run")
     for number in (1, 2):
         with run.owned():
-            run.write_summary({"number": number})
+            run.write_summary(INTERRUPTED | {"seed": number})
             run.put_aside()
-    assert [RunDirectory(tmp_path / f"run.old{number}").summary()["number"] for number in (1, 2)] == [1, 2]
+    assert [RunDirectory(tmp_path / f"run.old{number}").summary()["seed"] for number in (1, 2)] == [1, 2]
     assert run.summary() == {}
 
 
@@ -313,6 +316,7 @@ def test_a_second_process_waits_and_says_so(tmp_path, capsys):
 
 
 def test_messages_go_to_the_terminal_and_to_the_log_tracebacks_to_the_log_alone(tmp_path, capsys):
+    before = list(log.handlers)
     with RunDirectory(tmp_path).logged():
         log.info("hello")
         try:
@@ -324,4 +328,4 @@ def test_messages_go_to_the_terminal_and_to_the_log_tracebacks_to_the_log_alone(
     written = (tmp_path / "train.log").read_text()
     assert "Traceback" in written
     assert "after" not in written
-    assert logging.getLogger("cnnlab").handlers == []
+    assert log.handlers == before

@@ -207,6 +207,25 @@ def test_only_seeds_are_averaged_over(tmp_path, other):
     assert len({sweep.label(place.setting) for place in sweep.ranking}) == 2
 
 
+def test_runs_of_other_configurations_are_not_averaged_whatever_their_settings_say(tmp_path):
+    for seed, setting in enumerate(("a" * 64, "a" * 64, "b" * 64)):  # an option's file was edited before the last one
+        make_run(tmp_path, seed, 0.5 + 0.1 * seed, setting=setting)
+    sweep = sweep_of(tmp_path)
+    assert sorted(place.accuracy.num for place in sweep.ranking) == [1, 2]
+    assert "configuration=bbbbbbbbbbbb has the highest" in sweep.answer()
+    assert "configuration: aaaaaaaaaaaa, bbbbbbbbbbbb" in page.markdown(sweep) + page.page(sweep)
+
+
+def test_another_setting_is_another_configuration_and_no_more_is_said_of_it(tmp_path):
+    first, second = (make_run(tmp_path, 0, 0.5, {"optim": name}, setting=name) for name in ("sgd", "adam"))
+    sweep = sweep_of(tmp_path)
+    assert (sweep.axes, sweep.apart) == (["optim"], [])
+    assert compare.names(*(compare.chosen(str(run), tmp_path) for run in (first, second))) == [
+        "optim=sgd",
+        "optim=adam",
+    ]
+
+
 def test_a_lead_is_told_only_over_the_same_seeds(tmp_path):
     """A has the higher mean, but over the seeds that both have B is better."""
     for seed, accuracy in enumerate((0.70, 0.71, 0.80, 0.80)):

@@ -533,14 +533,15 @@ class Payload:
         return (os.system, ("touch executed",))
 
 
-def test_a_checkpoint_that_would_run_something_is_refused(zygote, tmp_path):
+def test_a_checkpoint_that_would_run_something_is_not_used(zygote, tmp_path):
     output = tmp_path / "outputs"
     assert zygote.run(output, faults=[("step", 5, "SIGKILL")])["status"] == -9
     run = only_run(output)
     planted = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) | {"payload": Payload()}
-    save(planted, run / "checkpoints" / "last.ckpt")  # with a digest that is right
-    assert zygote.run(output)["status"] == 1
-    assert "Weights only load failed" in said(output)
+    CheckpointFiles().save_checkpoint(planted, run / "checkpoints" / "last.ckpt")  # with a digest that is right
+    assert zygote.run(output)["status"] == 0  # from the checkpoint before
+    assert "is not a checkpoint (UnpicklingError: Weights only load failed" in said(output)
+    assert (run / "checkpoints" / "last.ckpt.damaged").exists()
     assert not list(zygote.folder.rglob("executed"))
     assert not list(tmp_path.rglob("executed"))
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, until
 
-from cnnlab.cli import configuration
-from cnnlab.config import CONF, UserError, run_path
+from cnnlab.config import CONF, UserError, configuration, run_path
 from cnnlab.records import RunDirectory
 from cnnlab.report.statistics import estimate
 from study import claims, measures, page, results

@@ -24,6 +24,7 @@ from cnnlab.data.images import Images, load_once
 from cnnlab.evaluation import STRENGTHS, Evaluation, corrupted, evaluate
 from cnnlab.export import TOLERANCE, export
 from cnnlab.normalize import Unchanged
+from cnnlab.opened import opened, with_other_data
 from cnnlab.records import RunDirectory
 from cnnlab.trained import Trained, open_run
 
@@ -142,9 +143,8 @@ def save_test_images(run: Path, folder: Path) -> Path:
     from cnnlab.config import data_source
     from cnnlab.data.images import load_once
 
-    _, config, _ = open_run(run)
     folder.mkdir()
-    for place, pixels in enumerate(load_once(data_source(config.data)).test.pixels):
+    for place, pixels in enumerate(load_once(data_source(with_other_data(opened(run)).data)).test.pixels):
         Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / f"{place:04}.png")
     return folder
 
@@ -381,8 +381,9 @@ def on_real_pictures(pictures, tmp_path_factory: pytest.TempPathFactory) -> dict
 @pytest.mark.parametrize("aug", ["none", "crop_flip"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_exports_give_the_logits_of_a_thousand_real_pictures(on_real_pictures, norm, aug, tmp_path):
-    model, config, _ = open_run(on_real_pictures[f"{norm}-{aug}"])
-    pixels = torch.from_numpy(load_once(data_source(config.data)).test.pixels)
+    run = on_real_pictures[f"{norm}-{aug}"]
+    model, _, _ = open_run(run)
+    pixels = torch.from_numpy(load_once(data_source(with_other_data(opened(run)).data)).test.pixels)
     assert pixels.shape == (1000, 3, 32, 32)
     model = model.float32_on_cpu()
     for form in ("onnx", "torch"):

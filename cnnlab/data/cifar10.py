@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from cnnlab.config import UserError
 from cnnlab.data.images import DataSet, Images, cached_data, expand, make_folder
-from cnnlab.records import lock_file, open_regular
+from cnnlab.readers import open_regular
+from cnnlab.records import lock_file
 
 if TYPE_CHECKING:
     import numpy as np

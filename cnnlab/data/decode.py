@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image, ImageOps
 
 from cnnlab.config import UserError
-from cnnlab.records import open_regular
+from cnnlab.readers import open_regular
 
 if TYPE_CHECKING:
     import numpy as np

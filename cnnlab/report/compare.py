@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnlab.config import UserError
+from cnnlab.readers import BrokenFileError
 from cnnlab.records import RunDirectory
 from cnnlab.report.runs import Run, Setting, find, grouped, read, varied
 from cnnlab.report.statistics import difference, estimate, mcnemar
@@ -54,7 +55,9 @@ def same(kept: str, typed: str) -> bool:
 def names(first: Setting, second: Setting) -> list[str]:
     """What sets each apart from the other: "aug=cutmix", "aug=crop_flip"."""
     apart = [name for (name, one), (_, other) in zip(first.apart, second.apart, strict=True) if one != other]
-    differing = varied([first.runs[0], second.runs[0]]) + apart or ["run"]
+    differing = varied([first.runs[0], second.runs[0]])
+    differing += [name for name in apart if name != "configuration" or not differing]
+    differing = differing or ["run"]
     return [", ".join(f"{name}={group.value(name)}" for name in differing) for group in (first, second)]
 
 
@@ -89,8 +92,10 @@ def images(first: Sequence[Run], second: Sequence[Run]) -> str:
         try:
             ours, labels, _ = RunDirectory(one.path).predictions()
             theirs, their_labels, _ = RunDirectory(other.path).predictions()
-        except (OSError, KeyError):
+        except FileNotFoundError:
             return "Image by image: not known, as a run has no predictions.npz."
+        except BrokenFileError as error:
+            return f"Image by image: not known. {error}"
         if not np.array_equal(labels, their_labels):
             return "Image by image: not comparable, as the test images differ."
         found.append(mcnemar(ours, theirs, labels))

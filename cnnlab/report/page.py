@@ -28,6 +28,7 @@ from cnnlab.records import atomic_path, write_text
 from cnnlab.report import pictures
 from cnnlab.report.statistics import estimate
 from cnnlab.report.sweep import Sweep, with_interval
+from cnnlab.text import csv_cell, printable
 
 INK = "#010203"  # stands for the colour of the text
 MOST_CLASSES = 40  # in a table
@@ -39,9 +40,9 @@ def write(sweep: Sweep, folder: Path, latex: bool = False) -> Path:
     """Write the report into a folder; return the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "report.html", page(sweep))
-    write_text(folder / "report.md", markdown(sweep))
+    write_text(folder / "report.md", "\n".join(map(printable, markdown(sweep).split("\n"))))
     with atomic_path(folder / "runs.csv") as partial, open(partial, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(runs_table(sweep))
+        csv.writer(file).writerows(map(csv_cell, row) for row in runs_table(sweep))
     if latex:
         write_text(folder / "table.tex", latex_table(sweep))
     return folder / "report.html"
@@ -159,7 +160,7 @@ def outside(sweep: Sweep) -> list[str]:
     for run in sweep.unfinished:
         status = {"running": "not finished (running, or killed)"}.get(run.summary["status"], run.summary["status"])
         error = run.summary.get("error", {})
-        reason = f": {error['type']}: {error['message']}" if error else ""
+        reason = f": {error.get('type', 'error')}: {error.get('message', '')}" if error else ""
         lines.append(f"{run.path.name}: {status}{reason}")
     return lines + [f"{path}: left out: {reason}" for path, reason in sweep.left_out]
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
 from cnnlab.config import chosen, differences, num_trained_on, run_path
 from cnnlab.records import RunDirectory
 from cnnlab.report.runs import Run, find, read
+from cnnlab.terminal import Table
 
 
 @dataclass
@@ -52,7 +49,7 @@ def print_plan(configs: Sequence[DictConfig], output_dir: Path) -> None:
     jobs = [PlannedRun.of(config) for config in configs]
     speeds = past_speeds(output_dir) if output_dir.exists() else {}
     typed = Counter(job.path for job in jobs)
-    table = Table(title=f"{len(typed)} run{'s' * (len(typed) != 1)}", title_justify="left")
+    table = Table(title=f"{len(typed)} run{'s' * (len(typed) != 1)}")
     for name in ("run", "changes", "state"):
         table.add_column(name, overflow="fold")
     for name in ("epochs", "time"):
@@ -61,7 +58,7 @@ def print_plan(configs: Sequence[DictConfig], output_dir: Path) -> None:
     for job in {job.path: job for job in jobs}.values():
         summary = RunDirectory(job.path).summary()
         state = {"running": "not finished"}.get(str(summary.get("status")), str(summary.get("status", "new")))
-        left = 0 if state == "done" else job.epochs - len(past_rows(job.path))
+        left = 0 if state == "done" else job.epochs - len(RunDirectory(job.path).rows())
         epochs = job.epochs if job.rerun else left
         speed = speeds.get(job.model)
         time = epochs * job.num_train / speed if speed else None
@@ -69,14 +66,9 @@ def print_plan(configs: Sequence[DictConfig], output_dir: Path) -> None:
         twice = f", typed {typed[job.path]} times" if typed[job.path] > 1 else ""
         changes = ", ".join(f"{name}={value}" for name, value in job.changes.items()) or "the defaults"
         table.add_row(job.path.name, changes, state + twice, str(epochs), in_words(time) if time is not None else "?")
-    Console(width=None if os.isatty(1) else 160).print(table)
+    table.show()
     guess = "how long is not known yet" if unknown else f"about {in_words(seconds)} at the speed of past runs here"
     print(f"{to_do} epochs to train" + (f", {guess}." if to_do else ": nothing is left to do."))
-
-
-def past_rows(path: Path) -> list[Any]:
-    """The epochs that a run has behind it."""
-    return RunDirectory(path).metrics() if (path / "metrics.csv").exists() else []
 
 
 def past_speeds(output_dir: Path) -> dict[str, float]:
@@ -84,7 +76,7 @@ def past_speeds(output_dir: Path) -> dict[str, float]:
     runs: list[Run] = [run for run in read(find([output_dir]))[0] if run.done]
     speeds: dict[str, list[float]] = {}
     for run in runs:
-        speeds.setdefault(run.summary["choices"]["model"], []).append(run.summary["images_per_second"])
+        speeds.setdefault(run.summary["choices"].get("model", ""), []).append(run.summary["images_per_second"])
     return {model: median(values) for model, values in speeds.items()}
 
 

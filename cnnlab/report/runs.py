@@ -1,6 +1,7 @@
 """Runs as they are found on the disk, and settings that several runs share. Takes no torch."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from cnnlab.config import UserError, as_typed, leaves
-from cnnlab.records import Row, RunDirectory
-
-NEEDED = ("run", "choices", "changes", "seed", "status")  # in the summary of a run of ours
-WHEN_DONE = ("metrics", "selected_on", "best_epoch", "train_seconds", "images_per_second", "data")
+from cnnlab.config import as_typed, leaves
+from cnnlab.readers import BrokenFileError, Row
+from cnnlab.records import RunDirectory
 
 
 @dataclass
@@ -53,10 +51,9 @@ class Run:
     def configuration(self) -> dict[str, str]:
         """Every knob as text, by its path, from the configuration that is kept with the run."""
         try:
-            content = yaml.load((self.path / ".hydra" / "config.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
-        except FileNotFoundError:
+            return {path: as_typed(value) for path, value in leaves(RunDirectory(self.path).config())}
+        except (FileNotFoundError, BrokenFileError):
             return {}
-        return {path: as_typed(value) for path, value in leaves(content)}
 
     @property
     def accuracy(self) -> float:
@@ -74,6 +71,7 @@ class Run:
             ("device", str(environment.get("device", ""))),
             ("devices", str(environment.get("num_devices", ""))),
             ("torch", str(environment.get("torch", ""))),
+            ("configuration", str(self.summary.get("setting", ""))[:12]),  # more than `settings` if a file was edited
         )
 
 
@@ -84,22 +82,8 @@ def varied(runs: Sequence[Run]) -> list[str]:
     return [name for name in differing if len({run.value(name) for run in runs}) > 1]
 
 
-def checked(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint of a run's best epoch, and its summary.
-
-    Raises: UserError if it is no run, or one without such a checkpoint.
-    """
-    summary = RunDirectory(path).summary()
-    if "data" not in summary or not (path / ".hydra" / "config.yaml").exists():
-        raise UserError(f"{path} is no run directory of cnnlab. Type one, as python -m cnnlab ls shows them.")
-    best = path / "checkpoints" / "best.ckpt"
-    if not best.exists():
-        raise UserError(f"{path} has no checkpoints/best.ckpt: no epoch of it was finished. Train it first.")
-    return best, summary
-
-
 def find(folders: Iterable[Path]) -> Iterator[Path]:
-    """Run directories: the folders themselves, or what lies below them, in order and once."""
+    """Run directories: the folders themselves, or what lies below them, in order and once; no archived ones."""
     seen = set()
     for folder in folders:
         if (folder / "summary.json").exists():
@@ -107,7 +91,7 @@ def find(folders: Iterable[Path]) -> Iterator[Path]:
         else:
             candidates = sorted(path.parent for path in folder.rglob("summary.json"))
         for path in candidates:
-            if path.resolve() not in seen and ".old" not in path.name:
+            if path.resolve() not in seen and not re.search(r"\.old[0-9]+$", path.name):
                 seen.add(path.resolve())
                 yield path
 
@@ -116,18 +100,18 @@ def read(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
     """The runs, and what could not be read, with the reason."""
     runs, left_out = [], []
     for path in paths:
+        run = RunDirectory(path)
         try:
-            summary = RunDirectory(path).summary()
-            needed = NEEDED + WHEN_DONE * (summary.get("status") == "done")
-            if missing := [key for key in needed if key not in summary]:
-                raise ValueError(f"summary.json has no {', '.join(missing)}: of another program or an older version")
-            rows = RunDirectory(path).metrics() if (path / "metrics.csv").exists() else []
-            run = Run(path, summary, rows)
-            if run.done and not (math.isfinite(run.accuracy) and rows):
-                raise ValueError("it is done, but has no metrics")
-            runs.append(run)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            left_out.append((path, f"{type(error).__name__}: {error}" if not str(error) else str(error)))
+            if not (summary := run.read_summary()):
+                continue  # it has just been removed
+            rows = run.metrics() if summary["status"] == "done" or (path / "metrics.csv").exists() else []
+            if summary["status"] == "done" and not rows:
+                raise BrokenFileError(path / "metrics.csv", "has no rows, and the run is done")
+            runs.append(Run(path, summary, rows))
+        except BrokenFileError as error:
+            left_out.append((path, error.reason))
+        except FileNotFoundError:
+            left_out.append((path, "metrics.csv is missing, and the run is done"))
     return runs, left_out
 
 
@@ -172,6 +156,6 @@ def grouped(runs: Sequence[Run]) -> list[Setting]:
     groups: dict[Any, Setting] = {}
     for run in runs:
         if run.done:
-            key = (tuple(sorted(run.settings.items())), run.cannot_be_averaged_over)
+            key = (tuple(sorted(run.settings.items())), run.cannot_be_averaged_over, len(run.summary["confusion"]))
             groups.setdefault(key, Setting(run.settings, run.cannot_be_averaged_over, [])).runs.append(run)
     return list(groups.values())

@@ -102,7 +102,11 @@ class Sweep:
         for group in self.groups:
             for name, value in group.apart:
                 names.setdefault(name, set()).add(value)
-        return [f"{name}: {', '.join(sorted(values))}" for name, values in names.items() if len(values) > 1]
+        return [
+            f"{name}: {', '.join(sorted(values))}"
+            for name, values in names.items()
+            if len(values) > 1 and (name != "configuration" or name in self.also)
+        ]
 
     def label(self, group: Setting) -> str:
         """What sets a group apart from the others: "optim=adam, aug=cutmix"."""

@@ -1,27 +1,33 @@
 """Tables of runs for the terminal: of a sweep when it ends, and of what a folder holds. Takes no torch."""
 
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from rich.console import Console
-from rich.table import Table
-
 from cnnlab.config import UserError
+from cnnlab.readers import BrokenFileError
 from cnnlab.records import RunDirectory
 from cnnlab.report.plan import in_words
 from cnnlab.report.runs import Run, find, read, varied
+from cnnlab.terminal import Table
+from cnnlab.text import say
 
 
 def print_table(directories: Sequence[Path]) -> bool:
     """Print the runs, best first, and what failed; return whether all are done."""
-    runs = [Run(path, RunDirectory(path).summary(), []) for path in directories]
+    runs, damaged = [], []
+    for path in directories:
+        try:
+            runs.append(Run(path, RunDirectory(path).read_summary(), []))
+        except BrokenFileError as error:
+            damaged.append(f"damaged: {path}: {error.reason}")
     done = sorted((run for run in runs if run.done), key=lambda run: -run.accuracy)
     columns = varied(done) + ["seed"] * (len({run.seed for run in done}) > 1)
-    table = Table(title=f"{len(done)} of {len(runs)} runs done, best test accuracy first", title_justify="left")
+    table = Table(title=f"{len(done)} of {len(directories)} runs done, best test accuracy first")
     for name in columns:
         table.add_column(name)
     for name in ("test acc", "selected by", "best epoch", "seconds", "images/s"):
@@ -38,19 +44,19 @@ def print_table(directories: Sequence[Path]) -> bool:
             f"{summary['images_per_second']:,.0f}",
             summary["run"],
         )
-    console = Console(markup=False, width=None if os.isatty(1) else 160)
     if done:
-        console.print(table)
+        table.show()
+    for line in damaged:
+        say(line)
     for run in runs:
         if not run.done:
-            error = run.summary.get("error", {})
             status = state(run) if run.summary else "not started"
-            print(f"{status}: {run.path}: {error.get('message', '')}")
+            say(f"{status}: {run.path}: {run.summary.get('error', {}).get('message', '')}")
     if done:
         print(
             f"Pictures of each run: {os.path.relpath(directories[0].parent)}/*/curves.png, confusion.png, samples.png"
         )
-    return len(done) == len(runs)
+    return len(done) == len(directories)
 
 
 def print_list(folder: Path, by: str | None, num: int) -> None:
@@ -60,7 +66,7 @@ def print_list(folder: Path, by: str | None, num: int) -> None:
     """
     runs, left_out = read(find([folder]))
     if not runs:
-        raise UserError(f"There is no run in {folder}. Type a folder that holds some, as outputs/runs.")
+        raise nothing_in(folder, left_out)
     changed = {run.path: (run.path / "summary.json").stat().st_mtime for run in runs}
     if by:
         names = sorted({name for run in runs for name in run.summary.get("metrics", {})})
@@ -71,7 +77,7 @@ def print_list(folder: Path, by: str | None, num: int) -> None:
     else:
         runs.sort(key=lambda run: -changed[run.path])
     shown = runs[:num]
-    table = Table(title=f"{len(shown)} of {len(runs)} runs in {folder}", title_justify="left")
+    table = Table(title=f"{len(shown)} of {len(runs)} runs in {folder}")
     table.add_column("run", overflow="fold")
     table.add_column("status")
     for name in ("epochs", "held-out acc", "test acc", *([by] if by and by != "test/acc" else []), "age"):
@@ -87,9 +93,9 @@ def print_list(folder: Path, by: str | None, num: int) -> None:
             *("" if cell is None else f"{cell:.4f}" for cell in cells),
             ago(time.time() - changed[run.path]),
         )
-    Console(markup=False, width=None if os.isatty(1) else 160).print(table)
+    table.show()
     for path, reason in left_out:
-        print(f"{path}: left out: {reason}")
+        say(f"{path}: left out: {reason}")
 
 
 def print_status(folder: Path) -> None:
@@ -101,10 +107,10 @@ def print_status(folder: Path) -> None:
     known = {run.path for run in runs}
     queued = [path.parent for path in sorted(folder.rglob(".queued")) if path.parent not in known]
     if not runs and not queued:
-        raise UserError(f"There is no run in {folder}. Type a folder that holds some, as outputs/runs.")
+        raise nothing_in(folder, left_out)
     states = [state(run) for run in runs] + ["queued"] * len(queued)
-    print(f"{folder}: " + ", ".join(f"{num} {name}" for name, num in Counter(states).most_common()))
-    table = Table(title_justify="left")
+    say(f"{folder}: " + ", ".join(f"{num} {name}" for name, num in Counter(states).most_common()))
+    table = Table()
     table.add_column("run", overflow="fold")
     table.add_column("status")
     for name in ("epoch", "time left", "last epoch", "job"):
@@ -113,7 +119,8 @@ def print_status(folder: Path) -> None:
     for run, status in zip(runs, states, strict=False):
         if status == "done":
             continue
-        epochs, place = int(run.configuration.get("trainer.max_epochs", 0)), RunDirectory(run.path)
+        place, max_epochs = RunDirectory(run.path), run.configuration.get("trainer.max_epochs", "")
+        epochs = int(max_epochs) if re.fullmatch("[0-9]{1,9}", max_epochs) else 0
         past = [row["epoch_seconds"] for row in run.rows if "epoch_seconds" in row][-5:]
         table.add_row(
             run.path.name,
@@ -128,9 +135,15 @@ def print_status(folder: Path) -> None:
         since = ago(time.time() - (path / ".queued").stat().st_mtime)
         table.add_row(path.name, "queued", "", "", "", RunDirectory(path).queued_as, f"for {since}")
     if table.row_count:
-        Console(markup=False, width=None if os.isatty(1) else 160).print(table)
+        table.show()
     for path, reason in left_out:
-        print(f"{path}: left out: {reason}")
+        say(f"{path}: left out: {reason}")
+
+
+def nothing_in(folder: Path, left_out: Sequence[tuple[Path, str]]) -> UserError:
+    """The error for a folder without a run that can be read."""
+    broken = "".join(f" {path} cannot be read: {reason}." for path, reason in left_out[:3])
+    return UserError(f"There is no run in {folder}.{broken} Type a folder that holds some, as outputs/runs.")
 
 
 def state(run: Run) -> str:

@@ -1,0 +1,136 @@
+"""A run directory that is to be used: what its files say, checked. Does not import torch.
+
+It may be a stranger's. Its configuration says which classes of ours to instantiate and with which arguments. Where data
+are downloaded from and where they are kept is for our own option files to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from cnnlab.check import check_value
+from cnnlab.config import (
+    LISTED,
+    UserError,
+    checked_config,
+    configuration,
+    defaults_of,
+    leaves,
+    option_file,
+    options,
+    plain,
+)
+from cnnlab.readers import BrokenFileError
+from cnnlab.records import RunDirectory
+
+USED = ("data", "norm", "aug", "model", "test_flips")  # what of a run's configuration is used after training
+OURS = ("cache_dir", "sources", "sha256", "timeout")  # of `data`: never a run directory's
+MAX_SIDE = 4096  # pixels
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """What the files of a run say.
+
+    Attributes:
+        path: the directory.
+        best: the checkpoint of the best epoch.
+        summary: content of summary.json, with what data and precision it was trained.
+        config: what of the configuration is used after training (see USED); nothing in it is left to be resolved.
+    """
+
+    path: Path
+    best: Path
+    summary: dict[str, Any]
+    config: DictConfig
+
+
+def opened(path: Path) -> OpenedRun:
+    """Read and check the files of a run, but for its checkpoints.
+
+    Raises: UserError if it is no run, or one without a checkpoint of its best epoch; BrokenFileError.
+    """
+    run, best = RunDirectory(path), path / "checkpoints" / "best.ckpt"
+    summary = run.read_summary() if path.is_dir() else {}
+    if "data" not in summary or not (file := path / ".hydra" / "config.yaml").exists():
+        raise UserError(f"{path} is no run directory of cnnlab. Type one, as python -m cnnlab ls shows them.")
+    if not best.exists():
+        raise UserError(f"{path} has no checkpoints/best.ckpt: no epoch of it was finished. Train it first.")
+    if wrong := _lacking(summary):
+        raise BrokenFileError(path / "summary.json", wrong)
+    tree = run.config()
+    if missing := [key for key in USED if key not in tree]:
+        raise BrokenFileError(file, f"has no {missing[0]}")
+    tree = {key: tree[key] for key in USED}
+    if not isinstance(tree["test_flips"], bool) or not isinstance(tree["aug"], dict):
+        raise BrokenFileError(file, "has values of other types than a run's")
+    for group, name, node in _nodes(tree, summary):
+        if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+            raise BrokenFileError(file, f"names no class for {group}")
+        if group == "data":
+            node = tree["data"] = {key: value for key, value in node.items() if key not in OURS}
+        defaults = option_file(f"{group}/{name}") if name in options(group) else {}
+        if defaults.get("_target_") == node["_target_"]:
+            for knob, value in leaves(node):
+                check_value(f"{group}.{knob}", value, defaults.get(knob))
+    return OpenedRun(path, best, summary, checked_config(tree))
+
+
+def _nodes(tree: dict[str, Any], summary: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Group, name of the option and node of everything that is instantiated."""
+    for group in USED[:-1]:
+        if group in LISTED:
+            yield from ((group, name, node) for name, node in tree[group].items())
+        else:
+            yield group, summary["choices"].get(group, ""), tree[group]
+
+
+def _lacking(summary: dict[str, Any]) -> str:
+    """What a summary lacks for its run to be used, in words; empty if nothing."""
+    data = summary["data"]
+    if not data.get("classes"):
+        return "names no classes"
+    if not all(1 <= data.get(size, 0) <= MAX_SIDE for size in ("image_size", "input_size")):
+        return f"names no size of images from 1 to {MAX_SIDE} pixels"
+    return "" if "precision" in summary.get("environment", {}) else "does not say in which precision it was trained"
+
+
+def with_other_data(run: OpenedRun, typed: Sequence[str] = ()) -> DictConfig:
+    """Our own configuration with the run's data, normalisation and test-time flips, or with those that are typed.
+
+    Raises: UserError for what cannot differ from the run, or is not allowed.
+    """
+    allowed = ("data=", "data.", "norm=", "norm.", "test_flips=")
+    if wrong := [word for word in typed if not word.startswith(allowed)]:
+        raise UserError(f"{wrong[0]}: only data, norm and test_flips can differ from the run. Type one of those.")
+    given = {word.split("=")[0] for word in typed}
+    kept = [group for group in ("data", "norm") if group not in given]
+    for group in kept:
+        if (option := run.summary["choices"].get(group)) not in options(group):
+            raise UserError(
+                f"{run.path} was trained with {group}={option}, and there is no such option here. Type {group}= and "
+                f"one of {', '.join(options(group))}."
+            )
+    made = configuration([*(f"{group}={run.summary['choices'][group]}" for group in kept), *typed])
+    for group in kept:
+        ours, theirs = plain(made[group]), plain(run.config[group])
+        if ours["_target_"] != theirs["_target_"]:
+            raise UserError(
+                f"{run.path} has another class for {group} ({theirs['_target_']}) than {group}="
+                f"{run.summary['choices'][group]} has here ({ours['_target_']}). Type {group}=OPTION."
+            )
+        mine = {key: value for key, value in ours.items() if key in OURS or f"{group}.{key}" in given}
+        made[group] = theirs | mine
+    if "data" in given and "image_size" in made.data and "data.image_size" not in given:
+        made.data.image_size = run.summary["data"]["image_size"]
+    if "test_flips" not in given:
+        made.test_flips = run.config.test_flips
+    defaults = defaults_of(made)
+    for path, value in leaves({"data": plain(made.data), "norm": plain(made.norm)}):
+        check_value(path, value, defaults.get(path))
+    return made

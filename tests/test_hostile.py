@@ -1,0 +1,674 @@
+"""A run directory of a stranger, of a crash, of a slip: it runs nothing, hangs nothing, and hides no other run."""
+
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cnnlab import cli
+from cnnlab.config import UserError, configuration, option_file
+from cnnlab.job import Job
+from cnnlab.opened import opened, with_other_data
+from cnnlab.records import CheckpointError, RunDirectory
+from cnnlab.report import page, table
+from cnnlab.report.runs import find, read
+from cnnlab.report.sweep import Sweep
+from cnnlab.trained import open_run
+
+SMALL = (
+    *(
+        "data=shapes",
+        "data.num_train=100",
+        "val_fraction=0.2",
+        "data.num_test=20",
+        "batch_size=20",
+        "model.channels=[4,4]",
+    ),
+    *("model.hidden=8", "trainer=cpu", "trainer.max_epochs=1", "logger=none", "aug=crop_flip", "norm=standard"),
+)
+FILES = (
+    *("summary.json", ".hydra/config.yaml", "metrics.csv", "predictions.npz", ".holder", ".queued"),
+    *("checkpoints/best.ckpt", "checkpoints/best.ckpt.sha256"),
+)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("original"))
+        patch.setenv("CNNLAB_CACHE", "cache")
+        job = Job.of(configuration([*SMALL]))
+        assert job.do() == 0
+        return job.path.resolve()
+
+
+@pytest.fixture
+def run(original: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(original, tmp_path / "outputs" / "runs" / original.name))
+
+
+Verb = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verb:
+    """Do what `python -m cnnlab WORDS...` does, without another start of Python."""
+
+    def do(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["cnnlab", *map(str, words)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return subprocess.CompletedProcess(words, status, *capsys.readouterr())
+
+    return do
+
+
+def refused(result: subprocess.CompletedProcess[str]) -> bool:
+    """Whether it ended with one paragraph."""
+    return result.returncode == 2 and result.stderr.startswith("cnnlab: ") and len(result.stderr.splitlines()) == 1
+
+
+@pytest.fixture(autouse=True)
+def time_limit() -> Iterator[None]:
+    """Nothing here takes long, whatever it is given; a process that hangs in a system call is woken."""
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it hangs"))
+    signal.alarm(int(os.environ.get("CNNLAB_FUZZ", "0")) + 60)
+    yield
+    signal.alarm(0)
+
+
+def change_config(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    file = run / ".hydra" / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    change(config)
+    file.write_text(yaml.safe_dump(config))
+
+
+def change_summary(folder: Path, **keys: Any) -> None:
+    file = folder / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+
+
+# ---------------------------------------------------------------------------------------- no code, nothing resolved
+
+CALL = "{_target_: intruder.call}"
+INTRUDER = {"_target_": "intruder.call"}
+ATTACKS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "itself": lambda c: c["model"].update(INTRUDER),
+    "partial": lambda c: c["norm"].update(INTRUDER | {"_partial_": True}),
+    "argument": lambda c: c["model"].update(hidden=INTRUDER),
+    "in lists": lambda c: c["model"].update(channels=[[{"a": [INTRUDER]}]]),
+    "positional": lambda c: c["model"].update(_args_=[INTRUDER]),
+    "not recursive": lambda c: c["model"].update(_recursive_=False),
+    "converted": lambda c: c["model"].update(_convert_="object"),
+    "class of another group": lambda c: c["model"].update(_target_="cnnlab.data.folder.ImageFolder"),
+    "class that is a mapping": lambda c: c["model"].update(_target_=INTRUDER),
+    "created": lambda c: c["model"].update(hidden=f"${{oc.create:{CALL}}}"),
+    "created when escaped": lambda c: c["model"].update(hidden=f"\\${{oc.create:{CALL}}}"),
+    "created when escaped twice": lambda c: c["model"].update(hidden=f"\\\\\\${{oc.create:{CALL}}}"),
+    "created in an augmentation": lambda c: c["aug"].update(more=f"\\${{oc.create:{CALL}}}"),
+    "created in a list": lambda c: c["model"].update(channels=[4, [f"\\${{oc.create:{CALL}}}"]]),
+    "decoded": lambda c: c["model"].update(hidden=f"\\${{oc.decode:'{CALL}'}}"),
+    "environment": lambda c: c["norm"].update(eps="${oc.env:SECRET}"),
+    "another value": lambda c: c["model"].update(hidden="${batch_size}"),
+    "resolver of ours": lambda c: c["model"].update(hidden="${run_id:}"),
+    "missing": lambda c: c["model"].update(hidden="???"),
+    "key that is a number": lambda c: c["model"].update({7: 1}),
+    "path as a group": lambda c: c.update({"aug": {"/tmp/x": INTRUDER}}),
+    "no mapping": lambda c: c.update(aug=[INTRUDER]),
+    "far too large": lambda c: c["model"].update(hidden=10**12),
+}
+
+
+@pytest.fixture
+def intruder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
+    """A module that tells when it is imported or called."""
+    (tmp_path / "intruder.py").write_text(
+        "from pathlib import Path\n\nPath('noticed').touch()\n\n\ndef call(**_):\n    Path('noticed').touch()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SECRET", "do not tell")
+    yield (tmp_path / "noticed").exists
+    sys.modules.pop("intruder", None)
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_a_configuration_of_a_stranger_runs_nothing_and_is_refused(run, attack, verb, intruder, tmp_path):
+    change_config(run, attack)
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    for words in (("predict", run, "image.png"), ("evaluate", run), ("show", run), ("export", run)):
+        result = verb(*words)
+        assert refused(result), result.stderr
+        assert "do not tell" not in result.stderr
+    assert not intruder()
+    assert "1 of 1 runs" in verb("ls", "outputs").stdout  # a table resolves nothing
+
+
+LAUGHS = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))
+YAMLS = {
+    "python": "model: !!python/object/apply:os.system [touch noticed]",
+    "tag": "model: !x {}",
+    "a billion laughs": f"a0: &a0 [x]\n{LAUGHS}",
+    "megabytes of aliases": "a: &a [1]\nb: [" + "*a, " * 250_000 + "1]",
+    "deep": "[" * 10_000,
+    "deep blocks": "\n".join(" " * n + f"{n}:" for n in range(1000)),
+    "wide": "\n".join(f"k{n}: 1" for n in range(60_000)),
+    "large": "#" * 2_000_000,
+    "binary": "\0\1\2",
+    "a list": "[1, 2]",
+    "empty": "",
+    "a date": "model: 2024-01-01",
+    "not YAML": "{",
+    "a number without end": "seed: " + "9" * 100_000,
+}
+
+
+@pytest.mark.parametrize("text", YAMLS.values(), ids=YAMLS)
+def test_a_file_that_is_no_configuration_is_refused_at_once(run, text, verb, intruder):
+    (run / ".hydra" / "config.yaml").write_text(text)
+    assert refused(verb("predict", run, "image.png"))
+    assert verb("status", "outputs").returncode == 0
+    assert not intruder()
+
+
+def test_a_run_as_it_was_written_passes(run, verb):
+    assert verb("evaluate", run).returncode == 0
+    text = (run / ".hydra" / "config.yaml").read_text()
+    assert "${" not in text
+    assert yaml.safe_load(text)["cache_dir"] == "cache"  # as the environment said when the job was made
+
+
+def test_a_strangers_run_decides_neither_what_is_downloaded_nor_where_it_is_kept(run):
+    evil = {"sources": ["https://evil.example"], "sha256": "0" * 64, "cache_dir": "/tmp/evil", "timeout": 1e9}
+    ours = option_file("data/cifar10")
+    change_config(run, lambda c: c.update(data={"_target_": ours["_target_"]} | evil))
+    change_summary(run, choices=json.loads((run / "summary.json").read_text())["choices"] | {"data": "cifar10"})
+    made = with_other_data(opened(run))
+    assert list(made.data.sources) == ours["sources"]
+    assert (made.data.sha256, made.data.timeout) == (ours["sha256"], ours["timeout"])
+    assert made.data.cache_dir == os.environ["CNNLAB_CACHE"]
+    assert list(with_other_data(opened(run), ["data.sources=[https://mine]"]).data.sources) == ["https://mine"]
+    change_summary(run, choices={"data": "../../evil", "norm": "none"})
+    with pytest.raises(UserError, match="there is no such option here"):
+        with_other_data(opened(run))
+
+
+# ---------------------------------------------------------------------------------------- files that are broken
+
+
+def fifo(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+
+
+def device(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    file.symlink_to("/dev/zero")
+
+
+def folder(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    file.mkdir()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("harm", [fifo, device, folder])
+def test_only_regular_files_are_read(run, verb, harm, name):
+    harm(run / name)
+    if name in ("metrics.csv", "predictions.npz", ".holder", ".queued"):
+        assert verb("status", "outputs").returncode == 0 or name == "metrics.csv"
+        assert name != "predictions.npz" or "Image by image: not known" in verb("compare", run, run).stdout
+    else:
+        assert refused(verb("evaluate", run))
+
+
+SUMMARIES = {
+    "empty": b"",
+    "half": b'{"run": "x", "sta',
+    "foreign": b'{"a": 1}',
+    "binary": bytes(range(256)),
+    "a number": b"7",
+    "deep": b"[" * 10_000,
+    "status of another kind": b'{"run": "x", "choices": {}, "changes": {}, "seed": 0, "status": ["done"]}',
+    "done without results": b'{"run": "x", "choices": {}, "changes": {}, "seed": 0, "status": "done"}',
+}
+
+
+@pytest.mark.parametrize("content", SUMMARIES.values(), ids=SUMMARIES)
+def test_a_broken_summary_is_named_and_hides_no_other_run(original, run, verb, content):
+    broken = Path(shutil.copytree(original, run.with_name("broken")))
+    (broken / "summary.json").write_bytes(content)
+    for words in (("ls", "outputs"), ("status", "outputs")):
+        result = verb(*words)
+        assert result.returncode == 0, result.stderr
+        assert "outputs/runs/broken: left out: summary.json" in result.stdout
+    assert "1 of 1 runs" in verb("ls", "outputs").stdout
+    assert "outputs/runs/broken: left out" in page.markdown(Sweep(*read(find([Path("outputs")]))))
+    assert not table.print_table([run, broken])
+    assert refused(verb("evaluate", broken))
+
+
+@pytest.mark.parametrize("name", ["empty", "foreign", "binary"])
+def test_a_sweep_sets_a_broken_summary_aside_and_goes_on_from_the_checkpoint(run, capsys, name):
+    before = RunDirectory(run).summary()
+    (run / "summary.json").write_bytes(SUMMARIES[name])
+    job = Job.of(configuration([*SMALL]))
+    assert job.path.resolve() == run
+    assert job.do() == 0
+    assert "it is kept as summary.json.damaged" in capsys.readouterr().out
+    assert (run / "summary.json.damaged").read_bytes() == SUMMARIES[name]
+    assert RunDirectory(run).summary()["metrics"] == before["metrics"]
+    assert job.do() == 0
+    assert "done before" in capsys.readouterr().out
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("rerun", [False, True])
+def test_a_run_in_the_place_of_another_is_neither_returned_nor_moved(original, tmp_path, capsys, rerun):
+    job = Job.of(configuration([*SMALL, "optim.lr=0.5", f"rerun={rerun}"]))
+    shutil.copytree(original, job.path)
+    before = snapshot(job.path)
+    assert job.do() == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert snapshot(job.path).items() >= before.items()
+    assert [path.name for path in job.path.parent.iterdir()] == [job.path.name]
+
+
+@pytest.mark.parametrize("words", [["hydra.run.dir=."], ["hydra.run.dir=.", "rerun=true"], ["hydra.run={dir:.}"]])
+def test_a_project_is_not_a_run_directory(tmp_path, words):
+    files = ("train.log", ".hydra/config.yaml", ".lock", "thesis.tex")
+    for file in files:
+        (tmp_path / "project" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "project" / file).write_text("mine")
+    result = subprocess.run(
+        [sys.executable, ROOT / "train.py", *SMALL, *words], cwd=tmp_path / "project", capture_output=True, text=True
+    )
+    assert refused(result), result.stderr
+    assert snapshot(tmp_path / "project") == dict.fromkeys(files, b"mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["project"]
+
+
+def test_a_run_whose_name_has_old_in_it_is_found_and_an_archived_one_is_not(original, tmp_path):
+    for name in ("my.older-12345678", "x.old-87654321", "x-12345678.old1", "x-12345678.old12"):
+        shutil.copytree(original, tmp_path / "outputs" / name)
+    found = [path.name for path in find([tmp_path / "outputs"])]
+    assert found == ["my.older-12345678", "x.old-87654321"]
+
+
+def written(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def bomb() -> bytes:
+    """3 GB of labels in 3 MB."""
+    file, header = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (3 * 10**9,)})
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("predicted", "labels", "confidence"):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                member.write(header.getvalue())
+                for _ in range(5):
+                    member.write(bytes(10**7))
+    return file.getvalue()
+
+
+N = 20
+GOOD = {
+    "predicted": np.zeros(N, np.uint8),
+    "labels": np.zeros(N, np.uint8),
+    "confidence": np.ones(N, np.float16),
+}
+PREDICTIONS: dict[str, Callable[[], bytes]] = {
+    "objects": lambda: written(**GOOD | {"labels": np.array([{}] * N, dtype=object)}),
+    "labels out of range": lambda: written(**GOOD | {"predicted": np.full(N, 10, np.uint8)}),
+    "negative labels": lambda: written(**GOOD | {"labels": np.full(N, -1, np.int8)}),
+    "lengths": lambda: written(**GOOD | {"labels": np.zeros(N - 1, np.uint8)}),
+    "two dimensions": lambda: written(**GOOD | {"labels": np.zeros((N, 1), np.uint8)}),
+    "probabilities": lambda: written(**GOOD | {"confidence": np.full(N, np.nan, np.float16)}),
+    "an array is missing": lambda: written(labels=GOOD["labels"]),
+    "text": lambda: b"hello",
+    "empty": lambda: b"",
+    "cut": lambda: written(**GOOD)[:-30],
+    "bomb": bomb,
+}
+
+
+@pytest.mark.parametrize("content", PREDICTIONS.values(), ids=PREDICTIONS)
+def test_predictions_that_are_none_are_refused_before_memory_is_taken(run, content):
+    assert len(RunDirectory(run).predictions()[0]) == N
+    (run / "predictions.npz").write_bytes(content())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"predictions\.npz is not a file of predictions"):
+        RunDirectory(run).predictions()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "epoch,lr\none,two\n",
+        "epoch\n2\n",
+        "epoch,lr\n1,inf\n",
+        "epoch\n1,2,3\n",
+        "epoch\n\0\n",
+        "epoch\n1e999\n",
+        "x" * 200_000 + "\n1",
+    ],
+    ids=["words", "epochs that are none", "infinite", "more cells", "binary", "too large", "a wide cell"],
+)
+def test_metrics_that_are_no_numbers_are_refused(run, text, verb):
+    (run / "metrics.csv").write_text(text)
+    with pytest.raises(UserError, match=r"metrics\.csv is not a table of numbers"):
+        RunDirectory(run).metrics()
+    assert "metrics.csv is not a table of numbers" in verb("status", "outputs").stderr
+
+
+def changed(**keys: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda content: content | keys
+
+
+def weight(shape: tuple[int, ...], **more: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda c: c | {"state_dict": c["state_dict"] | {"network.conv1.weight": torch.zeros(shape)}} | more
+
+
+CHECKPOINTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a list": lambda content: [1],
+    "no weights": lambda content: {key: value for key, value in content.items() if key != "state_dict"},
+    "no records": lambda content: {key: value for key, value in content.items() if key != "records"},
+    "weights that are text": changed(state_dict={"network.conv1.weight": "x"}),
+    "another shape": weight((9, 3, 5, 5)),
+    "a repeated value": lambda c: c | {"ImageData": {"mean": torch.zeros(1).expand(10**6, 10**6)}},
+    "statistics of another shape": lambda c: c | {"ImageData": {key: torch.zeros(7) for key in c["ImageData"]}},
+    "statistics that are text": lambda c: c | {"ImageData": dict.fromkeys(c["ImageData"], "x")},
+    "no statistics": lambda c: c | {"ImageData": {}},
+}
+
+
+def plant(run: Path, content: bytes) -> None:
+    """Write a checkpoint with its digest."""
+    import hashlib
+
+    best = run / "checkpoints" / "best.ckpt"
+    best.write_bytes(content)
+    Path(f"{best}.sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  best.ckpt\n")
+
+
+@pytest.mark.parametrize("change", CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_checkpoints_that_are_none_or_do_not_fit_are_refused(run, change, verb):
+    best = run / "checkpoints" / "best.ckpt"
+    file = io.BytesIO()
+    torch.save(change(torch.load(best, weights_only=True)), file)
+    plant(run, file.getvalue())
+    result = verb("evaluate", run)
+    assert refused(result), result.stderr
+    assert "best.ckpt" in result.stderr
+
+
+def test_checkpoints_that_are_no_archives_are_refused(run, verb):
+    best = run / "checkpoints" / "best.ckpt"
+    content = best.read_bytes()
+    squeezed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(squeezed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    for planted in (b"", b"hello", content[:-100], squeezed.getvalue()):
+        plant(run, planted)
+        assert refused(verb("evaluate", run))
+
+
+def test_sizes_that_fit_nothing_are_refused(run, verb):
+    data = json.loads((run / "summary.json").read_text())["data"]
+    for size in (0, 10**6, 28):
+        for which in ("image_size", "input_size"):
+            change_summary(run, data=data | {which: size})
+            assert refused(verb("predict", run, "image.png")) or (which, size) == ("input_size", 28)
+
+
+# ---------------------------------------------------------------------------------------- terminal, spreadsheet
+
+ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\r"
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # which figures have none for
+def test_no_escape_of_a_name_reaches_the_terminal(run, verb, tmp_path):
+    evil = run.rename(run.with_name(f"evil{ESCAPES}"))
+    summary = json.loads((evil / "summary.json").read_text())
+    names = [f"{name}{ESCAPES}" for name in summary["data"]["classes"]]
+    change_summary(
+        evil,
+        run=f"x{ESCAPES}",
+        choices={group: f"{option}{ESCAPES}" for group, option in summary["choices"].items()},
+        changes={f"optim.lr{ESCAPES}": ESCAPES},
+        data=summary["data"] | {"classes": names},
+    )
+    failed = Path(shutil.copytree(evil, evil.with_name("failed")))
+    change_summary(failed, status="failed", error={"type": ESCAPES, "message": ESCAPES})
+    (failed / ".holder").write_text(f"process {ESCAPES} on {ESCAPES} since")
+    (failed / ".queued").write_text(ESCAPES)
+    broken = Path(shutil.copytree(evil, evil.with_name("broken")))
+    (broken / "summary.json").write_text(f'{{"{ESCAPES}')
+    Image.new("RGB", (32, 32)).save(tmp_path / f"image{ESCAPES}.png")
+    (tmp_path / f"text{ESCAPES}.png").write_text("no image")
+    said = [
+        verb(*words)
+        for words in (
+            *(("ls", "outputs"), ("status", "outputs"), ("report", "outputs"), ("evaluate", evil), ("show", evil)),
+            *(("predict", evil, "."), ("predict", evil, ".", "--format", "csv"), ("compare", evil, evil)),
+        )
+    ]
+    table.print_table([evil, failed, broken])
+    text = "".join(result.stdout + result.stderr for result in said)
+    assert r"\x1b]0;owned" in text
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
+    [report] = tmp_path.rglob("report.md")
+    assert "\x1b" not in report.read_text()
+
+
+def test_no_cell_of_a_table_is_a_formula(run, verb, tmp_path):
+    change_summary(run, run='=HYPERLINK("http://x")', changes={"optim.lr": -0.5, "@x": "+1+1"})
+    page.write(Sweep(*read(find([run]))), tmp_path / "report")
+    text = (tmp_path / "report" / "runs.csv").read_text()
+    assert "'=HYPERLINK" in text
+    assert "'@x" in text
+    assert "'+1+1" in text
+    assert ",-0.5," in text  # a number stays one
+    data = json.loads((run / "summary.json").read_text())["data"]
+    change_summary(run, data=data | {"classes": [f"={name}" for name in data["classes"]]})
+    Image.new("RGB", (32, 32)).save(tmp_path / "=1.png")
+    line = verb("predict", run, "=1.png", "--format", "csv").stdout.splitlines()[1]
+    assert re.match(r"'=1\.png,'=\w+,0\.", line)
+
+
+# ---------------------------------------------------------------------------------------- fuzzing
+
+NASTY = (
+    "",
+    "${oc.env:HOME}",
+    "\\${x}",
+    "../..",
+    "\x1b[2J",
+    "\ud800",
+    "nan",
+    "9" * 50,
+    "_target_",
+    "done",
+    "a\nb",
+    "???",
+)
+values: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.sampled_from(NASTY),
+        st.sampled_from([0, -1, 10**6, 10**12, 2**63, 1e308, -0.5]),
+        st.text(max_size=8),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.one_of(st.text(max_size=5), st.sampled_from(NASTY)), inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths to everything in nested containers; of a long list to its first entries."""
+    yield path
+    if isinstance(node, dict | list):
+        for key in node if isinstance(node, dict) else range(min(len(node), 3)):
+            yield from places(node[key], (*path, key))
+
+
+def replaced(node: Any, path: tuple[Any, ...], value: Any) -> Any:
+    if not path:
+        return value
+    copy = node.copy()
+    copy[path[0]] = replaced(node[path[0]], path[1:], value)
+    return copy
+
+
+@st.composite
+def damaged(draw: st.DrawFn, original: Path) -> tuple[str, bytes]:
+    """The name of a file of a run directory, and what it holds now."""
+    name = draw(st.sampled_from(FILES))
+    file = original / name
+    content = file.read_bytes() if file.exists() else b"process 1 on host since now"
+    how = draw(st.sampled_from(("structure", "structure", "structure", "bytes", "cut", "flip")))
+    if how == "bytes":
+        return name, draw(st.binary(max_size=64))
+    if how == "cut":
+        return name, content[: draw(st.integers(0, len(content)))]
+    if how == "flip":
+        place = draw(st.integers(0, len(content) - 1))
+        return name, content[:place] + bytes([content[place] ^ draw(st.integers(1, 255))]) + content[place + 1 :]
+    if name in ("summary.json", ".hydra/config.yaml", "checkpoints/best.ckpt"):
+        if name.endswith(".ckpt"):
+            tree = torch.load(file, weights_only=True)
+            parts = {key: tree[key] for key in ("state_dict", "ImageData", "records") if key in tree}
+        else:
+            tree = parts = json.loads(content) if name == "summary.json" else yaml.safe_load(content)
+        path = draw(st.sampled_from(sorted(places(parts), key=str)))
+        shapes = st.lists(st.integers(0, 40), max_size=4)
+        value = draw(values if not name.endswith(".ckpt") else st.one_of(values, shapes.map(torch.zeros)))
+        made = replaced(tree, path, value)
+        if name == "summary.json":
+            return name, json.dumps(made).encode()
+        if name == ".hydra/config.yaml":
+            return name, yaml.safe_dump(made).encode()
+        saved = io.BytesIO()
+        torch.save(made, saved)
+        return name, saved.getvalue()
+    if name == "predictions.npz":
+        kinds = st.sampled_from(["u1", "i2", "f2", "f8", "b1", "U3", "c8", "u8"])
+        arrays = {
+            key: np.full(draw(st.lists(st.integers(0, 40), max_size=2)), draw(st.integers(0, 90)), draw(kinds))
+            for key in draw(st.lists(st.sampled_from(["predicted", "labels", "confidence", "x"]), unique=True))
+        }
+        return name, written(**arrays)
+    cells = st.one_of(st.text(max_size=4), st.floats().map(str), st.integers().map(str))
+    rows = draw(st.lists(st.lists(cells, max_size=4).map(",".join), max_size=4))
+    header = draw(st.sampled_from(["epoch,val/acc,lr", "epoch", "epoch,epoch", "", "x,train/loss"]))
+    return name, "\n".join([header, *rows]).encode(errors="surrogatepass")
+
+
+FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect", "os.fork", "pty.spawn")
+noticed: list[str] = []
+watching = False
+
+
+def watch(event: str, arguments: Any) -> None:
+    if watching and event in FORBIDDEN:
+        noticed.append(event)
+
+
+def use(runs: Path, run: Path, name: str) -> None:
+    """All that reads a file of a run directory; what is wrong with one is a UserError or a CheckpointError."""
+    found = list(find([runs]))
+    sweep = Sweep(*read(found))
+    sweep.answer()
+    page.markdown(sweep)
+    page.runs_table(sweep)
+    attempts: list[Callable[[], Any]] = [
+        lambda: table.print_list(runs, None, 50),
+        lambda: table.print_status(runs),
+        lambda: table.print_table(found),
+        lambda: RunDirectory(run).predictions(),
+        lambda: RunDirectory(run).refuse_other("0" * 64),
+        lambda: open_run(run),
+        lambda: with_other_data(opened(run)),
+    ]
+    for attempt in attempts if name in ("summary.json", ".hydra/config.yaml") else attempts[:-1]:
+        with suppress(UserError, CheckpointError, FileNotFoundError):
+            attempt()
+
+
+def test_whatever_lies_in_a_run_directory(original, tmp_path, capsys):
+    """CNNLAB_FUZZ=2000 tries so many files, and not only a few."""
+    global watching
+    sys.addaudithook(watch)
+    runs = tmp_path / "runs"
+    sound, run = (shutil.copytree(original, runs / name) for name in ("sound", "broken"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    @settings(
+        max_examples=int(os.environ.get("CNNLAB_FUZZ", "40")),
+        deadline=None,
+        database=None,
+        derandomize="CNNLAB_FUZZ" not in os.environ,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(damaged(original))
+    def attack(harm: tuple[str, bytes]) -> None:
+        name, content = harm
+        if name.endswith(".ckpt"):
+            plant(run, content)
+        else:
+            (run / name).write_bytes(content)
+        try:
+            use(runs, run, name)
+            assert sound in [one.path for one in read(find([runs]))[0]]
+        finally:
+            (run / name).unlink()
+            for kept in (name, f"{name}.sha256"):
+                if (original / kept).exists():
+                    shutil.copyfile(original / kept, run / kept)
+            capsys.readouterr()
+
+    watching = True
+    try:
+        attack()
+    finally:
+        watching = False
+    assert not noticed
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
