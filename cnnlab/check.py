@@ -1,9 +1,12 @@
 """What a configuration may be: types, ranges, values that fit together. No torch, so that mistakes answer at once."""
 
+import inspect
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import hydra.utils
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config import (
@@ -36,6 +39,19 @@ NOT_OURS = (
     "max_time",
     "min_steps",
     "val_check_interval",
+)
+
+# Those that a run sets itself, and what to use instead.
+SET_HERE = {
+    "callbacks": "callbacks=",
+    "logger": "logger=",
+    "deterministic": "deterministic=true",
+} | dict.fromkeys(
+    (
+        *("plugins", "default_root_dir", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"),
+        *("num_sanity_val_steps", "log_every_n_steps", "barebones", "reload_dataloaders_every_n_epochs"),
+    ),
+    "",
 )
 
 NULLABLE = ("checkpoint.every_n_minutes",)  # knobs with a default that may be null
@@ -82,8 +98,8 @@ LIMITS = {
     "max_running": "max_running >= 1",
     "mode": "mode in ('min', 'max')",
     "momentum": "0 <= momentum < 1",
-    "name": "name.strip('/') == name and '..' not in name",
-    "noise": "noise >= 0",
+    "name": "name and name.strip('/') == name and '..' not in name",
+    "noise": "0 <= noise <= 1",
     "num_components": "num_components >= 1 and num_components % 1 == 0",
     "optim.alpha": "0 <= alpha < 1",
     "num_nodes": "num_nodes >= 1",
@@ -103,14 +119,14 @@ LIMITS = {
     "rho": "0 <= rho <= 1",
     "saturation": "saturation >= 0",
     "save_before": "save_before >= 0",
-    "scale": "len(scale) == 2 and 0 < scale[0] <= scale[1]",
+    "scale": "len(scale) == 2 and 0 < scale[0] <= scale[1] <= 100",
     "seed": "0 <= seed < 2**32",
     "shear": "0 <= shear < 90",
     "sigma": "len(sigma) == 2 and 0 < sigma[0] <= sigma[1]",
     "size": "size >= 1",
     "std": "std >= 0",
     "step_size": "step_size >= 1",
-    "strategy": "strategy == 'auto' or strategy.startswith('ddp')",
+    "strategy": "strategy in ('auto', 'ddp', 'ddp_find_unused_parameters_true', 'ddp_find_unused_parameters_false')",
     "stride": "stride >= 1",
     "threads": "threads >= 1",
     "time": "time >= 1",
@@ -146,7 +162,15 @@ def check(config: DictConfig) -> None:
         raise UserError(f"+checkpoint.{added[0]} adds what nothing reads. python train.py --help shows what there is.")
     defaults = defaults_of(config)
     for path, value in leaves(job):
+        for above in parents(path):
+            if defaults.get(above) is not None:  # optim.lr={a:1}
+                check_value(above, {path.removeprefix(f"{above}."): value}, defaults[above])
         check_value(path, value, defaults.get(path))
+    for name in SET_HERE.keys() & job["trainer"].keys():
+        instead = f" Use {SET_HERE[name]} instead." if SET_HERE[name] else ""
+        raise UserError(f"trainer.{name} is set by cnnlab and cannot be changed.{instead}")
+    for prefix, node in nodes(job):
+        refuse_unknown(prefix, node, [key for key in node if f"{prefix}.{key}" not in defaults and key[0] != "_"])
     if refused := [name for name in NOT_OURS if job["trainer"].get(name)]:
         raise UserError(
             f"trainer.{refused[0]} is not supported: every batch is a step, and every epoch is evaluated once. Type "
@@ -183,6 +207,11 @@ def check(config: DictConfig) -> None:
         raise UserError(
             f"aug.blur.kernel_size={2 * reach + 1} reaches over images of {size} pixels. Type {2 * size - 1} or less."
         )
+    if (erased := job["aug"].get("cutout", {}).get("size", 1)) >= 2 * size:
+        raise UserError(
+            f"aug.cutout.size={erased} erases all of an image of {size} pixels, wherever the square lies. "
+            f"Use less than {2 * size}."
+        )
     num_values = 3 * (size**2 if job["norm"].get("per") == "pixel" else 1)
     if (num_components := job["norm"].get("num_components") or 0) > num_values:
         raise UserError(
@@ -213,6 +242,12 @@ def check(config: DictConfig) -> None:
             raise UserError(
                 f"callbacks.{name}.monitor={monitor} is not measured.{why} Type one of {', '.join(metrics)}."
             )
+        better = "min" if monitor.endswith("/loss") else "max"
+        if callback.get("mode", better) != better:
+            raise UserError(
+                f"callbacks.{name}.mode={callback['mode']} with monitor={monitor} waits for it to become worse. Use "
+                f"callbacks.{name}.mode={better}."
+            )
     if job["optim"].get("nesterov") and not job["optim"].get("momentum"):
         raise UserError(
             "optim.nesterov=true needs a momentum, and optim.momentum=0. Type for example optim.momentum=0.9."
@@ -238,6 +273,44 @@ def check(config: DictConfig) -> None:
             raise UserError(f"trainer.devices={devices}: a launcher has to know how many. Type a number from 1.")
         if num_nodes > 1 and job["launcher"]["way"] != "slurm":
             raise UserError(f"trainer.num_nodes={num_nodes} needs launcher=slurm, or torchrun on every node.")
+
+
+def parents(path: str) -> list[str]:
+    """What a dotted path lies in: a.b.c -> a, a.b."""
+    parts = path.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]
+
+
+def nodes(job: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What is instantiated, with its path."""
+    for group in (*GROUPS, "trainer", "logger"):
+        for prefix, node in (
+            ((f"{group}.{name}", node) for name, node in job[group].items())
+            if group in LISTED
+            else [(group, job[group])]
+        ):
+            if isinstance(node, dict) and "_target_" in node:
+                yield prefix, node
+
+
+def refuse_unknown(prefix: str, node: Mapping[str, Any], added: Sequence[str]) -> None:
+    """Refuse arguments that a class does not take. Only those that its file does not list make us import the class.
+
+    added: the names of those.
+    """
+    if not added:
+        return
+    target = node["_target_"]
+    try:
+        parameters = inspect.signature(hydra.utils.get_object(target)).parameters
+    except ImportError:  # of an option that needs another package, which is said when it is used
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    if wrong := [name for name in added if name not in parameters]:
+        raise UserError(
+            f"{prefix}.{wrong[0]}: {target} takes no argument {wrong[0]}. It takes {', '.join(parameters)}."
+        )
 
 
 def check_directory(config: DictConfig) -> None:

@@ -131,6 +131,6 @@ def with_other_data(run: OpenedRun, typed: Sequence[str] = ()) -> DictConfig:
     if "test_flips" not in given:
         made.test_flips = run.config.test_flips
     defaults = defaults_of(made)
-    for path, value in leaves({"data": plain(made.data), "norm": plain(made.norm)}):
+    for path, value in leaves({"data": plain(made.data), "norm": plain(made.norm), "test_flips": made.test_flips}):
         check_value(path, value, defaults.get(path))
     return made

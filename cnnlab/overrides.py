@@ -27,6 +27,8 @@ def check_overrides(words: Iterable[str]) -> None:
         key, _, value = word.lstrip("+~").partition("=")
         if key in ("hydra.run.dir", "hydra.sweep.subdir") and not value.strip("'\"").endswith("${run_id:}"):
             raise UserError(f"{word} {NOT_OWN}")  # Hydra would make it before anything is checked
+        if key in ("name", "output_dir") and value in ("", "null"):
+            raise UserError(f"{word} names no folder. Use {key}=FOLDER, or leave it out.")
         try:
             override = parser.parse_override(word)
         except HydraException:
@@ -47,6 +49,8 @@ def check_overrides(words: Iterable[str]) -> None:
         if None in names:
             where = "in a command of its own" if swept else "which is the same"
             raise UserError(f"{word}: null cannot be typed here. Leave {group} out, {where}.")
+        if wrong := [name for name in names if str(name).endswith((".yaml", ".yml"))]:
+            raise UserError(f"{word}: {wrong[0]} is a file. Use {group}={wrong[0].rpartition('.')[0]}.")
         if wrong := [name for name in names if not isinstance(name, str | None)]:
             raise UserError(f"{word}: {wrong[0]} is not the name of an option. Use {offered}.")
 

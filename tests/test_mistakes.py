@@ -97,6 +97,32 @@ MISTAKES = {
     # what must not be done
     "target": ("optim._target_=os.system", ["optim._target_=os.system", "conf/optim/"]),
     "http source": ("data.sources=[http://example.org/x]", ["http://example.org/x", "https://"]),
+    # accepted once, and meaningless
+    "mapping for a number": ("optim.lr={a:1}", ["optim.lr={a:1}", "a finite number", "optim.lr=0.01"]),
+    "argument that the class does not take": (
+        "+optim.foo=1",
+        ["optim.foo", "torch.optim.SGD takes no argument foo", "lr,"],
+    ),
+    "argument that Lightning does not take": ("+trainer.foo=1", ["trainer.foo", "takes no argument foo"]),
+    "logger of the trainer": ("+trainer.logger=false", ["trainer.logger", "Use logger= instead"]),
+    "plugins of the trainer": ("+trainer.plugins=[]", ["trainer.plugins is set by cnnlab"]),
+    "optimizer for a logger": ("+logger.foo={_target_:torch.optim.SGD}", ["logger.foo._target_=torch.optim.SGD"]),
+    "strategy that there is none of": ("trainer.strategy=ddp_foo", ["strategy=ddp_foo", "'ddp'"]),
+    "name that is empty": ("name=", ["name=", "Use name=FOLDER"]),
+    "output that is nowhere": ("output_dir=null", ["output_dir=null", "Use output_dir=FOLDER"]),
+    "file for an option": ("model=cnn.yaml", ["cnn.yaml is a file", "Use model=cnn"]),
+    "options as a mapping": ("optim={lr:0.1}", ["optim={lr:0.1}", "Use optim="]),
+    "trainer as a mapping": ("trainer={}", ["trainer={}", "Use trainer="]),
+    "noise beyond everything": ("data=shapes data.noise=1e308", ["data.noise=1e+308", "noise <= 1"]),
+    "scale beyond everything": ("aug=scale aug.scale.scale=[1,1e300]", ["[1,1e+300]", "scale[1] <= 100"]),
+    "square beyond everything": ("aug=cutout aug.cutout.size=1000000000", ["cutout.size=1000000000", "less than 64"]),
+    "loss that is to rise": (
+        "callbacks=early_stopping callbacks.early_stopping.monitor=val/loss",
+        ["mode=max with monitor=val/loss", "Use callbacks.early_stopping.mode=min"],
+    ),
+    "cache that is nowhere": ("cache_dir=", ["cache_dir", "CNNLAB_CACHE"]),
+    "no augmentation in a list": ("-m aug=[]", ["aug=[]", "none"]),
+    "choice of nothing": ("-m optim.lr=choice(null,1.0)", ["optim.lr"]),
     # data on disk
     "missing data.root": ("data=image_folder", ["data.root must be given", "data.root="]),
     "root that does not exist": ("data=image_folder data.root=/nowhere", ["data.root=/nowhere", "/nowhere/train/<"]),
