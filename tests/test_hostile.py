@@ -558,9 +558,19 @@ def replaced(node: Any, path: tuple[Any, ...], value: Any) -> Any:
     return copy
 
 
-@st.composite
-def damaged(draw: st.DrawFn, original: Path) -> tuple[str, bytes]:
+class Harm(tuple[str, bytes]):
     """The name of a file of a run directory, and what it holds now."""
+
+    def __repr__(self) -> str:
+        return f"{self[0]}: {self[1][:2000]!r}"
+
+
+@st.composite
+def damaged(draw: st.DrawFn, original: Path) -> Harm:
+    return Harm(harmed(draw, original))
+
+
+def harmed(draw: st.DrawFn, original: Path) -> tuple[str, bytes]:
     name = draw(st.sampled_from(FILES))
     file = original / name
     content = file.read_bytes() if file.exists() else b"process 1 on host since now"
@@ -649,7 +659,7 @@ def test_whatever_lies_in_a_run_directory(original, tmp_path, capsys):
         suppress_health_check=list(HealthCheck),
     )
     @given(damaged(original))
-    def attack(harm: tuple[str, bytes]) -> None:
+    def attack(harm: Harm) -> None:
         name, content = harm
         if name.endswith(".ckpt"):
             plant(run, content)
