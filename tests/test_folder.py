@@ -157,14 +157,14 @@ def test_names_are_bytes_and_classes_are_utf8_in_any_locale(tmp_path):
     code = """if True:
         import sys
         from cnnlab.data.folder import ImageFolder
-        folder = ImageFolder(sys.argv[1], "cache")
+        folder = ImageFolder(sys.argv[1], sys.argv[2])
         folder.check()
         data = folder.load()
         print(ascii(data.train.classes), data.fingerprint, folder.digest())
         """
     said = []
     for environment in ({}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
-        words = [sys.executable, "-c", code, root]
+        words = [sys.executable, "-c", code, root, f"cache {len(said)}"]
         result = subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, check=False)
         assert (result.returncode, result.stderr) == (0, "")
         said.append(result.stdout)

@@ -50,12 +50,8 @@ class ImageFolder:
     def __init__(
         self, root: str, cache_dir: str, image_size: int = 32, unreadable: str = "stop", background: str = "black"
     ):
-        self.root, self.image_size, self.unreadable, self.background = (
-            expand(str(root)),
-            image_size,
-            unreadable,
-            background,
-        )
+        self.root, self.image_size = expand(str(root)), image_size
+        self.unreadable, self.background = unreadable, str(background)
         self.folder = expand(cache_dir) / "image_folder"
         self._listed: dict[str, dict[str, list[str]]] = {}
         self._left_out: Counter[str] = Counter()
