@@ -36,7 +36,8 @@ def outlive_terminal() -> None:
         pass
     os.close(number)
     for name in ("stdout", "stderr"):
-        if stream := cast(io.TextIOWrapper | None, getattr(sys, name)):
+        stream = cast(io.TextIOWrapper | None, getattr(sys, name))
+        if stream and stream is getattr(sys, f"__{name}__"):  # else somebody catches what is printed
             shown = stream.isatty()
             lasting = io.TextIOWrapper(
                 io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False)),

@@ -212,8 +212,11 @@ def record_stop(run: RunDirectory, about: dict[str, Any], stop: Interrupted) -> 
     if summary.get("status") != "done":  # the signal may have come a moment after
         reason = {"type": type(stop).__name__, "message": str(stop)}
         run.write_summary(about | summary | {"status": "interrupted", "error": reason})
-        here = "; saved. The same command goes on from here" if stop.saved else ". The same command goes on"
-        log.info(f"{stop}{'' if isinstance(stop, Pruned) else here}.")
+        if isinstance(stop, Pruned):
+            log.info(f"{stop}.")
+        else:
+            goes_on = "; saved. The same command goes on from here" if stop.saved else ". The same command goes on"
+            log.info(f"{stop}{goes_on}.")
     return stop.exit_status
 
 
