@@ -42,7 +42,7 @@ def other_configuration(config: DictConfig, summary: dict[str, Any], typed: list
     for path, value in summary["changes"].items():
         if path.startswith(("data.", "norm.")) and path[:4] not in replaced and path not in given:
             OmegaConf.update(made, path, value)
-    for path in OmegaConf.missing_keys(made):  # where the data lie
+    for path in OmegaConf.missing_keys(made.data):  # "data.root": where the data lie
         OmegaConf.update(made, path, OmegaConf.select(config, path))
     if not any(word.startswith("data") for word in typed):
         made.data = config.data
