@@ -14,6 +14,7 @@ from test_config import composed
 from test_decode import png
 
 from cnnlab import config
+from cnnlab.cli import other_configuration
 from cnnlab.config import UserError
 from cnnlab.data import folder as module
 from cnnlab.data.folder import ImageFolder
@@ -150,6 +151,18 @@ def test_where_a_folder_lies_and_how_it_is_written_is_not_part_of_a_run(tmp_path
     assert run(root) == run("link")
 
 
+@pytest.mark.parametrize("typed", [[], ["data.unreadable=skip"], ["norm=standard"]])
+def test_a_run_is_evaluated_on_its_folder_unless_another_one_is_given(typed):
+    trained = composed("data=image_folder", "data.root=/a")
+    summary = {
+        "choices": config.described(config.chosen(trained)),
+        "changes": config.changes(trained),
+        "data": {"image_size": 32},
+    }
+    assert other_configuration(trained, summary, typed).data.root == "/a"
+    assert other_configuration(trained, summary, [*typed, "data.root=/b"]).data.root == "/b"
+
+
 def test_names_are_bytes_and_classes_are_utf8_in_any_locale(tmp_path):
     root = tmp_path / "root"
     names = ["caf\xe9".encode(), "\u732b".encode(), b"\xe9"]
@@ -169,7 +182,7 @@ def test_names_are_bytes_and_classes_are_utf8_in_any_locale(tmp_path):
         assert (result.returncode, result.stderr) == (0, "")
         said.append(result.stdout)
     data = source(root).load()
-    assert data.train.classes == ("caf\xe9", "\u732b", "\udce9")
+    assert data.train.classes == ("caf\xe9", "\u732b", r"\xe9")
     assert said[0] == said[1] == f"{data.train.classes!a} {data.fingerprint} {source(root).digest()}\n"
 
 

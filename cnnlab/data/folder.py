@@ -186,8 +186,8 @@ class ImageFolder:
 
 
 def as_text(name: str) -> str:
-    """A file name, which is bytes, as UTF-8 in any locale; other bytes are surrogate escapes."""
-    return os.fsencode(name).decode("utf-8", "surrogateescape")
+    """The name of a class from that of its folder, which is bytes: UTF-8 in any locale, other bytes as \\xe9."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def changed(file: str) -> bytes:

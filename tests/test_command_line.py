@@ -1,0 +1,66 @@
+"""Whatever is typed is composed and checked, or refused in one paragraph: command lines drawn at random.
+
+CNNLAB_FUZZ=2000 draws so many; CI draws a few.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import hypothesis.strategies as st
+from hydra.errors import HydraException
+from hypothesis import HealthCheck, given, settings
+from omegaconf.errors import OmegaConfBaseException
+
+from cnnlab.check import check
+from cnnlab.config import UserError, configuration, explain, leaves, option_file, options
+from cnnlab.overrides import check_overrides
+
+NUM = int(os.environ.get("CNNLAB_FUZZ", "40"))
+GROUPS = ("data", "norm", "aug", "model", "optim", "sched", "callbacks", "trainer", "logger", "debug", "experiment")
+KEYS = sorted(
+    {path for path, _ in leaves({key: value for key, value in option_file("train").items() if key != "defaults"})}
+    | {
+        f"{group}.{option}.{path}" if group in ("aug", "callbacks", "logger") else f"{group}.{path}"
+        for group in GROUPS[:-2]
+        for option in options(group)
+        for path, _ in leaves(option_file(f"{group}/{option}"))
+        if "_" not in path[:1]
+    }
+)
+VALUES = st.one_of(
+    st.sampled_from(
+        ("", "null", "true", "no", "0", "-1", "1e308", "-inf", "nan", "[]", "{}", "[1,a]", "{a:1}", "'", '"', "${seed}")
+        + ("${oc.env:HOME}", "${nothing}", "/dev/null", "../..", "1,2", "range(3)", "é", "a b", "\\", "=", "@", "[[1]]")
+        + ("10000000000000000000000", "0x10", "1_000", ".5", "~", "???", "_target_", "os.system", "a" * 300, "\x1b[31m")
+    ),
+    st.integers(-10, 10**6).map(str),
+    st.floats().map(str),
+    st.text(max_size=6),
+)
+WORDS = st.one_of(
+    st.builds("{}={}".format, st.sampled_from(KEYS), VALUES),
+    st.builds("{}={}".format, st.sampled_from(GROUPS), VALUES),
+    st.sampled_from([f"{group}={option}" for group in GROUPS for option in options(group)]),
+    st.builds("{}{}".format, st.sampled_from("+~"), st.sampled_from(KEYS)),
+    st.builds("{}{}={}".format, st.sampled_from(("+", "++", "~")), st.sampled_from(KEYS), VALUES),
+    st.text(max_size=12),
+)
+
+
+@settings(
+    max_examples=NUM, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=NUM < 100
+)
+@given(words=st.lists(WORDS, min_size=1, max_size=3))
+def test_a_command_line_is_composed_or_refused(tmp_path_factory, words):
+    folder = Path.cwd()
+    words = ["data=shapes", "data.num_train=300", "batch_size=10", *words, f"cache_dir={folder}/cache"]
+    try:
+        check_overrides(words)
+        check(configuration(words))
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        said = explain(error)
+        assert said.strip()
+        assert "\n" not in said
+        assert not re.search("Traceback|<class '|object at 0x", said)
+    assert {path.name for path in folder.iterdir()} <= {"cache", "outputs"}
