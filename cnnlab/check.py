@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from cnnlab.config import (
     GROUPS,
     LISTED,
+    NOT_OWN,
     UserError,
     as_typed,
     check_targets,
@@ -26,7 +27,6 @@ from cnnlab.config import (
     run_id,
 )
 from cnnlab.data.images import expand, make_folder
-from cnnlab.overrides import NOT_OWN
 from cnnlab.processes import place
 
 # Arguments of Lightning's Trainer with which an epoch would not be what it is here: a step for every batch, then one

@@ -56,6 +56,12 @@ NOT_IDENTITY = (
 )
 
 
+NOT_OWN = (
+    "is not the run's own directory, whose name is made from its configuration. Use output_dir=FOLDER and name=NAME to "
+    "say where it is."
+)
+
+
 class UserError(Exception):
     """Something the user can mend. The text says what was given, what is allowed and what to type. Exit status 2."""
 

@@ -7,13 +7,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString, RangeSweep, Sweep
 from hydra.errors import HydraException
 
-from cnnlab.config import GROUPS, UserError, options
+from cnnlab.config import GROUPS, NOT_OWN, UserError, options
 
 NEEDED = (*GROUPS, "trainer", "logger")
-NOT_OWN = (
-    "is not the run's own directory, whose name is made from its configuration. Use output_dir=FOLDER and name=NAME to "
-    "say where it is."
-)
 OPTIONAL = ("experiment", "debug", "launcher")
 
 

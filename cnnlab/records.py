@@ -421,7 +421,7 @@ class _LogFile(logging.FileHandler):
 
 
 AFTERWARDS = (  # what is done with runs, and what starts them
-    *("__main__.py", "anatomy.py", "cli.py", "console.py", "evaluation.py", "explain.py", "export.py", "launch.py"),
+    *("__main__.py", "anatomy.py", "cli.py", "evaluation.py", "explain.py", "export.py", "launch.py"),
     *("overrides.py", "predict.py", "trained.py"),
 )
 

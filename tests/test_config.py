@@ -303,6 +303,8 @@ def test_every_key_is_an_argument_of_its_class_letter_for_letter(file):
     assert len(nodes) >= 6
     for node in nodes:
         unknown = node.keys() - RESERVED - arguments_of(node).keys()
+        if node["_target_"].endswith("DDPStrategy"):  # which hands it on to torch
+            unknown.remove("find_unused_parameters")
         assert unknown == set(), node["_target_"]
 
 

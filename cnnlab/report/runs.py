@@ -156,6 +156,10 @@ def grouped(runs: Sequence[Run]) -> list[Setting]:
     groups: dict[Any, Setting] = {}
     for run in runs:
         if run.done:
-            key = (tuple(sorted(run.settings.items())), run.cannot_be_averaged_over, len(run.summary["confusion"]))
+            key = (
+                tuple(sorted(run.settings.items())),
+                run.cannot_be_averaged_over,
+                len(run.summary["data"]["classes"]),
+            )
             groups.setdefault(key, Setting(run.settings, run.cannot_be_averaged_over, [])).runs.append(run)
     return list(groups.values())

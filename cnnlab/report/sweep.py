@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnlab.readers import BrokenFileError
 from cnnlab.records import RunDirectory
 from cnnlab.report.runs import Run, Setting, grouped, varied
 from cnnlab.report.statistics import Difference, Estimate, difference, estimate
@@ -205,8 +207,10 @@ class Sweep:
 
     def confusion(self) -> np.ndarray:
         """Of the best setting, summed over its seeds: (K, K), rows are true classes; (0, 0) without predictions."""
-        runs = [run for run in self.ranking[0].setting.runs if (run.path / "predictions.npz").exists()]
-        counts = [RunDirectory(run.path).confusion(len(run.summary["data"]["classes"])) for run in runs]
+        counts = []
+        for run in self.ranking[0].setting.runs:
+            with suppress(FileNotFoundError, BrokenFileError):
+                counts.append(RunDirectory(run.path).confusion(len(run.summary["data"]["classes"])))
         return np.sum(counts, axis=0) if counts else np.zeros((0, 0), dtype=np.int64)
 
 
