@@ -74,7 +74,10 @@ class CheckpointFiles(CheckpointIO):
         path = Path(path)
         if reason := damage(path):
             raise CheckpointError(f"{path} {reason}")
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        try:
+            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except UNREADABLE as error:  # `damage` has read no tensor
+            raise CheckpointError(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from error
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
