@@ -196,9 +196,11 @@ def train_and_record(config: DictConfig, run: RunDirectory, about: dict[str, Any
         before = run.summary()
         try:
             train(config, run, about)
-        except UserError:
+        except UserError as error:
             if before:
                 run.write_summary(before)
+            elif opened := run.summary():
+                run.write_summary(opened | failed(error))
             raise
         except Interrupted as stop:
             return record_stop(run, about, stop)
@@ -228,10 +230,14 @@ def record_failure(run: RunDirectory, about: dict[str, Any], error: BaseExceptio
     kind, advice = type(error).__name__, ADVICE.get(type(error).__name__)
     _gpu_lost = _gpu_lost or kind == "AcceleratorError"
     log.error(f"failed: {kind}: {error}; {advice or f'see {run.path}/train.log'}", exc_info=error)
-    failed = {"status": "failed", "error": {"type": kind, "message": str(error)}}
     with suppress(OSError):  # a full disk
-        run.write_summary(about | run.summary() | failed)
+        run.write_summary(about | run.summary() | failed(error))
     return 1
+
+
+def failed(error: BaseException) -> dict[str, Any]:
+    """What the summary of a failed run says about it."""
+    return {"status": "failed", "error": {"type": type(error).__name__, "message": str(error)}}
 
 
 def train(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> None:

@@ -229,6 +229,21 @@ def test_no_tensor_is_sent_while_the_model_is_on_the_processor(tmp_path):
     assert len(RunDirectory(only_run(tmp_path / "outputs")).predictions()[0]) == 60
 
 
+def test_a_run_that_is_refused_once_it_is_open_says_why(tmp_path, monkeypatch):
+    """As by deterministic=true, which only shows when an operation is reached."""
+    run = RunDirectory(tmp_path)
+    begun = {"run": "run", "choices": {}, "changes": {}, "seed": 0, "status": "running"}
+
+    def refuses(*_) -> None:
+        run.write_summary(begun)
+        raise UserError("it has no deterministic implementation")
+
+    monkeypatch.setattr(job, "train", refuses)
+    with pytest.raises(UserError):
+        job.train_and_record(OmegaConf.create(), run, {})
+    assert (run.summary()["status"], run.summary()["error"]["type"]) == ("failed", "UserError")
+
+
 def test_after_a_failure_nccl_is_aborted_and_not_waited_for(monkeypatch):
     done = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
