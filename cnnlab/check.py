@@ -84,7 +84,7 @@ LIMITS = {
     "gpus_per_node": "gpus_per_node >= 0",
     "gradient_clip_val": "gradient_clip_val > 0",
     "hidden": "hidden >= 1",
-    "image_size": "image_size >= 1",
+    "image_size": "1 <= image_size <= 4096",
     "jobs_per_device": "jobs_per_device >= 1",
     "kernel_size": "kernel_size >= 1 and kernel_size % 2 == 1",
     "label_smoothing": "0 <= label_smoothing < 1",
@@ -170,7 +170,8 @@ def check(config: DictConfig) -> None:
         instead = f" Use {SET_HERE[name]} instead." if SET_HERE[name] else ""
         raise UserError(f"trainer.{name} is set by cnnlab and cannot be changed.{instead}")
     for prefix, node in nodes(job):
-        refuse_unknown(prefix, node, [key for key in node if f"{prefix}.{key}" not in defaults and key[0] != "_"])
+        known = {path.removeprefix(f"{prefix}.").split(".")[0] for path in defaults if path.startswith(f"{prefix}.")}
+        refuse_unknown(prefix, node, [key for key in node if key not in known and key[0] != "_"])
     if refused := [name for name in NOT_OURS if job["trainer"].get(name)]:
         raise UserError(
             f"trainer.{refused[0]} is not supported: every batch is a step, and every epoch is evaluated once. Type "

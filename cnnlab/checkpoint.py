@@ -9,11 +9,14 @@ Whenever the process is killed, last.ckpt or previous.ckpt is whole and has its 
 
 import hashlib
 import io
+import math
 import pickle
+import pickletools
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from errno import EINVAL, ENOENT
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +41,9 @@ class CheckpointFiles(CheckpointIO):
         self.newest: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        self.wait()  # no more than one is kept in memory
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        self.wait()  # no more than one is kept in memory
         self.then(_write, content.getbuffer(), Path(path))
 
     def then(self, work: Callable[..., None], *arguments: Any) -> None:
@@ -131,6 +134,8 @@ def damage(path: Path) -> str:
         with open_regular(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
+        if error.errno not in (EINVAL, ENOENT):  # a fault of the machine is none of the file
+            raise
         return f"cannot be read ({error.strerror})"
     if found != expected:
         return f"is not what was written: its SHA-256 differs from {path.name}.sha256"
@@ -139,6 +144,8 @@ def damage(path: Path) -> str:
     except UNREADABLE as error:
         return f"is not a checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
 
+
+MOST_REPEATED = 1 << 28  # bytes that tensors may have beyond what is stored: an expanded one repeats its values
 
 # What zipfile, pickle and torch.load raise for a file that torch.save did not write. What a file holds decides which.
 UNREADABLE = (
@@ -157,30 +164,44 @@ def foreign(path: Path) -> str:
             return "is compressed, and torch writes no such checkpoints"
         if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
             return "is smaller than its own content"
+        for member in archive.infolist():
+            if member.filename.endswith("/data.pkl") and (named := named_in(archive.read(member))):
+                return f"names {named}, which has no place in a checkpoint"
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), dict) for key in ("state_dict", "records")
     ):
         return "lacks weights or records"
-    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content["state_dict"].items()):
-        return "has weights that are not tensors"
-    if any(tensor.layout != torch.strided or larger_than_stored(tensor) for tensor in tensors_in(content)):
+    for key, value in content["state_dict"].items():
+        if not isinstance(key, str) or not (isinstance(value, Tensor) or key.endswith("_extra_state")):
+            return "has weights that are not tensors"
+    sizes = [
+        tensor.numel() * tensor.element_size() if tensor.layout == torch.strided else math.inf
+        for tensor in tensors_in(content)
+    ]
+    if sum(sizes) > path.stat().st_size + MOST_REPEATED:
         return "has tensors that are larger than what is stored for them"
     return ""
 
 
-def larger_than_stored(tensor: Tensor) -> bool:
-    """Whether a tensor repeats its values, as an expanded one does."""
-    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+def named_in(content: bytes) -> str:
+    """What a pickle names besides torch's own parts of a tensor and ordered dictionaries; empty if nothing."""
+    for operation, argument, _ in pickletools.genops(content):
+        if "GLOBAL" in operation.name and not str(argument).startswith(("torch", "collections OrderedDict")):
+            return str(argument)
+    return ""
 
 
 def tensors_in(content: Any) -> Iterator[Tensor]:
-    """All tensors in nested containers."""
-    if isinstance(content, Tensor):
-        yield content
-    elif isinstance(content, dict | list | tuple):
-        for item in content.values() if isinstance(content, dict) else content:
-            yield from tensors_in(item)
+    """All tensors in nested containers, each of which is looked into once."""
+    waiting, seen = [content], set[int]()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, dict | list | tuple) and id(item) not in seen:
+            seen.add(id(item))
+            waiting.extend(item.values() if isinstance(item, dict) else item)
 
 
 def read_digest(path: Path) -> str:

@@ -30,7 +30,7 @@ def outlive_terminal() -> None:
     """From now on, printing succeeds in this process, whatever becomes of its output, and whatever the text.
 
     A terminal shows what its locale has no characters for as escapes. Pipes and files get UTF-8, and file names that
-    are no text byte for byte.
+    are no text byte for byte, unless PYTHONIOENCODING is set.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # one of them was closed: no file of ours takes its place
         pass
@@ -38,7 +38,7 @@ def outlive_terminal() -> None:
     for name in ("stdout", "stderr"):
         stream = cast(io.TextIOWrapper | None, getattr(sys, name))
         if stream and stream is getattr(sys, f"__{name}__"):  # else somebody catches what is printed
-            shown = stream.isatty()
+            shown = stream.isatty() or "PYTHONIOENCODING" in os.environ
             lasting = io.TextIOWrapper(
                 io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False)),
                 encoding=stream.encoding if shown else "utf-8",

@@ -110,7 +110,7 @@ class GraphedClassifier(Classifier):
         self.replays: dict[int, Callable[[], None]] = {}  # by number of steps
         self.buffers_of_steps: dict[str, Tensor] = {}  # what recorded steps read and write
         self.rates_written: list[list[float]] = []
-        self.recording_failed = False
+        self.was_recorded = self.recording_failed = False
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Do all of some steps; return the loss of the last one, (), on the device."""
@@ -235,7 +235,9 @@ class GraphedClassifier(Classifier):
         if not self.recording_failed:
             try:
                 self.trainer.optimizers[0].zero_grad()  # a recording has gradients of its own
-                return capture(work)
+                replay = capture(work)
+                self.was_recorded = True
+                return replay
             except RuntimeError as error:
                 self.recording_failed = True
                 log.warning(

@@ -125,7 +125,7 @@ class Job:
                     run.forget()
                 return status
         except BusyError as error:
-            print(f"cnnlab: {error}. Type on_busy=wait to wait for it.", file=sys.stderr)
+            say(f"cnnlab: {error}. Type on_busy=wait to wait for it.", file=sys.stderr)
             return 1
 
 

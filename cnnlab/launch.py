@@ -28,7 +28,7 @@ from cnnlab.check import check
 from cnnlab.config import UserError, identity, run_path
 from cnnlab.job import LAST, Job, die_with_parent, in_words, python_path, record_failure
 from cnnlab.processes import num_cores, place
-from cnnlab.records import BusyError, RunDirectory, log, write_text
+from cnnlab.records import BusyError, RunDirectory, code_digest, log, write_text
 from cnnlab.signals import Interrupted
 from cnnlab.text import say
 
@@ -80,7 +80,8 @@ def note(config: DictConfig) -> None:
 def begin_anew(config: DictConfig) -> None:
     """Keep the old run of a job under another name, if there is one that this command has not begun itself."""
     run = RunDirectory(run_path(config))
-    if run.rerun_of == "sweep":  # killed, and typed again
+    begun = run.summary().get("code_digest", code_digest())
+    if run.rerun_of == "sweep" and begun == code_digest():  # killed, and the same command again
         return
     try:
         with run.owned(config.on_busy):
@@ -89,7 +90,8 @@ def begin_anew(config: DictConfig) -> None:
                 print(f"The old run is kept as {run.put_aside()}.")
             run.begin_rerun("sweep")
     except BusyError as error:
-        sys.exit(f"cnnlab: {error}. Type on_busy=wait to wait for it.")
+        say(f"cnnlab: {error}. Use on_busy=wait to wait for it.", file=sys.stderr)
+        sys.exit(1)
 
 
 def report(paths: list[Path], trials: bool = False) -> bool:

@@ -268,10 +268,10 @@ def read_metrics(path: Path) -> list[Row]:
 # ----------------------------------------------------------------------------------------------------- predictions.npz
 
 
-def read_predictions(path: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_predictions(path: Path, num_classes: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For the test images, at the best epoch: predicted labels, true labels, the predictions' probability; (N,) each.
 
-    Raises: FileNotFoundError; BrokenFileError, also for labels that are none of `num_classes`.
+    Raises: FileNotFoundError; BrokenFileError, also for labels that are none of `num_classes`, if that is known.
     """
     content = read_bytes(path, PREDICTIONS_BYTES)
     try:
@@ -282,7 +282,7 @@ def read_predictions(path: Path, num_classes: int) -> tuple[np.ndarray, np.ndarr
             )
         if not len(predicted) == len(labels) == len(confidence):
             raise ValueError("its arrays differ in length")
-        if len(labels) and max(int(predicted.max()), int(labels.max())) >= num_classes:
+        if num_classes is not None and len(labels) and max(int(predicted.max()), int(labels.max())) >= num_classes:
             raise ValueError(f"there are {num_classes} classes, and labels beyond them")
         if not ((confidence >= 0) & (confidence <= 1)).all():
             raise ValueError("a probability is not between 0 and 1")
@@ -314,4 +314,4 @@ def _array(archive: zipfile.ZipFile, name: str, kind: str) -> np.ndarray:
         values = file.read(shape[0] * dtype.itemsize)
         if len(values) != shape[0] * dtype.itemsize:
             raise ValueError(f"{name} is cut off")
-    return np.frombuffer(values, dtype)
+    return np.frombuffer(values, dtype).copy()  # which can be written to, as torch expects

@@ -215,7 +215,7 @@ class RunDirectory:
 
     def forget(self) -> None:
         """Remove the directory if no run was recorded in it."""
-        if not (self.path / "summary.json").exists():
+        if not any((self.path / name).exists() for name in ("summary.json", "summary.json.damaged", "checkpoints")):
             for file in (
                 *(self.path / ".hydra").glob("*.yaml"),
                 self.path / "train.log",
@@ -262,10 +262,7 @@ class RunDirectory:
     @property
     def rerun_of(self) -> str:
         """Which command with rerun=true has begun the run anew and has not ended yet: "run", "sweep", or neither."""
-        try:
-            return (self.path / ".rerun").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return ""
+        return "".join(self._note(".rerun")[:1])
 
     def begin_rerun(self, of: str) -> None:
         """Note that the run has been begun anew, of "run" or "sweep": the same command, when killed, resumes it."""
@@ -350,14 +347,14 @@ class RunDirectory:
 
         (N,) each. Raises: FileNotFoundError, BrokenFileError.
         """
-        classes = self.read_summary().get("data", {}).get("classes", ())
-        return readers.read_predictions(self.path / "predictions.npz", num_classes=len(classes))
+        classes = self.summary().get("data", {}).get("classes")
+        return readers.read_predictions(self.path / "predictions.npz", len(classes) if classes else None)
 
     def confusion(self, num_classes: int) -> np.ndarray:
         """Counts of the test images by true class (rows) and predicted class: (K, K) int64."""
         import numpy as np
 
-        predicted, labels, _ = self.predictions()
+        predicted, labels, _ = readers.read_predictions(self.path / "predictions.npz", num_classes)
         counts = np.zeros((num_classes, num_classes), dtype=np.int64)
         np.add.at(counts, (labels, predicted), 1)
         return counts
@@ -422,7 +419,7 @@ class _LogFile(logging.FileHandler):
 
 AFTERWARDS = (  # what is done with runs, and what starts them
     *("__main__.py", "anatomy.py", "cli.py", "evaluation.py", "explain.py", "export.py", "launch.py"),
-    *("overrides.py", "predict.py", "trained.py"),
+    *("opened.py", "overrides.py", "predict.py", "terminal.py", "trained.py"),
 )
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import re
 import resource
 import sys
 import time
@@ -158,8 +159,9 @@ def fit_and_test(
     started = time.perf_counter()
     trainer.fit(classifier, datamodule, ckpt_path=newest, weights_only=True)
     train_seconds = records.seconds_before + time.perf_counter() - started
-    graphed = isinstance(classifier, graph.GraphedClassifier) and not classifier.recording_failed
+    graphed = isinstance(classifier, graph.GraphedClassifier) and classifier.was_recorded
     classifier.release()  # the memory that steps have used, for the tests
+    datamodule.release()
 
     best, rows = records.best, records.rows
     at_last = test(trainer, classifier, datamodule, records.last)
@@ -280,6 +282,9 @@ def peak_memory(device: torch.device) -> int:
     """The most memory that this run has had in use so far, in bytes: of the GPU, or all that was resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists() and (peak := re.search(r"VmHWM:\s*(\d+)", status.read_text("utf-8"))):
+        return 1024 * int(peak[1])  # getrusage also counts what the process that has started this one had
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -14,10 +14,10 @@ from test_config import composed
 from test_decode import png
 
 from cnnlab import config
-from cnnlab.cli import other_configuration
 from cnnlab.config import UserError
 from cnnlab.data import folder as module
 from cnnlab.data.folder import ImageFolder
+from cnnlab.opened import OpenedRun, with_other_data
 
 
 def write_pictures(root: Path, classes=("cat", "dog"), num=3, size=(32, 32)) -> None:
@@ -154,13 +154,12 @@ def test_where_a_folder_lies_and_how_it_is_written_is_not_part_of_a_run(tmp_path
 @pytest.mark.parametrize("typed", [[], ["data.unreadable=skip"], ["norm=standard"]])
 def test_a_run_is_evaluated_on_its_folder_unless_another_one_is_given(typed):
     trained = composed("data=image_folder", "data.root=/a")
-    summary = {
-        "choices": config.described(config.chosen(trained)),
-        "changes": config.changes(trained),
-        "data": {"image_size": 32},
-    }
-    assert other_configuration(trained, summary, typed).data.root == "/a"
-    assert other_configuration(trained, summary, [*typed, "data.root=/b"]).data.root == "/b"
+    summary = {"choices": config.described(config.chosen(trained)), "data": {"image_size": 32}}
+    whole = config.job_config(trained)
+    kept = config.checked_config({key: whole[key] for key in ("data", "norm", "test_flips")})
+    run = OpenedRun(Path("run"), Path("best.ckpt"), summary, kept)
+    assert with_other_data(run, typed).data.root == "/a"
+    assert with_other_data(run, [*typed, "data.root=/b"]).data.root == "/b"
 
 
 def test_names_are_bytes_and_classes_are_utf8_in_any_locale(tmp_path):

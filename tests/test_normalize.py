@@ -227,6 +227,7 @@ TRAINER = SimpleNamespace(
     world_size=1,
     current_epoch=0,
     num_training_batches=22,
+    max_epochs=1,
     strategy=SimpleNamespace(root_device=torch.device("cpu")),
 )
 

@@ -51,7 +51,7 @@ def test_left_to_hydra(word):
     [
         (("-m", "seed=range(0)"), "seed=range(0) is a list without values"),
         (("-m", "seed=glob(*)"), "seed=glob(*) is a list without values"),
-        (("hydra.run.dir=/dev/null/x",), "/dev/null/x cannot be written (Not a directory)"),
+        (("hydra.run.dir=/dev/null/x",), "hydra.run.dir=/dev/null/x is not the run's own directory"),
         (("-m", "aug=[]"), "leaves no aug"),
     ],
     ids=lambda words: words[-1] if isinstance(words, tuple) else "",

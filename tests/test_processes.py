@@ -314,7 +314,8 @@ def test_a_signal_before_the_processes_note_any_is_an_interruption(tmp_path, mon
     started = subprocess.Popen
     monkeypatch.setattr(job.subprocess, "Popen", lambda words, **options: started(["sleep", "60"], **options))
     Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    assert job.in_processes(RunDirectory(tmp_path), {}) == 143
+    about = {"run": "run", "choices": {}, "changes": {}, "seed": 0}
+    assert job.in_processes(RunDirectory(tmp_path), about) == 143
     assert RunDirectory(tmp_path).summary()["status"] == "interrupted"
 
 

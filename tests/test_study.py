@@ -356,8 +356,10 @@ def finished(run, status="done", started="2026-01-01", **more) -> None:
     """Write a run directory as train.py leaves it."""
     directory = RunDirectory(run.path)
     environment = {"device": "cpu", "precision": "32-true", "torch": "2", "commit": "c" * 40, "dirty": True}
-    data = {"num_train": 300, "num_test": 50, "fingerprint": "f"}
+    data = {"num_train": 300, "num_test": 50, "fingerprint": "f", "classes": ["cat", "dog"]}
     summary = {"status": status, "seed": run.seed, "started": started, "code_digest": "d", "best_epoch": 1}
+    summary |= {"run": run.path.name, "choices": {}, "changes": {}, "selected_on": "test/acc"}
+    summary |= {"train_seconds": 1.0, "images_per_second": 1.0}
     summary |= {"environment": environment, "data": data, "metrics": {"test/acc": 0.5, "last/test/acc": 0.5}, **more}
     directory.write_summary(summary)
     row = {name: 0.5 for name in results.MEASURED if not name.startswith("val")}

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
 from PIL import ImageColor
 from rich.console import Console
@@ -25,11 +24,6 @@ from cnnlab.config import UserError
 from cnnlab.data import decode
 from cnnlab.data.decode import SUFFIXES, UNREADABLE, Decoded, described, images_below, open_image, read_image
 from cnnlab.data.images import DataSet, Images, cached_data, expand
-
-if TYPE_CHECKING:
-    pass
-
-T = TypeVar("T")
 
 PARTS = ("train", "test")
 

@@ -8,6 +8,7 @@ consists are launched once for all of them.
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -103,15 +104,22 @@ class ImageData(LightningDataModule):
         train, test = on_device(self.data.train, home), on_device(self.data.test, home)
         self.images = {"train": train, "val": train, "test": test}
         self.norm.to(self.device)
-        num = evaluated_together(self.device, self.image_size)
+        if home.type == "cpu":
+            _uploaded.cache_clear()  # of another run, whose images the device need not keep
         if self.norm.once and not self.normalized:
-            parts = {"val": self.held_out_index, "test": torch.arange(len(test.labels))}
-            if self.crop is None and not self.before_norm:
-                parts["train"] = torch.arange(len(train.labels))
-            for part, index in parts.items():
-                if len(index):
-                    batches = [self.evaluation_images(part, chunk).to(home) for chunk in index.to(home).split(num)]
-                    self.normalized[part] = torch.cat(batches)
+            self.normalize_once()
+
+    def normalize_once(self) -> None:
+        """Normalise for good what nothing random happens to before."""
+        home, num = self.images["test"].pixels.device, evaluated_together(self.device, self.image_size)
+        train, test = self.images["train"], self.images["test"]
+        parts = {"val": self.held_out_index, "test": torch.arange(len(test.labels))}
+        if self.crop is None and not self.before_norm:
+            parts["train"] = torch.arange(len(train.labels))
+        for part, index in parts.items():
+            if len(index):
+                batches = [self.evaluation_images(part, chunk).to(home) for chunk in index.to(home).split(num)]
+                self.normalized[part] = torch.cat(batches)
 
     def train_dataloader(self) -> "EpochSteps":
         return EpochSteps(self)
@@ -256,8 +264,13 @@ class ImageData(LightningDataModule):
         return self.norm.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Also what was normalised for good is made anew, if it was with other statistics."""
+        before = self.norm.state_dict()
+        differ = any(not torch.equal(state_dict[name].to(values), values) for name, values in before.items())
         self.norm.restore(state_dict)
         self.norm.to(self.device)
+        if self.normalized and differ:
+            self.normalize_once()
 
 
 def data_of(trainer: Trainer) -> ImageData:
@@ -321,7 +334,8 @@ class EpochSteps:
             first = 0
         while first < last:
             steps = range(first, min(first - first % size + size, last))
-            if steps.stop == last and trainer.current_epoch + 1 != trainer.max_epochs:
+            in_last_pass = first // data.steps_per_pass == (last - 1) // data.steps_per_pass
+            if in_last_pass and not data.drawn_ahead and trainer.current_epoch + 1 != trainer.max_epochs:
                 data.draw_ahead(trainer.current_epoch + 1)  # while a GPU still computes
             first = self.steps_done = steps.stop
             yield steps
@@ -340,8 +354,13 @@ class Slices:
         assert data.trainer is not None
         place = torch.arange(len(index))[data.trainer.global_rank :: data.trainer.world_size]
         num, home = evaluated_together(data.device, data.image_size), data.images[part].pixels.device
-        batches = zip(index[place].to(home).split(num), place.to(home).split(num), strict=True)
-        self.batches = [(part, *batch) for batch in batches]
+        longest = math.ceil(len(index) / data.trainer.world_size)
+        num_batches = math.ceil(longest / num)  # the same for every process: each one waits for the others
+        shares = [
+            values.split(num) if math.ceil(len(place) / num) == num_batches else values.tensor_split(num_batches)
+            for values in (index[place].to(home), place.to(home))
+        ]
+        self.batches = [(part, *batch) for batch in zip(*shares, strict=True)]
 
     def __len__(self) -> int:
         return len(self.batches)
