@@ -265,11 +265,11 @@ class ImageData(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         """Also what was normalised for good is made anew, if it was with other statistics."""
-        before = self.norm.state_dict()
-        differ = any(not torch.equal(state_dict[name].to(values), values) for name, values in before.items())
+        before = self.norm.state_dict() if self.normalized else {}
+        differ = any(not torch.equal(state_dict[name].cpu(), values.cpu()) for name, values in before.items())
         self.norm.restore(state_dict)
         self.norm.to(self.device)
-        if self.normalized and differ:
+        if differ:
             self.normalize_once()
 
 
