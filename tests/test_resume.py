@@ -540,7 +540,7 @@ def test_a_checkpoint_that_would_run_something_is_not_used(zygote, tmp_path):
     planted = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) | {"payload": Payload()}
     CheckpointFiles().save_checkpoint(planted, run / "checkpoints" / "last.ckpt")  # with a digest that is right
     assert zygote.run(output)["status"] == 0  # from the checkpoint before
-    assert "is not a checkpoint (UnpicklingError: Weights only load failed" in said(output)
+    assert "names posix system, which has no place in a checkpoint" in said(output)
     assert (run / "checkpoints" / "last.ckpt.damaged").exists()
     assert not list(zygote.folder.rglob("executed"))
     assert not list(tmp_path.rglob("executed"))
