@@ -38,7 +38,7 @@ LARGE = 16_000_000  # pixels: larger images are decoded one at a time, as each m
 _large = threading.Lock()
 Image.core.set_block_size(64 << 20)  # above 32 MiB, glibc gives memory back when it is freed: 0.4 GB instead of 1.9
 
-# what Pillow raises for a file that is no image, or half of one
+# what Pillow and its plugins raise for a file that is no image, or half of one: found by damaging files at random
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, AttributeError, AssertionError),
     *(ArithmeticError, NotImplementedError, MemoryError, struct.error, zlib.error),

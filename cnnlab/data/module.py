@@ -23,7 +23,7 @@ from cnnlab.data.images import DataSet, Images, expand, stratified_split
 from cnnlab.data.plan import Plan, draw_epoch, of_process, split_drawn
 from cnnlab.normalize import Normalization, fit_once
 
-STEPS_PER_PASS = {"cpu": 8, "cuda": 32}  # measured on a CPU; on a GPU, so many that launching the pass costs little
+STEPS_PER_PASS = {"cpu": 8, "cuda": 32}  # on a GPU, so many that launching the pass costs little
 BYTES_PER_PASS = 1 << 28  # at most, of images in float32
 
 
