@@ -1,8 +1,8 @@
 """How fast cnnlab is, in one table of ratios: to the limit of the hardware, to what people use today, to itself.
 
 Everything is a whole command on a terminal that nobody watches, with logs, checkpoints and progress bar: `python
-train.py` on drawn pictures in the form of CIFAR-10 (50,000 and 10,000 of them), on a GPU with cuda_graph=true, and
-`benchmarks/contenders.py`, where limit and peers are described. The commands take turns, round after round, so what
+train.py` on drawn pictures in the form of CIFAR-10 (50,000 and 10,000 of them), and `benchmarks/contenders.py`, where
+limit and peers are described. The commands take turns, round after round, so what
 disturbs the machine disturbs them alike; a ratio is that of one round, and the table has its median over the rounds and
 its range.
 
@@ -66,7 +66,6 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, folder: Path):
         self.options, self.folder, self.cache = options, folder, folder / "cache"
-        self.always: tuple[str, ...] = ()
         self.peers = list(PEERS)
         self.count = 0
         self.prepare(DRAWN, self.draw)
@@ -76,9 +75,8 @@ class Bench:
         cached_data(CIFAR10([], sha256, str(self.cache)).prepared, make)
 
     def find_machine(self) -> Numbers:
-        """What the numbers depend on; on a GPU, cnnlab's steps are graphs from now on."""
+        """What the numbers depend on."""
         machine = self.contender("limit", self.options.batch_size, 1)["machine"]
-        self.always = () if machine["device"] == "cpu" else ("cuda_graph=true",)
         if machine["precision"]["cnnlab and limit"] != "bfloat16":
             self.peers.remove("template-bf16")
             print("skipped: template-bf16, as this machine would emulate bfloat16, minutes a batch", flush=True)
@@ -98,7 +96,7 @@ class Bench:
     def words(self, *words: str, sha256: str = DRAWN) -> list[str]:
         """The command `train.py` on the drawn pictures. Ten images are held out, one of every class."""
         data = (f"data.sha256={sha256}", f"cache_dir={self.cache}", f"val_fraction={10 / self.options.all_images:g}")
-        ours = (*data, *self.always, f"batch_size={self.options.batch_size}", "norm=standard", "aug=pad_crop_flip")
+        ours = (*data, f"batch_size={self.options.batch_size}", "norm=standard", "aug=pad_crop_flip")
         return [sys.executable, str(ROOT / "train.py"), "name=bench", *ours, *words]
 
     def train(self, *words: str, sha256: str = DRAWN) -> Numbers:
@@ -310,7 +308,7 @@ def main() -> None:
         if values := found.get(name):
             table.add_row(name, f"{median(values):.3g}", f"{min(values):.3g} to {max(values):.3g}", aims[on_gpu])
     precision = "; ".join(f"{who} in {what}" for who, what in machine["precision"].items())
-    table.caption = f"{precision}; {options.workers} workers for every DataLoader" + "; cuda_graph=true" * on_gpu
+    table.caption = f"{precision}; {options.workers} workers for every DataLoader"
     Console(width=120).print(table)
     if options.save:
         save(options.save, machine, {"options": vars(options), "ratios": found, "rounds": rounds})

@@ -35,6 +35,7 @@ class Classifier(LightningModule):
         warmup_epochs: the learning rate rises linearly, step by step, for so many epochs at first.
         decay_all: whether weight decay applies to biases and normalisation layers too.
         test_flips: whether evaluation takes the mean of the logits of an image and of its mirror image.
+        compiled: whether torch.compile makes fewer and larger operations of the network and its loss in training.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Classifier(LightningModule):
         warmup_epochs: float = 0.0,
         decay_all: bool = True,
         test_flips: bool = False,
+        compiled: bool = False,
     ):
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
@@ -54,6 +56,7 @@ class Classifier(LightningModule):
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.held_out, self.label_smoothing = held_out, label_smoothing
         self.warmup_epochs, self.decay_all, self.test_flips = warmup_epochs, decay_all, test_flips
+        self.train_loss = torch.compile(self.loss_of, dynamic=False) if compiled else self.loss_of
         self.sums = Sums()
         self.evaluation_sums = Sums()
         self.measured: dict[str, float] = {}  # the metrics of the epoch, in full precision
@@ -64,7 +67,7 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
-        loss, logits = self.loss_of(images, labels)
+        loss, logits = self.train_loss(images, labels)
         self.sums.add(loss, logits, labels)
         return loss
 

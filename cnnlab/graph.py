@@ -172,7 +172,7 @@ class GraphedClassifier(Classifier):
                 group["lr"] = rate
             with torch.autocast(self.device.type, enabled=False):  # which is for the network alone
                 with trainer.precision_plugin.forward_context():
-                    loss, logits = self.loss_of(memory["images"][rows], memory["labels"][rows])
+                    loss, logits = self.train_loss(memory["images"][rows], memory["labels"][rows])
                 optimizer.zero_grad()
                 loss.backward()
                 self.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)

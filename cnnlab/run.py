@@ -83,6 +83,7 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
         warmup_epochs=config.warmup_epochs,
         decay_all=config.decay_all,
         test_flips=config.test_flips,
+        compiled=config.compile,
     )
     summary = {"status": "running"} | dict(about) | describe(trainer, classifier, datamodule)
     if trainer.is_global_zero:
@@ -248,13 +249,14 @@ def use_graph(
     datamodule: ImageData,
     arguments: Mapping[str, Any],
 ) -> bool:
-    """Whether CUDA graphs can do the training steps; if not, say why.
+    """Whether CUDA graphs can do the training steps; if not on a GPU, say why.
 
     arguments: of Lightning's Trainer.
     """
     optimizer = make_optimizer([nn.Parameter(torch.zeros(1))])
     if reason := graph.unsupported(trainer, optimizer, make_scheduler, datamodule, arguments):
-        log.info(f"No CUDA graph: {reason}.")
+        if trainer.strategy.root_device.type == "cuda":
+            log.info(f"No CUDA graph: {reason}.")
         return False
     datamodule.passes_are_batches = not any(map(graph.looks_at_every_step, cast(Any, trainer).callbacks))
     return True
