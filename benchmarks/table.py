@@ -2,9 +2,8 @@
 
 Everything is a whole command on a terminal that nobody watches, with logs, checkpoints and progress bar: `python
 train.py` on drawn pictures in the form of CIFAR-10 (50,000 and 10,000 of them), and `benchmarks/contenders.py`, where
-limit and peers are described. The commands take turns, round after round, so what
-disturbs the machine disturbs them alike; a ratio is that of one round, and the table has its median over the rounds and
-its range.
+limit and peers are described. The commands take turns, round after round, so what disturbs the machine disturbs them
+alike; a ratio is that of one round, and the table has its median over the rounds and its range.
 
     training      images/s from the end of one epoch to the end of the next, checkpoint, log and ten held-out images
                   included: `norm=standard aug=pad_crop_flip`. The first epoch of every command is warm-up.
@@ -279,10 +278,10 @@ def main() -> None:
     parser.add_argument("--sweep-epochs", type=int, default=5, help="of all images, in `sweep` (default %(default)s)")
     parser.add_argument("--all-images", type=int, default=50_000, help="default %(default)s")
     parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json")
-    parser.add_argument("--smoke", action="store_true", help="640 images, one round, one epoch")
+    parser.add_argument("--smoke", action="store_true", help="320 images, one round, one epoch")
     options = parser.parse_args()
     if options.smoke:
-        options.images = options.all_images = 640
+        options.images = options.all_images = 320
         options.rounds = options.epochs = options.sweep_epochs = 1
     if min(options.rounds, options.epochs, options.sweep_epochs) < 1:
         parser.error("rounds and epochs must be at least 1")

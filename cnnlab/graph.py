@@ -118,18 +118,18 @@ class GraphedClassifier(Classifier):
         trainer, [optimizer] = self.trainer, self.trainer.optimizers
         num = len(labels) // data_of(trainer).batch_size
         settings = [dict(group) for group in optimizer.param_groups]
-        rates = []
-        for step in range(num):
-            rates.append([float(group["lr"]) for group in optimizer.param_groups])
-            if step + 1 < num:
-                step_schedules(trainer)
-        at_last = [group["lr"] for group in optimizer.param_groups]
+        at_last = rates_of(optimizer)
         try:
             for group in optimizer.param_groups:
                 if "capturable" in group:
                     group["capturable"] = True
             if not self.buffers_of_steps:
-                self.prepare(images, labels, rates[0])
+                self.prepare(images, labels, at_last)  # before the schedules, which want an optimizer that has stepped
+            rates = [at_last]
+            for _ in range(num - 1):
+                step_schedules(trainer)
+                rates.append(rates_of(optimizer))
+            at_last = rates[-1]
             self.buffers_of_steps["images"][: len(images)].copy_(images)
             self.buffers_of_steps["labels"][: len(labels)].copy_(labels)
             self.write_rates(rates)
@@ -207,6 +207,8 @@ class GraphedClassifier(Classifier):
         before, states_before = [values.clone() for values in held], {place: s.clone() for place, s in states.items()}
         generator = torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
         on_side_stream(self.warm_up, device)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         with torch.no_grad():
             for values, value in zip(held, before, strict=True):
                 values.copy_(value)
@@ -244,6 +246,11 @@ class GraphedClassifier(Classifier):
                     f"No CUDA graph, steps are done one by one: recording failed ({str(error).splitlines()[0]})."
                 )
         return work
+
+
+def rates_of(optimizer: Optimizer) -> list[float]:
+    """The learning rates, by parameter group."""
+    return [float(group["lr"]) for group in optimizer.param_groups]
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[tuple[int, str], Tensor]:

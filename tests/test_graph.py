@@ -50,6 +50,7 @@ def test_killed_and_typed_again_it_is_the_plain_run_bit_for_bit(zygote, tmp_path
     assert result["status"] == 0, said(output)
     assert result["counts"]["step"] < 20  # of 216, less what was done; eight at once
     assert differences(left_by(tmp_path / "plain"), left_by(output)) == []
+    assert "Warning" not in said(output)
 
 
 def test_a_recording_that_fails_is_told_and_the_steps_are_done_one_by_one(zygote, tmp_path):
