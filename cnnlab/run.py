@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ import torch
 import torchvision
 from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Optimizer
@@ -221,6 +223,9 @@ def make_trainer(config: DictConfig, run: RunDirectory, records: Records) -> Tra
     node = plain(config.trainer)
     if node["precision"] == "auto":
         node["precision"] = "bf16-mixed" if computes_in_bf16(node["accelerator"]) else "32-true"
+    devices = node["devices"] if node["devices"] > 0 else torch.cuda.device_count()
+    if node["strategy"] in ("auto", "ddp") and devices * node["num_nodes"] > 1:
+        node["strategy"] = ddp()
     torch.backends.cudnn.deterministic = True  # with the same seed, the same bits
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32
     environment = LightningEnvironment()  # whoever has started the processes: see cnnlab.processes.Place.settle
@@ -240,6 +245,15 @@ def make_trainer(config: DictConfig, run: RunDirectory, records: Records) -> Tra
     )
     trainer._signal_connector.register_signal_handlers = lambda: None  # it would put its own in place of ours
     return trainer
+
+
+def ddp(timeout_minutes: float = 10.0) -> DDPStrategy:
+    """Several processes, each with its share of every batch, which wait so long for one that does not answer.
+
+    Without find_unused_parameters DDP would rearrange the gradients after its first step, and with three processes or
+    more a resumed run would sum them in another order than one that was left alone.
+    """
+    return DDPStrategy(find_unused_parameters=True, timeout=timedelta(minutes=timeout_minutes))
 
 
 def use_graph(

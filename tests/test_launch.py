@@ -255,6 +255,7 @@ def test_the_script_is_shown(slurm, tmp_path):
         == options
     )
     assert "requeue" in options
+    assert "--kill-on-bad-exit=1" in printed  # or the others wait for a dead process
     assert slurm.said("squeue", "--noheader") == ""
     assert not (tmp_path / "outputs").exists() or not list(tmp_path.glob("outputs/runs/*/"))
 

@@ -229,6 +229,17 @@ def test_no_tensor_is_sent_while_the_model_is_on_the_processor(tmp_path):
     assert len(RunDirectory(only_run(tmp_path / "outputs")).predictions()[0]) == 60
 
 
+def test_a_process_that_does_not_answer_is_waited_for_so_long_and_no_longer(tmp_path):
+    """As on a cluster whose network or node hangs: nobody is dead, and nothing arrives."""
+    words = (*SMALL, "trainer=ddp", "trainer.strategy.timeout_minutes=0.4", "trainer.max_epochs=3000")
+    driver = begun(tmp_path, str(ROOT / "train.py"), *words)
+    os.kill(processes_of(tmp_path / "outputs")[1], signal.SIGSTOP)
+    assert driver.wait(timeout=60) == 1
+    [summary] = summaries(tmp_path / "outputs").values()
+    assert summary["status"] == "failed"
+    until(lambda: not processes_of(tmp_path / "outputs"))
+
+
 def test_a_run_that_is_refused_once_it_is_open_says_why(tmp_path, monkeypatch):
     """As by deterministic=true, which only shows when an operation is reached."""
     run = RunDirectory(tmp_path)

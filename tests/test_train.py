@@ -386,19 +386,17 @@ def test_a_failed_single_run_exits_with_1(command):
 
 @pytest.mark.pictures
 def test_real_pictures_are_learned(pictures, command):
-    """A short form of the run that reaches a test accuracy above 0.75 in eight epochs."""
+    """A single epoch of all of them."""
     result = command(
         "train.py",
         "data=image_folder",
         f"data.root={pictures}",
         "model.batch_norm=true",
-        "model.dropout=0.2",
         "aug=pad_crop_flip",
-        "optim.momentum=0.9",
-        "optim.lr=0.02",
-        "sched=exponential",
-        "sched.gamma=0.9",
-        "trainer.max_epochs=2",
+        "optim=sgd_momentum",
+        "optim.lr=0.05",
+        "sched=onecycle",
+        "trainer.max_epochs=1",
         timeout=580,
     )
     assert result.returncode == 0, result.stderr
