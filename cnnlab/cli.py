@@ -93,7 +93,7 @@ def show(arguments: argparse.Namespace) -> None:
     path = Path(arguments.out or Path(config.output_dir, "show", f"{data_source(config.data).name}-{options}.png"))
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures.sheet(path, *make_data(config, load_once(data_source(config.data))).samples(arguments.num))
-    print(path)
+    say(path)
 
 
 def show_run(path: Path, picture: Path | None) -> None:
@@ -145,7 +145,7 @@ def show_run(path: Path, picture: Path | None) -> None:
     say(said)
     for file in ("filters", "feature_maps", "occlusion", "confused"):
         if (folder / f"{file}.png").exists():
-            print(folder / f"{file}.png")
+            say(folder / f"{file}.png")
 
 
 def background(summary: dict[str, Any]) -> str:
@@ -193,8 +193,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
         result["corruptions"] = strengths
         evaluation.print_corruptions(strengths, found.accuracy)
         pictures.corruptions(folder / "corruptions.png", strengths, found.accuracy)
+    evaluation.write_confusion(folder / "confusion.csv", found, model.classes)
     write_text(folder / "evaluation.json", json.dumps(result, indent=1) + "\n")
-    print(f"Files: {folder}")
+    say(f"Files: {folder}")
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -240,7 +241,7 @@ def export(arguments: argparse.Namespace) -> None:
     about = {"run": summary["run"], "test/acc": summary.get("metrics", {}).get("test/acc"), **summary["environment"]}
     pixels = torch.from_numpy(test.pixels[:1000])
     difference = export(model, path, arguments.format, about, pixels)
-    print(f"{path}: on {len(pixels):,} test images its logits differ from the run's by at most {difference:.1e}.")
+    say(f"{path}: on {len(pixels):,} test images its logits differ from the run's by at most {difference:.1e}.")
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -258,7 +259,7 @@ def report(arguments: argparse.Namespace) -> None:
     for path, reason in sweep.left_out:
         say(f"{path}: left out: {reason}")
     say(sweep.answer())
-    print(page.write(sweep, arguments.out or page.default_folder(paths), latex=arguments.latex))
+    say(page.write(sweep, arguments.out or page.default_folder(paths), latex=arguments.latex))
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -268,7 +269,7 @@ def compare(arguments: argparse.Namespace) -> None:
     first, second = (compare.chosen(what, arguments.runs) for what in (arguments.first, arguments.second))
     say("\n".join(compare.compare(first, second)))
     labels = compare.names(first, second)
-    print(f"Curves: {arguments.out}")
+    say(f"Curves: {arguments.out}")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     pictures.comparison(arguments.out, list(zip(labels, (first, second), strict=True)))
 

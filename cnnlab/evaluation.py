@@ -1,9 +1,11 @@
 """How good a trained run is: loss, accuracy, classes, calibration, and what corruptions of the pictures do to it."""
 
+import csv
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,9 @@ from cnnlab.classifier import Sums
 from cnnlab.config import UserError
 from cnnlab.data.images import Images
 from cnnlab.data.module import evaluated_together
+from cnnlab.records import atomic_path
 from cnnlab.terminal import Table
+from cnnlab.text import csv_cell
 from cnnlab.trained import Trained
 
 BINS = 15  # of confidence, as C. Guo et al. have them (2017)
@@ -103,8 +107,15 @@ def as_dictionary(found: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
         "acc": found.accuracy,
         "calibration_error": found.calibration_error,
         "classes": {row[0]: dict(zip(HEAD[1:], row[1:], strict=True)) for row in per_class(found, classes)},
-        "confusion": found.confusion.tolist(),
     }
+
+
+def write_confusion(path: Path, found: Evaluation, classes: Sequence[str]) -> None:
+    """Counts of the images: a row for every true class, a column for every predicted one."""
+    with atomic_path(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["true class", *map(csv_cell, classes)])
+        writer.writerows([csv_cell(name), *row] for name, row in zip(classes, found.confusion.tolist(), strict=True))
 
 
 HEAD = ("class", "images", "recall", "precision")

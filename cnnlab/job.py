@@ -145,7 +145,7 @@ def open_or_return(job: Job, run: RunDirectory) -> int:
         and (summary.get("code_digest"), summary.get("data_digest")) == (code_digest(), digest)
     )
     if run.half_archived or (config.rerun and not resumed and (summary or run.checkpoints.exists())):
-        print(f"The old run is kept as {run.put_aside()}.")
+        say(f"The old run is kept as {run.put_aside()}.")
     elif summary.get("status") == "done":
         say(recall(run, summary, digest))
         return 0
@@ -203,9 +203,13 @@ def train_and_record(config: DictConfig, run: RunDirectory, about: dict[str, Any
                 run.write_summary(opened | failed(error))
             raise
         except Interrupted as stop:
-            return record_stop(run, about, stop)
+            with signals.noted():
+                return record_stop(run, about, stop)
         except (Exception, SystemExit) as error:  # whatever it is, it is recorded, and the other jobs of the sweep run
-            return record_failure(run, about, error)
+            with signals.noted():
+                status = record_failure(run, about, error)
+                number = signals.received()
+            return Interrupted(number).exit_status if number else status
     return 0
 
 

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import signals
 from cnnlab.check import check
-from cnnlab.config import UserError, identity, run_path
+from cnnlab.config import UserError, data_source, identity, run_path
 from cnnlab.job import LAST, Job, die_with_parent, in_words, python_path, record_failure
 from cnnlab.processes import num_cores, place
 from cnnlab.records import BusyError, RunDirectory, code_digest, log, write_text
@@ -63,7 +63,7 @@ def sweep(config: DictConfig, configs: Sequence[DictConfig]) -> None:
     for path in done:
         jobs[path].do()  # says so
     if to_do := [job for job in jobs.values() if job.path not in done]:
-        do(settings, to_do, len(jobs))
+        do(settings, to_do, list(jobs.values()))
     for path in jobs:
         RunDirectory(path).end_rerun()
     if not report(list(jobs)):
@@ -80,14 +80,15 @@ def note(config: DictConfig) -> None:
 def begin_anew(config: DictConfig) -> None:
     """Keep the old run of a job under another name, if there is one that this command has not begun itself."""
     run = RunDirectory(run_path(config))
-    begun = run.summary().get("code_digest", code_digest())
-    if run.rerun_of == "sweep" and begun == code_digest():  # killed, and the same command again
+    today = {"code_digest": code_digest(), "data_digest": data_source(config.data).digest()}
+    begun = today | run.summary()
+    if run.rerun_of == "sweep" and begun == begun | today:  # killed, and the same command again
         return
     try:
         with run.owned(config.on_busy):
             run.refuse_other(identity(config))
             if run.half_archived or (run.path / "summary.json").exists() or run.checkpoints.exists():
-                print(f"The old run is kept as {run.put_aside()}.")
+                say(f"The old run is kept as {run.put_aside()}.")
             run.begin_rerun("sweep")
     except BusyError as error:
         say(f"cnnlab: {error}. Use on_busy=wait to wait for it.", file=sys.stderr)
@@ -108,11 +109,11 @@ def report(paths: list[Path], trials: bool = False) -> bool:
     made = Sweep(*read(path for path in paths if (path / "summary.json").exists()))
     if made.ranking:
         say(search.answer(paths) if trials else made.answer())
-        print(f"Report: {os.path.relpath(page.write(made, page.default_folder(paths)))}")
+        say(f"Report: {os.path.relpath(page.write(made, page.default_folder(paths)))}")
     return all_done or bool(trials and made.ranking)
 
 
-def in_turn(settings: Any, jobs: list[Job], num_runs: int = 1) -> None:
+def in_turn(settings: Any, jobs: list[Job], sweep: Sequence[Job] = ()) -> None:
     """One after the other in this process; those that fail do not stop the others."""
     for job in jobs:
         status = job.do()
@@ -127,7 +128,7 @@ def tell(job: Job, left: int) -> None:
     summary = RunDirectory(job.path).summary()
     status = summary.get("status", "not started")
     accuracy = f", test accuracy {summary['metrics']['test/acc']:.4f}" if status == "done" else ""
-    print(f"{job.path}: {status}{accuracy}; {left} left", flush=True)
+    say(f"{job.path}: {status}{accuracy}; {left} left")
 
 
 # ------------------------------------------------------------------------------------------------------- this machine
@@ -169,17 +170,17 @@ def share(settings: DictConfig, at_once: int, processes: int) -> int:
     return settings.threads or (int(typed) if typed.isdecimal() else max(1, num_cores() // (at_once * processes)))
 
 
-def locally(settings: DictConfig, jobs: list[Job], num_runs: int) -> None:
+def locally(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None:
     """A process for every device, or several; a signal is passed on, and once all have saved, it is obeyed.
 
-    num_runs: of the sweep, with those that are done: the number of threads, and with it the last bits of the sums, is
+    sweep: all of its jobs, those that are done too: the number of threads, and with it the last bits of the sums, is
     the same when the sweep is resumed.
     """
     trainers = [job.config.trainer for job in jobs]
-    processes = max(trainer.devices for trainer in trainers)
+    processes = max(job.config.trainer.devices for job in sweep)
     devices = [{}] if all(one.accelerator == "cpu" for one in trainers) else visible_gpus(processes)
     most = len(devices) * settings.jobs_per_device
-    num, threads = min(most, len(jobs)), share(settings, min(most, num_runs), processes)
+    num, threads = min(most, len(jobs)), share(settings, min(most, len(sweep)), processes)
     print(f"{len(jobs)} runs, {num} at once, {threads} threads for each process", flush=True)
     waiting, doing = deque(jobs), dict[Worker, Job]()
     with signals.passed_on(lambda: [worker.process for worker in doing]):
@@ -278,7 +279,7 @@ def need(package: str) -> None:
         raise UserError(f"This launcher needs {package}. Type pip install {package}.")
 
 
-def on_slurm(settings: DictConfig, jobs: list[Job], num_runs: int) -> None:
+def on_slurm(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None:
     """Submit what is not in the queue yet, as one array for every size of job, and wait for all."""
     import submitit
 
@@ -307,7 +308,7 @@ def on_slurm(settings: DictConfig, jobs: list[Job], num_runs: int) -> None:
             submitted[entry.job_id] = job
     if settings.dry_run:
         sys.exit(0)
-    print(f"{len(submitted)} jobs in Slurm's queue; their output: {folder}", flush=True)
+    say(f"{len(submitted)} jobs in Slurm's queue; their output: {folder}")
     how = f"python -m cnnlab status {jobs[0].path.parent}"
     if not settings.wait:
         print(f"How they are: {how}. The same command without wait=false waits for them and reports.")
@@ -379,7 +380,7 @@ def option(word: str) -> tuple[str, str | bool]:
 # ---------------------------------------------------------------------------------------------------------------- Ray
 
 
-def on_ray(settings: DictConfig, jobs: list[Job], num_runs: int) -> None:
+def on_ray(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None:
     """Ray decides where; it begins a job again if its process or its machine is lost, at most ten times."""
     import ray
 
@@ -417,7 +418,7 @@ def in_folder(folder: str, job: Job) -> int:
 
 
 # What must be there, and what does the jobs.
-WAYS: dict[str, tuple[Callable[[], None], Callable[[Any, list[Job], int], None]]] = {
+WAYS: dict[str, tuple[Callable[[], None], Callable[[Any, list[Job], Sequence[Job]], None]]] = {
     "in_turn": (lambda: None, in_turn),
     "local": (lambda: None, locally),
     "slurm": (slurm_ready, on_slurm),

@@ -46,6 +46,8 @@ from cnnlab.readers import Row as Row
 from cnnlab.text import say
 
 if TYPE_CHECKING:
+    from io import TextIOWrapper
+
     import numpy as np
 
 log = logging.getLogger("cnnlab")
@@ -403,6 +405,11 @@ class _Console(logging.Handler):
 
 class _LogFile(logging.FileHandler):
     """What cannot be written, on a full disk or into a directory that was removed, has been printed."""
+
+    def _open(self) -> TextIOWrapper:
+        if Path(self.baseFilename).is_fifo():  # which would wait for somebody who reads it
+            raise OSError("train.log is a FIFO")
+        return super()._open()
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):

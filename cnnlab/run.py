@@ -34,7 +34,7 @@ from cnnlab.classifier import Classifier, schedule
 from cnnlab.config import UserError, instantiate, leaves, plain
 from cnnlab.data.images import DataSet
 from cnnlab.data.module import ImageData
-from cnnlab.processes import num_cores
+from cnnlab.processes import num_cores, place
 from cnnlab.records import RunDirectory, git_state, log, source_changes, write_text
 from cnnlab.report import pictures
 
@@ -99,7 +99,7 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     failed = True
     try:
         with signals.noted():
-            newest = checkpoint.newest(run.checkpoints, put_aside=trainer.is_global_zero)
+            newest = begins_with(config, run, trainer)
             if hasattr(network, "fit") and newest is None:
                 mixed = torch.randperm(len(datamodule.train_index))[:FITTED_ON]
                 network.fit(datamodule.evaluation_images("train", datamodule.train_index[mixed]))
@@ -123,6 +123,14 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
         datamodule.release()
         leave_process_group(failed)
     return summary
+
+
+def begins_with(config: DictConfig, run: RunDirectory, trainer: Trainer) -> Path | None:
+    """The checkpoint from which all processes of a run go on."""
+    if place(config.trainer).starter in ("", "cnnlab"):  # the first one has come to this before it starts the others
+        return checkpoint.newest(run.checkpoints, put_aside=trainer.is_global_zero)
+    trainer.strategy.setup_environment()  # waits for the first one, which may have archived an old run meanwhile
+    return trainer.strategy.broadcast(checkpoint.newest(run.checkpoints) if trainer.is_global_zero else None)
 
 
 def leave_process_group(failed: bool) -> None:

@@ -80,7 +80,7 @@ class OptunaSweeper(GridSweeper):
         self.num_trials = num_trials
 
     def sweep(self, arguments: list[str]) -> None:
-        from cnnlab.launch import in_turn, note, report
+        from cnnlab.launch import begin_anew, in_turn, note, report
         from cnnlab.search import check_trial, of_config
 
         if "launcher" in self.config:
@@ -97,12 +97,15 @@ class OptunaSweeper(GridSweeper):
         for number in range(self.num_trials):
             trial, overrides = search.propose()
             config = self.loader.load_sweep_config(self.config, overrides)
+            rerun, config.rerun = config.rerun, False  # a trial that is proposed twice is done once
             job = Job.of(config)
             run = RunDirectory(job.path)
             if run.path not in paths:
                 paths.append(run.path)
             try:
                 check_trial(config)
+                if rerun:
+                    begin_anew(config)
                 if search.was_hopeless(trial, run):
                     search.give_up(trial)
                     print(f"{run.path}: given up before, in trial {number}.")
@@ -112,5 +115,7 @@ class OptunaSweeper(GridSweeper):
             except UserError as error:
                 refuse(error)
             search.conclude(trial, run)
+        for path in paths:
+            RunDirectory(path).end_rerun()
         if not report(paths, trials=True):
             sys.exit(1)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, until
@@ -124,6 +125,24 @@ def test_a_resumed_sweep_has_the_threads_of_the_whole_one(in_turn, tmp_path):
     status, printed = ended(sweep(tmp_path, *words, OMP_NUM_THREADS=""))
     assert status == 0, printed
     assert f"1 runs, 1 at once, {max(1, launch.num_cores() // 2)} threads" in printed
+
+
+def test_threads_are_those_of_the_largest_run_of_the_sweep_though_it_is_done(monkeypatch):
+    """Or a resumed sweep would compute with more of them, and other last bits."""
+
+    def worker(environment: dict[str, str]) -> None:
+        raise RuntimeError(environment["OMP_NUM_THREADS"])
+
+    monkeypatch.setattr(launch, "Worker", worker)
+    monkeypatch.setattr(launch, "num_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    jobs = [
+        SimpleNamespace(config=OmegaConf.create({"trainer": {"devices": devices, "accelerator": "cpu"}}))
+        for devices in (1, 2)
+    ]
+    for to_do in (jobs, jobs[:1]):
+        with pytest.raises(RuntimeError, match=r"^4$"):
+            launch.locally(OmegaConf.create({"threads": None, "jobs_per_device": 1}), to_do, jobs)
 
 
 def test_a_killed_process_is_a_failed_run_and_the_others_go_on(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,6 +239,47 @@ def test_a_process_that_does_not_answer_is_waited_for_so_long_and_no_longer(tmp_
     [summary] = summaries(tmp_path / "outputs").values()
     assert summary["status"] == "failed"
     until(lambda: not processes_of(tmp_path / "outputs"))
+
+
+SLOW_TO_ARCHIVE = """
+import sys, time
+if any(word.endswith("train.py") for word in sys.orig_argv):
+    from cnnlab.records import RunDirectory
+    put_aside = RunDirectory.put_aside
+    def later(run):
+        time.sleep(8)
+        return put_aside(run)
+    RunDirectory.put_aside = later
+"""
+
+
+def test_processes_go_on_from_what_the_first_one_has_found(swept, tmp_path):
+    """Which archives the old run while the others are ready to train already."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SLOW_TO_ARCHIVE)
+    shutil.copytree(swept, tmp_path / "outputs")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "train.py"))
+    path = {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"}
+    result = typed(tmp_path, *torchrun, *DDP, "optim=adam", "rerun=true", **path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    [old] = tmp_path.glob("outputs/runs/*.old1")
+    shutil.rmtree(old)
+    assert summaries(tmp_path / "outputs")["adam"]["metrics"] == summaries(swept)["adam"]["metrics"]
+
+
+def test_a_signal_while_a_failure_is_recorded_stops_what_comes_after(tmp_path, monkeypatch):
+    def fails(*_) -> None:
+        raise ValueError("something")
+
+    def signalled(run: RunDirectory, summary: dict) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        write_summary(run, summary)
+
+    write_summary = RunDirectory.write_summary
+    monkeypatch.setattr(job, "train", fails)
+    monkeypatch.setattr(RunDirectory, "write_summary", signalled)
+    assert job.train_and_record(OmegaConf.create(), RunDirectory(tmp_path), {}) == 143
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
 
 
 def test_a_run_that_is_refused_once_it_is_open_says_why(tmp_path, monkeypatch):

@@ -19,6 +19,14 @@ from cnnlab.records import AFTERWARDS, BusyError, RunDirectory, atomic_path, log
 from cnnlab.report.runs import find
 
 
+def test_a_log_that_is_a_fifo_is_left_alone(tmp_path, capsys):
+    """Opening it would wait for somebody who reads it."""
+    os.mkfifo(tmp_path / "train.log")
+    with RunDirectory(tmp_path).logged():
+        log.info("epoch 1")
+    assert capsys.readouterr().out == "epoch 1\n"
+
+
 def test_a_file_appears_when_its_writing_succeeded(tmp_path):
     target = tmp_path / "file"
     write_text(target, "old")

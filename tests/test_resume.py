@@ -309,8 +309,13 @@ def test_rerun_trains_anew_what_was_half_put_aside(zygote, tmp_path):
 
 
 def test_a_rerun_that_was_killed_is_resumed(zygote, tmp_path):
-    """The same command again goes on with it; once it is done, it is trained anew. In a sweep, too."""
-    for sweep in ((), ("-m", "seed=0,1")):
+    """The same command again goes on with it; once it is done, it is trained anew. In sweeps and searches, too."""
+    search = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.params=null", "hydra.sweeper.num_trials=2")
+    for num, sweep in (
+        (1, ()),
+        (2, ("-m", "seed=0,1")),
+        (2, (*search, "optim.lr=interval(0.001,0.01)")),
+    ):
         output = tmp_path / f"outputs{len(sweep)}"
         command = (*sweep, *SMALL, "checkpoint.every_n_steps=2")
         whole = zygote.run(output, command=command)
@@ -321,7 +326,7 @@ def test_a_rerun_that_was_killed_is_resumed(zygote, tmp_path):
         again = zygote.run(output, "rerun=true", command=command)
         assert again["status"] == 0, said(output)
         assert again["counts"]["step"] < steps // 2
-        assert len(list(output.glob("runs/*.old1"))) == max(1, len(sweep))
+        assert len(list(output.glob("runs/*.old1"))) == num
         assert not list(output.glob("runs/*.old2"))
         assert not list(output.glob("runs/*/.rerun"))
     anew = zygote.run(tmp_path / "outputs0", "rerun=true", command=SMALL)

@@ -24,6 +24,7 @@ from cnnlab.config import UserError
 from cnnlab.data import decode
 from cnnlab.data.decode import SUFFIXES, UNREADABLE, Decoded, described, images_below, open_image, read_image
 from cnnlab.data.images import DataSet, Images, cached_data, expand
+from cnnlab.text import say
 
 PARTS = ("train", "test")
 
@@ -77,7 +78,7 @@ class ImageFolder:
                 f"{layout}, with the same classes."
             )
         if self._left_out:
-            print(f"{self.root}: {described(self._left_out)} and were left out.", file=sys.stderr)
+            say(f"{self.root}: {described(self._left_out)} and were left out.", file=sys.stderr)
             self._left_out.clear()
 
     @property
@@ -160,9 +161,9 @@ class ImageFolder:
                 )
         read = [one for one in decoded if one is not None]
         if skipped := len(files) - len(read):
-            print(f"{self.root / part}: {skipped} unreadable images skipped.")
+            say(f"{self.root / part}: {skipped} unreadable images skipped.")
         for lost, num in Counter(one.lost for one in read if one.lost).items():
-            print(f"{self.root / part}: {num} images with {lost}.")
+            say(f"{self.root / part}: {num} images with {lost}.")
         pixels = np.stack([one.pixels for one in read])
         return Images(pixels.transpose(0, 3, 1, 2), labels.astype(np.int64), tuple(by_class))
 
