@@ -45,7 +45,8 @@ from rich.table import Table
 from cnnlab.data.cifar10 import CIFAR10
 from cnnlab.data.images import Images, cached_data
 from cnnlab.data.shapes import Shapes
-from cnnlab.records import git_state, now, write_text
+from cnnlab.provenance import git_state
+from cnnlab.records import now, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ("template", "template-bf16", "torchvision", "kornia", "plain")

@@ -21,7 +21,7 @@ from cnnlab.classifier import Classifier, of_all_processes
 from cnnlab.config import UserError
 from cnnlab.data.module import data_of
 from cnnlab.networks import first_filters
-from cnnlab.records import COLUMNS, Row, RunDirectory, code_digest, log
+from cnnlab.records import COLUMNS, Row, RunDirectory, log
 from cnnlab.signals import Interrupted, Pruned
 
 
@@ -39,6 +39,7 @@ class Records(Checkpoint):
     Args:
         run: where the files go.
         files: which write the checkpoints.
+        code: digest of the source code, which is kept in checkpoints.
         monitor: the metric whose first maximum decides the best epoch, "val/acc" or "test/acc".
         every_n_steps, every_n_minutes: how often to save within an epoch; None: not at all.
     """
@@ -47,11 +48,12 @@ class Records(Checkpoint):
         self,
         run: RunDirectory,
         files: CheckpointFiles,
+        code: str,
         monitor: str,
         every_n_steps: int | None = None,
         every_n_minutes: float | None = None,
     ):
-        self.run, self.files, self.monitor = run, files, monitor
+        self.run, self.files, self.code, self.monitor = run, files, code, monitor
         self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
         self.rows: list[Row] = []
         self.filters: list[Tensor | None] = []  # of the first layer, as pictures, after every epoch
@@ -73,7 +75,7 @@ class Records(Checkpoint):
             "should_stop": trainer.should_stop,
             "torch": str(torch.__version__),
             "precision": trainer.precision,
-            "code": code_digest(),
+            "code": self.code,
             "seconds": self.seconds_before + time.perf_counter() - self.began,
             "lr": self.lr,
             "elapsed": time.perf_counter() - self.started,
@@ -93,7 +95,7 @@ class Records(Checkpoint):
                 f"{trainer.precision}: the run would not end where it would have. Go on with it where the other one is "
                 f"at hand, or type rerun=true to train it anew."
             )
-        if state["code"] != code_digest():
+        if state["code"] != self.code:
             log.warning("The source code has changed since this run was interrupted; rerun=true trains it anew.")
         self.rows, self.filters = state["rows"], state["filters"]
         self.seconds_before = state["seconds"]

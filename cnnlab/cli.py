@@ -368,6 +368,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["train"]:
+        from cnnlab.train import main as train
+
+        del sys.argv[1]
+        train()
+        return
     outlive_terminal()
     os.environ["MPLBACKEND"] = "agg"  # a notebook's own cannot be imported here
     arguments = parser().parse_args()

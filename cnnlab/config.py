@@ -23,12 +23,23 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from cnnlab.options import (
+    CONF as CONF,
+)
+from cnnlab.options import (
+    GROUPS,
+    LISTED,
+    OVERLAYS,
+    UserError,
+    allowed_targets,
+    default_option,
+    files,
+    leaves,
+    option_file,
+    options,
+)
 from cnnlab.text import say
 
-CONF = Path(__file__).parent.parent / "conf"
-
-# What a result is made of, in the order of its name.
-GROUPS = ("data", "norm", "aug", "model", "optim", "sched", "callbacks")
 UNNAMED = ("none", "constant")  # options that do nothing do not show in the name
 
 NOT_IDENTITY = (
@@ -62,10 +73,6 @@ NOT_OWN = (
 )
 
 
-class UserError(Exception):
-    """Something the user can mend. The text says what was given, what is allowed and what to type. Exit status 2."""
-
-
 # ---------------------------------------------------------------------------------------------------- run identity
 
 
@@ -92,10 +99,17 @@ OmegaConf.register_new_resolver("run_id", lambda _root_: run_id(_root_), replace
 
 
 def identity(config: DictConfig, without: str = "") -> str:
-    """SHA-256 over everything in the configuration that can change the result, but for the value at `without`."""
+    """SHA-256 over everything in the configuration that can change the result, but for the value at `without`.
+
+    An option counts by its name, and not by where its class is defined.
+    """
+    defaults = defaults_of(config)
     kept = {
-        path: _canonical(value) for path, value in leaves(job_config(config)) if not excluded(path) and path != without
+        path: _canonical(value)
+        for path, value in leaves(job_config(config))
+        if not excluded(path) and path != without and not (path.endswith("._target_") and value == defaults.get(path))
     }
+    kept |= {f"{group}=": "+".join(names) for group, names in chosen(config).items() if group in GROUPS}
     if content := data_identity(config):
         kept["data"] = content
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
@@ -163,6 +177,12 @@ def differences(config: DictConfig) -> dict[str, str]:
     return different | {path: as_typed(value) for path, value in changes(config).items()}
 
 
+def targets(config: DictConfig) -> frozenset[str]:
+    """The import paths of what can change the result."""
+    found = leaves({group: plain(config[group]) for group in GROUPS})
+    return frozenset(str(value) for path, value in found if path.endswith("._target_"))
+
+
 def job_config(config: DictConfig) -> dict[str, Any]:
     """The configuration without its `hydra` node, resolved, as plain containers."""
     return plain(ours(config))
@@ -184,9 +204,9 @@ def defaults_of(config: DictConfig) -> dict[str, Any]:
     A value that is another one's, ${optim.lr}, is what that one is in the configuration.
     """
     defaults = dict(leaves(option_file("train")))
-    for group, options in chosen(config).items():
-        for option in options:
-            if (CONF / group / f"{option}.yaml").exists() and group not in ("experiment", "debug"):
+    for group, names in chosen(config).items():
+        for option in names:
+            if option in files(group) and group not in OVERLAYS:
                 prefix = f"{group}.{option}." if group in LISTED else f"{group}."
                 defaults |= {prefix + path: value for path, value in leaves(option_file(f"{group}/{option}"))}
     return {
@@ -195,58 +215,11 @@ def defaults_of(config: DictConfig) -> dict[str, Any]:
     }
 
 
-LISTED = ("aug", "logger", "callbacks")  # groups of which several options can be chosen, each below its own name
-
-
-@functools.cache
-def default_option(group: str) -> str:
-    """The option that train.yaml chooses, as `described` names it."""
-    option = next(entry[group] for entry in _file("train")["defaults"] if isinstance(entry, dict) and group in entry)
-    return "+".join(option) if isinstance(option, list) else str(option)
-
-
-@functools.cache
-def option_file(name: str) -> dict[str, Any]:
-    """What a file in conf/ says, with what it inherits: option_file("trainer/ddp")."""
-    content = _file(name)
-    inherited: dict[str, Any] = {}
-    for parent in content.pop("defaults", []):
-        if "/" in name and isinstance(parent, str) and parent != "_self_":
-            inherited |= option_file(f"{name.rsplit('/', 1)[0]}/{parent}")
-    content.pop("hydra", None)
-    return inherited | content
-
-
-def _file(name: str) -> dict[str, Any]:
-    """A file in conf/ with the numbers that Hydra reads in it: to YAML alone, 1e-3 is text."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")))
-
-
-def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that is not a dictionary, with its dotted path."""
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def excluded(path: str) -> bool:
     return any(path == pattern or path.startswith(f"{pattern}.") for pattern in NOT_IDENTITY)
 
 
 # ------------------------------------------------------------------------------------------------------- targets
-
-
-@functools.cache
-def allowed_targets(group: str = "*") -> frozenset[str]:
-    """The classes that the files of a group name, or those that change any group. Nothing else is instantiated."""
-    return frozenset(
-        target.strip("\"'")
-        for folder in (group, "experiment", "debug")
-        for file in CONF.glob(f"{folder}/*.yaml")  # those below conf/hydra are no part of a run
-        for target in re.findall(r"^\s*_target_:\s*(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
-    )
 
 
 def configuration(overrides: list[str]) -> DictConfig:
@@ -395,11 +368,6 @@ def explain(error: Exception) -> str:
         return _unknown(cause.full_key, f"{parent or 'The configuration'} has", keys, prefix)
     text = re.sub(r"\s*(full_key|object_type|reference_type).*|\s+", " ", f"{error} {cause or ''}").strip()
     return f"{text} (python train.py --help shows what can be typed.)"
-
-
-def options(group: str) -> list[str]:
-    """The names of the files of a group."""
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
 def _unknown(given: str, offers: str, options: Sequence[str], prefix: str) -> str:

@@ -35,10 +35,13 @@ from cnnlab.config import (
     job_config,
     refuse,
     run_path,
+    targets,
 )
 from cnnlab.console import outlive_terminal
+from cnnlab.options import folders, use_folders
 from cnnlab.processes import ABOUT, RANKS
-from cnnlab.records import BusyError, RunDirectory, code_digest, log, now
+from cnnlab.provenance import code_digest
+from cnnlab.records import BusyError, RunDirectory, log, now
 from cnnlab.signals import Interrupted, Pruned
 from cnnlab.text import say
 
@@ -61,7 +64,7 @@ class Job:
     Attributes:
         path: the run directory.
         text: JSON: `config`, the configuration without its `hydra` node, resolved; `about`, what the summary says from
-            the start; `files`, what .hydra/ is to hold.
+            the start; `files`, what .hydra/ is to hold; `folders`, where the project's own options are.
     """
 
     path: Path
@@ -86,7 +89,8 @@ class Job:
             "hydra.yaml": OmegaConf.to_yaml(OmegaConf.masked_copy(config, "hydra")),
             "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(overrides)),
         }
-        return cls(path, json.dumps({"config": resolved, "about": about, "files": files}))
+        own = [str(folder) for folder in folders()[:-1]]
+        return cls(path, json.dumps({"config": resolved, "about": about, "files": files, "folders": own}))
 
     @functools.cached_property
     def content(self) -> dict[str, Any]:
@@ -95,6 +99,8 @@ class Job:
     @functools.cached_property
     def config(self) -> DictConfig:
         """Without its `hydra` node; nothing in it is left to be resolved."""
+        if self.content["folders"]:
+            use_folders(self.content["folders"])
         return checked_config(self.content["config"])
 
     def do(self) -> int:
@@ -135,35 +141,35 @@ def open_or_return(job: Job, run: RunDirectory) -> int:
     Raises: UserError.
     """
     config, about = job.config, job.content["about"]
-    digest = data_source(config.data).digest()
+    digest, code = data_source(config.data).digest(), code_digest(targets(config))
     run.archive_damaged_summary()
     run.refuse_other(about["identity"])
     summary = run.summary()
     resumed = bool(
         run.rerun_of
         and summary.get("status") in ("running", "interrupted")
-        and (summary.get("code_digest"), summary.get("data_digest")) == (code_digest(), digest)
+        and (summary.get("code_digest"), summary.get("data_digest")) == (code, digest)
     )
     if run.half_archived or (config.rerun and not resumed and (summary or run.checkpoints.exists())):
         say(f"The old run is kept as {run.put_aside()}.")
     elif summary.get("status") == "done":
-        say(recall(run, summary, digest))
+        say(recall(run, summary, code, digest))
         return 0
     elif summary and summary.get("data_digest") != digest:
         raise UserError(f"The data have changed since {run.path} was interrupted. Type rerun=true to train it anew.")
     if config.rerun:
         run.begin_rerun("run")
-    about = about | {"started": now(), "code_digest": code_digest(), "data_digest": digest}
+    about = about | {"started": now(), "code_digest": code, "data_digest": digest}
     return run_job(config, run, about, job.content["files"])
 
 
-def recall(run: RunDirectory, summary: dict[str, Any], data_digest: str) -> str:
+def recall(run: RunDirectory, summary: dict[str, Any], code: str, data: str) -> str:
     """One line for a run that was finished before; it says whether code or data have changed since."""
     changed = [
         name
         for name, then, today in (
-            ("source code", summary.get("code_digest"), code_digest()),
-            ("data", summary.get("data_digest"), data_digest),
+            ("source code", summary.get("code_digest"), code),
+            ("data", summary.get("data_digest"), data),
         )
         if then != today
     ]

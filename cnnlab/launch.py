@@ -25,10 +25,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import signals
 from cnnlab.check import check
-from cnnlab.config import UserError, data_source, identity, run_path
+from cnnlab.config import UserError, data_source, identity, run_path, targets
 from cnnlab.job import LAST, Job, die_with_parent, in_words, python_path, record_failure
 from cnnlab.processes import num_cores, place
-from cnnlab.records import BusyError, RunDirectory, code_digest, log, write_text
+from cnnlab.provenance import code_digest
+from cnnlab.records import BusyError, RunDirectory, log, write_text
 from cnnlab.signals import Interrupted
 from cnnlab.text import say
 
@@ -80,7 +81,7 @@ def note(config: DictConfig) -> None:
 def begin_anew(config: DictConfig) -> None:
     """Keep the old run of a job under another name, if there is one that this command has not begun itself."""
     run = RunDirectory(run_path(config))
-    today = {"code_digest": code_digest(), "data_digest": data_source(config.data).digest()}
+    today = {"code_digest": code_digest(targets(config)), "data_digest": data_source(config.data).digest()}
     begun = today | run.summary()
     if run.rerun_of == "sweep" and begun == begun | today:  # killed, and the same command again
         return

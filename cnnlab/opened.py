@@ -70,14 +70,19 @@ def opened(path: Path) -> OpenedRun:
     if not isinstance(tree["test_flips"], bool) or not isinstance(tree["aug"], dict):
         raise BrokenFileError(file, "has values of other types than a run's")
     for group, name, node in _nodes(tree, summary):
-        if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
-            raise BrokenFileError(file, f"names no class for {group}")
+        if not isinstance(node, dict):
+            raise BrokenFileError(file, f"names no option of {group}")
         if group == "data":
             node = tree["data"] = {key: value for key, value in node.items() if key not in OURS}
-        defaults = option_file(f"{group}/{name}") if name in options(group) else {}
-        if defaults.get("_target_") == node["_target_"]:
-            for knob, value in leaves(node):
-                check_value(f"{group}.{knob}", value, defaults.get(knob))
+        if name not in options(group):
+            raise UserError(
+                f"{path} was trained with {group}={name}, and there is no such option here. The options of {group} are "
+                f"{', '.join(options(group))}; --config-dir FOLDER adds those of a project."
+            )
+        defaults = option_file(f"{group}/{name}")
+        node["_target_"] = defaults["_target_"]  # wherever the class is today
+        for knob, value in leaves(node):
+            check_value(f"{group}.{knob}", value, defaults.get(knob))
     return OpenedRun(path, best, summary, checked_config(tree))
 
 
@@ -119,11 +124,6 @@ def with_other_data(run: OpenedRun, typed: Sequence[str] = ()) -> DictConfig:
     made = configuration([*(f"{group}={run.summary['choices'][group]}" for group in kept), *typed])
     for group in kept:
         ours, theirs = plain(made[group]), plain(run.config[group])
-        if ours["_target_"] != theirs["_target_"]:
-            raise UserError(
-                f"{run.path} has another class for {group} ({theirs['_target_']}) than {group}="
-                f"{run.summary['choices'][group]} has here ({ours['_target_']}). Type {group}=OPTION."
-            )
         mine = {key: value for key, value in ours.items() if key in OURS or f"{group}.{key}" in given}
         made[group] = theirs | mine
     if "data" in given and "image_size" in made.data and "data.image_size" not in given:

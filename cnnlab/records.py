@@ -19,15 +19,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
-import functools
-import hashlib
 import json
 import logging
 import os
 import re
 import secrets
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -422,62 +419,6 @@ class _LogFile(logging.FileHandler):
     def close(self) -> None:
         with contextlib.suppress(OSError):
             super().close()
-
-
-AFTERWARDS = (  # what is done with runs, and what starts them
-    *("__main__.py", "anatomy.py", "cli.py", "evaluation.py", "explain.py", "export.py", "launch.py"),
-    *("opened.py", "overrides.py", "predict.py", "terminal.py", "trained.py"),
-)
-
-
-@functools.cache
-def code_digest() -> str:
-    """SHA-256 over the source files that can change a result."""
-    package = Path(__file__).parent
-    sha = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        name = file.relative_to(package).as_posix()
-        if not name.startswith("report/") and name not in AFTERWARDS:
-            sha.update(name.encode() + b"\0" + file.read_bytes())
-    return sha.hexdigest()
-
-
-@functools.cache
-def git_state() -> dict[str, Any]:
-    """The commit of the source code, and whether files differ from it; empty outside a repository."""
-    try:
-        return {"commit": _git("rev-parse", "HEAD").strip(), "dirty": bool(_git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-
-
-def source_changes() -> str:
-    """How the project's code differs from the commit, as `git diff` writes it; empty if it does not.
-
-    The code is this package, conf/, hydra_plugins/ and train.py, with files that git does not track yet. Whatever else
-    has changed may be private: a first line, which `git apply` skips, says how many files that are.
-    """
-    code = (Path(__file__).parent.name, "conf", "hydra_plugins", "train.py")
-    elsewhere = (".", *(f":(exclude){name}" for name in code))
-    try:
-        new = _git("ls-files", "-z", "--others", "--exclude-standard", "--", *code).split("\0")[:-1]
-        names = [name for name in new if name.endswith((".py", ".yaml"))]
-        added = (_git("diff", "--no-index", "/dev/null", name, statuses=(0, 1)) for name in names)
-        patch = "".join((_git("diff", "HEAD", "--", *code), *added))
-        num = _git("status", "--porcelain", "-z", "--untracked-files=all", "--no-renames", "--", *elsewhere).count("\0")
-        left_out = f"Not included: {num} changed or new files outside {', '.join(code)}.\n"
-        return left_out + patch if patch and num else patch
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def _git(*arguments: str, statuses: tuple[int, ...] = (0,)) -> str:
-    """What git says in the folder of the source code. Raises: CalledProcessError if it ends otherwise."""
-    command = ["git", "-C", str(Path(__file__).parent.parent), *arguments]
-    result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
-    if result.returncode not in statuses:
-        raise subprocess.CalledProcessError(result.returncode, command)
-    return result.stdout
 
 
 def now() -> str:

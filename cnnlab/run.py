@@ -31,11 +31,12 @@ from cnnlab.callbacks import ProgressBar, Records
 from cnnlab.check import refuse_uneven
 from cnnlab.checkpoint import CheckpointFiles
 from cnnlab.classifier import Classifier, schedule
-from cnnlab.config import UserError, instantiate, leaves, plain
+from cnnlab.config import UserError, instantiate, leaves, plain, targets
 from cnnlab.data.images import DataSet
 from cnnlab.data.module import ImageData
 from cnnlab.processes import num_cores, place
-from cnnlab.records import RunDirectory, git_state, log, source_changes, write_text
+from cnnlab.provenance import code_digest, git_state, source_changes
+from cnnlab.records import RunDirectory, log, write_text
 from cnnlab.report import pictures
 
 warnings.filterwarnings("ignore", module=r"lightning\.")  # of its use of older torch
@@ -65,7 +66,8 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     optimizer, scheduler = instantiate(config.optim), instantiate(config.sched)
     refuse_early(optimizer, scheduler)
     files = CheckpointFiles()
-    records = Records(run, files, f"{datamodule.held_out}/acc", **config.checkpoint)
+    code = code_digest(targets(config))
+    records = Records(run, files, code, f"{datamodule.held_out}/acc", **config.checkpoint)
     trainer = make_trainer(config, run, records)
     asked = config.trainer.devices * config.trainer.num_nodes
     if 0 < asked != trainer.world_size:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from cnnlab import records
+from cnnlab import provenance, records
+from cnnlab.provenance import AFTERWARDS
 from cnnlab.readers import open_regular
-from cnnlab.records import AFTERWARDS, BusyError, RunDirectory, atomic_path, log, write_text
+from cnnlab.records import BusyError, RunDirectory, atomic_path, log, write_text
 from cnnlab.report.runs import find
 
 
@@ -209,18 +210,18 @@ def test_changes_of_the_source_have_new_files_too(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
     old, new, data = (tmp_path / "package" / name for name in ("old.py", "new.py", "data.bin"))
     monkeypatch.setattr(records, "__file__", str(old))
-    assert records.source_changes() == ""
+    assert provenance.source_changes() == ""
     old.write_text("x = 1\n")
     git("init", "-q")
     git("add", ".")
     git("commit", "-qm", "first")
-    assert records.source_changes() == ""
+    assert provenance.source_changes() == ""
     old.write_text("x = 2\n")
     new.write_text("y = 3\n")
     data.write_text("z")
     for private in ("secrets.yaml", "notes/key.py"):
         (tmp_path / private).write_text("token: abc\n")
-    patch = records.source_changes()
+    patch = provenance.source_changes()
     assert "+x = 2" in patch
     assert "+y = 3" in patch
     assert "data.bin" not in patch

@@ -1,0 +1,139 @@
+"""The files of options: where they are, what they say, and which classes they name. Does not import torch.
+
+Every group of options is a folder of YAML files. A project has folders of its own, which are searched before ours: that
+of --config-dir, those of the variable CNNLAB_CONF, or the one that its pyproject.toml names:
+
+    [tool.cnnlab]
+    conf = "conf"
+
+What lies beside such a folder can be imported, so that its files can name classes of the project.
+"""
+
+import functools
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+PACKAGE = Path(__file__).parent
+CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+VARIABLE = "CNNLAB_CONF"
+
+# What a result is made of, in the order of its name.
+GROUPS = ("data", "norm", "aug", "model", "optim", "sched", "callbacks")
+LISTED = ("aug", "logger", "callbacks")  # groups of which several options can be chosen, each below its own name
+OVERLAYS = ("experiment", "debug")  # whose files change any group
+
+
+class UserError(Exception):
+    """Something the user can fix. The text says what was given, what is allowed and what to use. Exit status 2."""
+
+
+def folders() -> tuple[Path, ...]:
+    """The folders of option files, in the order in which they are searched; ours is the last one.
+
+    Raises: UserError if one that is named is not there.
+    """
+    named = os.environ.get(VARIABLE, "")
+    return _folders(named, Path.cwd() if not named else None)
+
+
+@functools.cache
+def _folders(named: str, current: Path | None) -> tuple[Path, ...]:
+    own = [Path(name).absolute() for name in named.split(os.pathsep) if name] or list(_of_project(current))
+    for folder in own:
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder} is no folder of options. Use --config-dir FOLDER, {VARIABLE}, or conf in pyproject.toml."
+            )
+        if (beside := str(folder.parent)) not in sys.path:
+            sys.path.append(beside)
+    return (*own, CONF)
+
+
+def _of_project(current: Path | None) -> Iterator[Path]:
+    """The folder that the next pyproject.toml names, here or above. That of another user is no project of ours."""
+    for folder in (current, *current.parents) if current else ():
+        file = folder / "pyproject.toml"
+        if file.is_file() and file.stat().st_uid in (os.geteuid(), 0):
+            try:
+                conf = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("cnnlab", {}).get("conf")
+            except (OSError, ValueError) as error:
+                raise UserError(f"{file} cannot be read: {error}.") from error
+            if isinstance(conf, str):
+                yield folder / conf
+            return
+
+
+def use_folders(named: list[str]) -> None:
+    """Search these folders before ours, in this process and in those that it starts."""
+    os.environ[VARIABLE] = os.pathsep.join(os.path.abspath(name) for name in named)
+
+
+def files(group: str) -> dict[str, Path]:
+    """The option files of a group by name, the first ones that are found. "*": of all groups, with the group's name."""
+    found: dict[str, Path] = {}
+    for folder in reversed(folders()):
+        for file in sorted(folder.glob(f"{group}/*.yaml")):  # those below conf/hydra are no part of a run
+            found[f"{file.parent.name}/{file.stem}" if group == "*" else file.stem] = file
+    return found
+
+
+def options(group: str) -> list[str]:
+    """The names of the options of a group."""
+    return sorted(files(group))
+
+
+@functools.cache
+def _content(path: Path) -> dict[str, Any]:
+    """What a file says, with the numbers that Hydra reads in it: to YAML alone, 1e-3 is text."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+
+
+def _path(name: str) -> Path:
+    return next(path for folder in folders() if (path := folder / f"{name}.yaml").exists())
+
+
+def option_file(name: str) -> dict[str, Any]:
+    """What an option's file says, with what it inherits: option_file("trainer/ddp")."""
+    content = dict(_content(_path(name)))
+    inherited: dict[str, Any] = {}
+    for parent in content.pop("defaults", []):
+        if "/" in name and isinstance(parent, str) and parent != "_self_":
+            inherited |= option_file(f"{name.rsplit('/', 1)[0]}/{parent}")
+    content.pop("hydra", None)
+    return inherited | content
+
+
+def default_option(group: str) -> str:
+    """The option that train.yaml chooses, joined by + if there are several."""
+    defaults = _content(_path("train"))["defaults"]
+    option = next(entry[group] for entry in defaults if isinstance(entry, dict) and group in entry)
+    return "+".join(option) if isinstance(option, list) else str(option)
+
+
+def allowed_targets(group: str = "*") -> frozenset[str]:
+    """The classes that the files of a group name, or those that change any group. Nothing else is instantiated."""
+    return frozenset(
+        target for folder in (group, *OVERLAYS) for file in files(folder).values() for target in _targets(file)
+    )
+
+
+@functools.cache
+def _targets(file: Path) -> tuple[str, ...]:
+    text = file.read_text(encoding="utf-8")
+    return tuple(found.strip("\"'") for found in re.findall(r"^\s*_target_:\s*(\S+)", text, re.MULTILINE))
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is not a dictionary, with its dotted path."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

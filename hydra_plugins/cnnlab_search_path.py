@@ -1,0 +1,14 @@
+"""Hydra finds the options of a project before ours (see cnnlab.options)."""
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from cnnlab.options import folders
+
+
+class OwnOptions(SearchPathPlugin):
+    """Puts the folders of a project before ours."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in reversed(folders()[:-1]):
+            search_path.prepend("project", f"file://{folder}")
