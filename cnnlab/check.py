@@ -20,6 +20,7 @@ from cnnlab.config import (
     defaults_of,
     job_config,
     leaves,
+    limits_of,
     num_trained_on,
     option_file,
     options,
@@ -56,89 +57,6 @@ SET_HERE = {
 
 NULLABLE = ("checkpoint.every_n_minutes",)  # knobs with a default that may be null
 
-# What the knobs may be, wherever they appear; shown to the user as it stands.
-LIMITS = {
-    "accelerator": "accelerator in ('auto', 'cpu', 'gpu', 'cuda', 'mps')",
-    "alpha": "alpha > 0",
-    "batch_size": "batch_size >= 1",
-    "betas": "len(betas) == 2 and all(0 <= beta < 1 for beta in betas)",
-    "brightness": "brightness >= 0",
-    "channels": "len(channels) >= 1 and all(c >= 1 and c % 1 == 0 for c in channels)",
-    "clutter": "clutter >= 0",
-    "contrast": "contrast >= 0",
-    "cpus": "cpus >= 1",
-    "cpus_per_task": "cpus_per_task >= 1",
-    "decay": "0 <= decay < 1",
-    "degrees": "degrees >= 0",
-    "devices": "devices >= 1 or devices == -1",
-    "div_factor": "div_factor > 0",
-    "dropout": "0 <= dropout < 1",
-    "eps": "eps > 0",
-    "every_n_minutes": "every_n_minutes > 0",
-    "every_n_steps": "every_n_steps >= 1 and every_n_steps % 1 == 0",
-    "factor": "0 <= factor <= 1",
-    "final_div_factor": "final_div_factor > 0",
-    "flip_probability": "0 <= flip_probability <= 1",
-    "gamma": "0 < gamma <= 1",
-    "gpus": "gpus >= 0",
-    "gpus_per_node": "gpus_per_node >= 0",
-    "gradient_clip_val": "gradient_clip_val > 0",
-    "hidden": "hidden >= 1",
-    "image_size": "1 <= image_size <= 4096",
-    "jobs_per_device": "jobs_per_device >= 1",
-    "kernel_size": "kernel_size >= 1 and kernel_size % 2 == 1",
-    "label_smoothing": "0 <= label_smoothing < 1",
-    "limit_test_batches": "limit_test_batches > 0",
-    "limit_train_batches": "limit_train_batches > 0",
-    "limit_val_batches": "limit_val_batches > 0",
-    "lr": "lr > 0",
-    "lr_decay": "lr_decay >= 0",
-    "max_epochs": "max_epochs >= 1",
-    "max_lr": "max_lr > 0",
-    "max_running": "max_running >= 1",
-    "mode": "mode in ('min', 'max')",
-    "momentum": "0 <= momentum < 1",
-    "name": "name and name.strip('/') == name and '..' not in name",
-    "noise": "0 <= noise <= 1",
-    "num_components": "num_components >= 1 and num_components % 1 == 0",
-    "optim.alpha": "0 <= alpha < 1",
-    "num_nodes": "num_nodes >= 1",
-    "num_test": "num_test >= 10",
-    "num_train": "num_train >= 10",
-    "num_train_images": "num_train_images >= 1 and num_train_images % 1 == 0",
-    "num_words": "num_words >= 1",
-    "on_busy": "on_busy in ('wait', 'fail')",
-    "padding": "padding >= 0",
-    "padding_mode": "padding_mode in ('reflect', 'constant')",
-    "patch_size": "patch_size >= 1",
-    "patience": "patience >= 1",
-    "precision": "precision in ('auto', '32-true', 'bf16-mixed', '16-mixed')",
-    "pct_start": "0 < pct_start < 1",
-    "per": "per in ('channel', 'pixel')",
-    "resident": "resident in ('device', 'host')",
-    "rho": "0 <= rho <= 1",
-    "saturation": "saturation >= 0",
-    "save_before": "save_before >= 0",
-    "scale": "len(scale) == 2 and 0 < scale[0] <= scale[1] <= 100",
-    "seed": "0 <= seed < 2**32",
-    "shear": "0 <= shear < 90",
-    "sigma": "len(sigma) == 2 and 0 < sigma[0] <= sigma[1]",
-    "size": "size >= 1",
-    "std": "std >= 0",
-    "step_size": "step_size >= 1",
-    "strategy": "strategy in ('auto', 'ddp', 'ddp_find_unused_parameters_true', 'ddp_find_unused_parameters_false')",
-    "stride": "stride >= 1",
-    "threads": "threads >= 1",
-    "time": "time >= 1",
-    "timeout": "timeout > 0",
-    "translate": "0 <= translate <= 1",
-    "unreadable": "unreadable in ('stop', 'skip')",
-    "val_fraction": "0 <= val_fraction <= 0.5",
-    "warmup_epochs": "warmup_epochs >= 0",
-    "way": "way in ('local', 'slurm', 'ray')",
-    "weight_decay": "weight_decay >= 0",
-}
-
 
 def check(config: DictConfig) -> None:
     """Refuse, with a UserError, what cannot work: types, ranges, targets, and values that do not fit together."""
@@ -160,12 +78,12 @@ def check(config: DictConfig) -> None:
         raise UserError("checkpoint has the knobs checkpoint.every_n_steps and checkpoint.every_n_minutes. Type those.")
     if added := sorted(job["checkpoint"].keys() - option_file("train")["checkpoint"].keys()):
         raise UserError(f"+checkpoint.{added[0]} adds what nothing reads. python train.py --help shows what there is.")
-    defaults = defaults_of(config)
+    defaults, limits = defaults_of(config), limits_of(config)
     for path, value in leaves(job):
         for above in parents(path):
             if defaults.get(above) is not None:  # optim.lr={a:1}
-                check_value(above, {path.removeprefix(f"{above}."): value}, defaults[above])
-        check_value(path, value, defaults.get(path))
+                check_value(above, {path.removeprefix(f"{above}."): value}, defaults[above], limits.get(above))
+        check_value(path, value, defaults.get(path), limits.get(path))
     for name in SET_HERE.keys() & job["trainer"].keys():
         instead = f" Use {SET_HERE[name]} instead." if SET_HERE[name] else ""
         raise UserError(f"trainer.{name} is set by cnnlab and cannot be changed.{instead}")
@@ -331,8 +249,20 @@ def refuse_uneven(batch_size: int, devices: int) -> None:
         )
 
 
-def check_value(path: str, value: Any, default: Any) -> None:
-    """Refuse a value of another type than its default, or outside the limits of its name."""
+def check_values(config: DictConfig, *keys: str) -> None:
+    """Refuse values below these keys as `check` does."""
+    defaults, limits, job = defaults_of(config), limits_of(config), job_config(config)
+    for path, value in leaves({key: job[key] for key in keys}):
+        check_value(path, value, defaults.get(path), limits.get(path))
+
+
+def check_value(path: str, value: Any, default: Any, limit: str | None) -> None:
+    """Refuse a value of another type than its default, or one that does not satisfy its limit.
+
+    limit: an expression, empty if there is none; None: the value is for its class to check.
+    """
+    if limit is None:
+        return
     key = path.rsplit(".", 1)[-1]
     if isinstance(default, str) and isinstance(value, int | float):  # name=2024
         value = str(value)
@@ -348,7 +278,6 @@ def check_value(path: str, value: Any, default: Any) -> None:
             or (isinstance(value, float) and not math.isfinite(value))
         ):
             raise UserError(f"{path}={as_typed(value)} is not {expected[type(default)]}.{example}")
-    limit = LIMITS.get(path) or LIMITS.get(key)
     if limit and value is not None:
         try:
             holds = eval(limit, {}, {key: value})  # our own text

@@ -13,8 +13,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from cnnlab.check import check, check_value
-from cnnlab.config import UserError, configuration, data_source, defaults_of, instantiate, leaves, plain, refuse
+from cnnlab.check import check, check_values
+from cnnlab.config import UserError, configuration, data_source, instantiate, refuse
 from cnnlab.console import outlive_terminal
 from cnnlab.records import CheckpointError
 from cnnlab.terminal import Table
@@ -34,9 +34,7 @@ def checked_source(config: DictConfig) -> Any:
 def fetch(arguments: argparse.Namespace) -> None:
     """Download or decode a data set now, for jobs that run without network later."""
     config = configuration(arguments.overrides)
-    defaults = defaults_of(config)
-    for path, value in leaves({"data": plain(config.data)}):
-        check_value(path, value, defaults.get(path))
+    check_values(config, "data")
     source = instantiate(config.data)
     source.check()
     data = source.load()

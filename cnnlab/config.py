@@ -12,7 +12,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +35,7 @@ from cnnlab.options import (
     default_option,
     files,
     leaves,
+    limits_of_file,
     option_file,
     options,
 )
@@ -203,16 +204,27 @@ def defaults_of(config: DictConfig) -> dict[str, Any]:
 
     A value that is another one's, ${optim.lr}, is what that one is in the configuration.
     """
-    defaults = dict(leaves(option_file("train")))
-    for group, names in chosen(config).items():
-        for option in names:
-            if option in files(group) and group not in OVERLAYS:
-                prefix = f"{group}.{option}." if group in LISTED else f"{group}."
-                defaults |= {prefix + path: value for path, value in leaves(option_file(f"{group}/{option}"))}
+    defaults = _of_files(config, lambda name: leaves(option_file(name)))
     return {
         path: OmegaConf.select(config, value[2:-1]) if re.fullmatch(r"\$\{[\w.]+\}", str(value)) else value
         for path, value in defaults.items()
     }
+
+
+def limits_of(config: DictConfig) -> dict[str, str]:
+    """What train.yaml and the files of the chosen options say that values must satisfy, by path."""
+    return _of_files(config, lambda name: limits_of_file(name).items())
+
+
+def _of_files(config: DictConfig, read: Callable[[str], Iterable[tuple[str, Any]]]) -> dict[str, Any]:
+    """What is read of train.yaml and of the files of the chosen options, by path in the configuration."""
+    found = dict(read("train"))
+    for group, names in chosen(config).items():
+        for option in names:
+            if option in files(group) and group not in OVERLAYS:
+                prefix = f"{group}.{option}." if group in LISTED else f"{group}."
+                found |= {prefix + path: said for path, said in read(f"{group}/{option}")}
+    return found
 
 
 def excluded(path: str) -> bool:

@@ -13,14 +13,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from cnnlab.check import check_value
+from cnnlab.check import check_value, check_values
 from cnnlab.config import (
     LISTED,
     UserError,
     checked_config,
     configuration,
-    defaults_of,
     leaves,
+    limits_of_file,
     option_file,
     options,
     plain,
@@ -79,10 +79,10 @@ def opened(path: Path) -> OpenedRun:
                 f"{path} was trained with {group}={name}, and there is no such option here. The options of {group} are "
                 f"{', '.join(options(group))}; --config-dir FOLDER adds those of a project."
             )
-        defaults = option_file(f"{group}/{name}")
+        defaults, limits = option_file(f"{group}/{name}"), limits_of_file(f"{group}/{name}")
         node["_target_"] = defaults["_target_"]  # wherever the class is today
         for knob, value in leaves(node):
-            check_value(f"{group}.{knob}", value, defaults.get(knob))
+            check_value(f"{group}.{knob}", value, defaults.get(knob), limits.get(knob))
     return OpenedRun(path, best, summary, checked_config(tree))
 
 
@@ -130,7 +130,5 @@ def with_other_data(run: OpenedRun, typed: Sequence[str] = ()) -> DictConfig:
         made.data.image_size = run.summary["data"]["image_size"]
     if "test_flips" not in given:
         made.test_flips = run.config.test_flips
-    defaults = defaults_of(made)
-    for path, value in leaves({"data": plain(made.data), "norm": plain(made.norm), "test_flips": made.test_flips}):
-        check_value(path, value, defaults.get(path))
+    check_values(made, "data", "norm", "test_flips")
     return made

@@ -7,6 +7,13 @@ of --config-dir, those of the variable CNNLAB_CONF, or the one that its pyprojec
     conf = "conf"
 
 What lies beside such a folder can be imported, so that its files can name classes of the project.
+
+What a value may be is said at the end of its comment, in brackets, as an expression of Python that names it:
+
+    scale: [0.9, 1.1] # of the image's size [len(scale) == 2 and 0 < scale[0] <= scale[1]]
+
+A file that says so for one of its values has them all checked, for their types too. The values of a file that says
+nothing are for its class to check.
 """
 
 import functools
@@ -18,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from omegaconf import OmegaConf
 
 PACKAGE = Path(__file__).parent
@@ -108,6 +116,36 @@ def option_file(name: str) -> dict[str, Any]:
             inherited |= option_file(f"{name.rsplit('/', 1)[0]}/{parent}")
     content.pop("hydra", None)
     return inherited | content
+
+
+def limits_of_file(name: str) -> dict[str, str]:
+    """The values that an option's file checks, by path, with what each one must satisfy; that may be nothing."""
+    path = _path(name)
+    found = dict(_limits(path))
+    if "/" in name:
+        for parent in _content(path).get("defaults", []):
+            if isinstance(parent, str) and parent != "_self_":
+                found = limits_of_file(f"{name.rsplit('/', 1)[0]}/{parent}") | found
+    return found
+
+
+@functools.cache
+def _limits(path: Path) -> dict[str, str]:
+    text = path.read_text(encoding="utf-8")
+    lines = [*text.splitlines(), ""]
+
+    def walk(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, str]]:
+        for key, value in node.value:
+            if isinstance(value, yaml.MappingNode):
+                yield from walk(value, f"{prefix}{key.value}.")
+            elif isinstance(value, yaml.ScalarNode) or value.flow_style:
+                comment = lines[value.end_mark.line][value.end_mark.column :]
+                said = re.search(r"#.*?\[((?:[^][]|\[[^][]*\])*)\]\s*$", comment)
+                yield f"{prefix}{key.value}", said[1] if said and re.search(rf"\b{key.value}\b", said[1]) else ""
+
+    root = yaml.compose(text)
+    found = dict(walk(root, "")) if isinstance(root, yaml.MappingNode) else {}
+    return found if any(found.values()) else {}
 
 
 def default_option(group: str) -> str:

@@ -1,6 +1,7 @@
 """A run is its configuration: the same choices, the same directory. Every file in conf/ fits the class it names, and
 no other class is ever made."""
 
+import ast
 import functools
 import inspect
 import json
@@ -21,19 +22,15 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.augment import Augmentation
-from cnnlab.check import LIMITS, check, check_value
+from cnnlab.check import check, check_value
 from cnnlab.classifier import schedule
 from cnnlab.config import (
-    CONF,
     NOT_IDENTITY,
-    UserError,
-    allowed_targets,
     changes,
     differences,
     identity,
     instantiate,
     job_config,
-    option_file,
     plain,
     run_id,
 )
@@ -42,6 +39,7 @@ from cnnlab.data.module import ImageData
 from cnnlab.job import Job
 from cnnlab.launch import WAYS
 from cnnlab.normalize import Normalization, Unchanged
+from cnnlab.options import CONF, UserError, allowed_targets, files, limits_of_file, option_file
 
 
 @functools.cache
@@ -479,13 +477,23 @@ def shipped() -> list[tuple[str, Any]]:
     return knobs
 
 
-def name_of(path: str) -> str:
-    return path.rpartition(".")[2]
+def limits() -> dict[str, str]:
+    """What the values of all files must satisfy, by the path under which they are typed."""
+    found = dict(limits_of_file("train"))
+    for file in FILES:
+        group, option = file.parent.name, file.stem
+        if group not in OVERLAYS:
+            prefix = f"{group}.{option}." if group in LISTS else f"{group}."
+            found |= {f"{prefix}{path}": limit for path, limit in limits_of_file(f"{group}/{option}").items() if limit}
+    return found
 
 
-def test_no_limit_is_dead():
-    known = {name_of(path) for path, _ in shipped()} | {path for path, _ in shipped()}
-    assert LIMITS.keys() - known == set()
+@pytest.mark.parametrize("name", sorted(files("*")))
+def test_a_limit_is_about_its_value(name):
+    for path, limit in limits_of_file(name).items() if not name.startswith(OVERLAYS) else ():
+        names = [node for node in ast.walk(ast.parse(limit)) if isinstance(node, ast.Name)]
+        inner = {node.id for node in names if isinstance(node.ctx, ast.Store)} | {"len", "all"}
+        assert {node.id for node in names} - inner == ({path.rpartition(".")[2]} if limit else set())
 
 
 def test_nothing_dead_is_left_out_of_the_identity():
@@ -494,10 +502,11 @@ def test_nothing_dead_is_left_out_of_the_identity():
 
 
 def test_every_default_keeps_its_limit():
-    limited = [(path, value) for path, value in shipped() if name_of(path) in LIMITS and not str(value).startswith("$")]
+    known = limits()
+    limited = [(path, value) for path, value in shipped() if path in known and not str(value).startswith("$")]
     assert len(limited) > 20
     for path, value in limited:
-        check_value(path, value, value)
+        check_value(path, value, value, known[path])
 
 
 BOUNDARIES: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {  # knob: allowed, refused
@@ -525,10 +534,10 @@ BOUNDARIES: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {  # knob: allowed,
 @pytest.mark.parametrize(("path", "allowed", "refused"), [(path, *values) for path, values in BOUNDARIES.items()])
 def test_the_bounds_of_a_knob(path, allowed, refused):
     for value in allowed:
-        check_value(path, value, None)
+        check_value(path, value, None, limits()[path])
     for value in refused:
         with pytest.raises(UserError, match=rf"^{re.escape(path)}=.* is not allowed; it must satisfy "):
-            check_value(path, value, None)
+            check_value(path, value, None, limits()[path])
 
 
 TYPES: dict[str, tuple[Any, Sequence[Any], Sequence[Any]]] = {  # default, accepted, refused
@@ -544,27 +553,27 @@ TYPES: dict[str, tuple[Any, Sequence[Any], Sequence[Any]]] = {  # default, accep
 )
 def test_a_value_has_the_type_of_its_default(expected, default, accepted, refused):
     for value in accepted:
-        check_value("group.knob", value, default)
+        check_value("group.knob", value, default, "")
     for value in refused:
         with pytest.raises(UserError) as caught:
-            check_value("group.knob", value, default)
+            check_value("group.knob", value, default, "")
         typed = re.escape(str(default).lower().replace(" ", ""))
         assert re.search(rf"^group\.knob=\S+ is not .*{expected}.* group\.knob={typed}, its default", str(caught.value))
 
 
 def test_numbers_in_files_are_read_as_hydra_reads_them(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("lr: 1e-3\n")
-    monkeypatch.setattr("cnnlab.config.CONF", tmp_path)
+    monkeypatch.setenv("CNNLAB_CONF", str(tmp_path))
     assert option_file("mine") == {"lr": 0.001}
 
 
 def test_a_name_may_be_a_number():
-    check_value("name", 2024, "runs")
+    check_value("name", 2024, "runs", limits()["name"])
 
 
 def test_half_an_image_is_refused():
     with pytest.raises(UserError, match=r"num_train_images=12\.5"):
-        check_value("num_train_images", 12.5, None)
+        check_value("num_train_images", 12.5, None, limits()["num_train_images"])
 
 
 def test_a_fraction_that_holds_out_no_image_is_refused():

@@ -644,7 +644,7 @@ def test_the_real_pictures_are_fetched_and_trained_on(
     assert "10,000 test images of 32x32x3 in 10 classes" in fetched.stdout
     assert_same(next(cache.glob("*.images")), train, test)
 
-    words = ("data=cifar10", "trainer=cpu", "trainer.max_epochs=1", "+trainer.limit_train_batches=20", *overrides)
+    words = ("data=cifar10", "trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=20", *overrides)
     trained = command("train.py", *words)
     assert trained.returncode == 0, trained.stdout + trained.stderr
     (file,) = tmp_path.glob("outputs/runs/*/summary.json")

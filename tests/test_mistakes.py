@@ -49,7 +49,7 @@ MISTAKES = {
     ),
     "steps of several batches": ("+trainer.accumulate_grad_batches=2", ["accumulate_grad_batches", "batch_size"]),
     "no end of an epoch": ("+trainer.max_steps=4", ["max_steps", "trainer.max_epochs"]),
-    "no evaluation": ("+trainer.limit_val_batches=0", ["limit_val_batches=0", "limit_val_batches > 0"]),
+    "no evaluation": ("trainer.limit_val_batches=0", ["limit_val_batches=0", "limit_val_batches > 0"]),
     "two sweeps": ("-m experiment=fig01,fig03", ["experiment=fig01 is a sweep of its own", "optim.lr=0.0001,0.001"]),
     "a schedule's own refusal": ("data=shapes sched=plateau sched.factor=1", ["Factor should be < 1.0"]),
     "unknown option": (
