@@ -37,6 +37,7 @@ from cnnlab.cli import configuration
 from cnnlab.config import instantiate
 from cnnlab.data import module
 from cnnlab.data.images import DataSet, Images
+from cnnlab.parts import make_network
 from cnnlab.records import write_text
 
 GPU = torch.device("cuda", 0)
@@ -143,8 +144,7 @@ class Pretended:
         with unset_fake_temporarily():
             config = configuration(["data=shapes", f"batch_size={BATCH}", "val_fraction=0.25", *words])
             self.data = run.make_data(config, DATA)
-            arguments = {"num_classes": 10, "in_channels": 3, "image_size": self.data.input_size}
-            network = instantiate(config.model, **arguments)
+            network = make_network(config.model, 10, 3, self.data.input_size)
             optim, sched = instantiate(config.optim), instantiate(config.sched)
             options = {key: config[key] for key in ("label_smoothing", "decay_all", "test_flips")}
             kind = graph.GraphedClassifier if graphed else Classifier

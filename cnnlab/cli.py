@@ -49,12 +49,13 @@ def anatomy(arguments: argparse.Namespace) -> None:
     config = configuration(arguments.overrides)
     check(config)
     from cnnlab.anatomy import layers
+    from cnnlab.parts import make_network
 
     source = data_source(config.data)
     image_size = source.image_size
     for node in config.aug.values():
         image_size = instantiate(node).output_size(image_size)
-    network = instantiate(config.model, num_classes=source.num_classes, in_channels=3, image_size=image_size)
+    network = make_network(config.model, source.num_classes, 3, image_size)
     parts = layers(network, in_channels=3, image_size=image_size)
 
     table = Table(title=f"{config.model._target_}, images of {image_size} pixels")

@@ -311,6 +311,28 @@ def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
         raise (cause or error) from None
 
 
+def filled(node: DictConfig | Mapping[str, Any], facts: Mapping[str, int]) -> dict[str, Any]:
+    """The arguments of an option with the facts about the data in place of their names, `data.num_classes`.
+
+    Raises: UserError for a name that is none.
+    """
+
+    def value(given: Any) -> Any:
+        if isinstance(given, dict):
+            return {key: value(one) for key, one in given.items()}
+        if isinstance(given, list):
+            return [value(one) for one in given]
+        if not isinstance(given, str) or not given.startswith("data."):
+            return given
+        name = given.removeprefix("data.")
+        if name not in facts:
+            known = ", ".join(f"data.{fact}" for fact in facts)
+            raise UserError(f"{given} is nothing that the data say about themselves. Use one of {known}.")
+        return facts[name]
+
+    return value(plain(node) if isinstance(node, DictConfig) else dict(node))
+
+
 _sources: dict[str, Any] = {}
 
 

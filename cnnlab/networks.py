@@ -161,7 +161,7 @@ class BagOfWords(nn.Module):
     (B, in_channels, height, width) float -> logits (B, num_classes).
 
     Args:
-        num_classes, in_channels, image_size: given by the data.
+        num_classes, in_channels: given by the data.
         num_words, patch_size, stride: see VisualWords.
     """
 
@@ -169,7 +169,6 @@ class BagOfWords(nn.Module):
         self,
         num_classes: int = 10,
         in_channels: int = 3,
-        image_size: int = 32,
         num_words: int = 1000,
         patch_size: int = 6,
         stride: int = 2,

@@ -34,6 +34,7 @@ from cnnlab.classifier import Classifier, schedule
 from cnnlab.config import UserError, instantiate, leaves, plain, targets
 from cnnlab.data.images import DataSet
 from cnnlab.data.module import ImageData
+from cnnlab.parts import make_network
 from cnnlab.processes import num_cores, place
 from cnnlab.provenance import code_digest, git_state, source_changes
 from cnnlab.records import RunDirectory, log, write_text
@@ -57,12 +58,8 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     seed_everything(config.seed, verbose=False)
     reset_peak_memory()
     datamodule = make_data(config, data)
-    network = instantiate(
-        config.model,
-        num_classes=len(data.train.classes),
-        in_channels=data.train.pixels.shape[1],
-        image_size=datamodule.input_size,
-    )
+    channels = data.train.pixels.shape[1]
+    network = make_network(config.model, len(data.train.classes), channels, datamodule.input_size)
     optimizer, scheduler = instantiate(config.optim), instantiate(config.sched)
     refuse_early(optimizer, scheduler)
     files = CheckpointFiles()

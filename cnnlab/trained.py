@@ -15,6 +15,7 @@ from cnnlab.config import instantiate
 from cnnlab.data.module import evaluated_together
 from cnnlab.normalize import Normalization
 from cnnlab.opened import OpenedRun, opened
+from cnnlab.parts import make_network
 from cnnlab.records import CheckpointError
 from cnnlab.run import computes_in_bf16
 
@@ -112,14 +113,14 @@ MISFITS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, Ari
 def _made(run: OpenedRun, saved: dict[str, Any]) -> Trained:
     """The model, on its device. saved: the content of the checkpoint."""
     config, data = run.config, run.summary["data"]
-    sizes = {"num_classes": len(data["classes"]), "in_channels": 3, "image_size": data["input_size"]}
+    sizes = (len(data["classes"]), 3, data["input_size"])
     prefix = "network."
     weights = {key.removeprefix(prefix): value for key, value in saved["state_dict"].items() if key.startswith(prefix)}
     with torch.device("meta"):  # first without memory: the network is as large as its checkpoint, or is not made
-        instantiate(config.model, **sizes).load_state_dict(
+        make_network(config.model, *sizes, try_it=False).load_state_dict(
             {name: torch.empty_like(values, device="meta") for name, values in weights.items()}
         )
-    network = instantiate(config.model, **sizes)
+    network = make_network(config.model, *sizes, try_it=False)
     network.load_state_dict(weights)
     norm = instantiate(config.norm)
     norm.restore(saved.get("ImageData", {}))  # a normalisation may have no statistics

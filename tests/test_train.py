@@ -19,6 +19,7 @@ from lightning import seed_everything
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cnnlab.config import CONF, instantiate, options
+from cnnlab.parts import make_network
 from cnnlab.records import COLUMNS, RunDirectory
 from cnnlab.run import train
 
@@ -294,8 +295,7 @@ def test_every_option_trains_one_batch(tmp_path, group, option):
     assert all(math.isfinite(value) for value in summary["metrics"].values())
     if option != "ema":  # whose checkpoint hardly moves in one step
         seed_everything(config.seed, verbose=False)
-        size = {"image_size": summary["data"]["input_size"]}
-        untrained = instantiate(config.model, num_classes=10, in_channels=3, **size).state_dict()
+        untrained = make_network(config.model, 10, 3, summary["data"]["input_size"]).state_dict()
         trained = weights(run.path)
         names = [name for name in untrained if name.endswith("weight")]
         assert names

@@ -1,0 +1,47 @@
+"""A network of one's own. Its arguments have names that mean other things elsewhere, and that is fine."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class Tower(nn.Sequential):
+    """Convolutions of stride 2, then the mean over all places: (B, planes, any, any) -> logits (B, labels).
+
+    Args:
+        labels, planes: numbers of classes and of channels.
+        size: "small" or "large".
+        hidden: filters of the second convolution and of the third.
+        scale: of the logits.
+        time: slope of the leaky ReLUs for negative values.
+        momentum: of the running statistics of batch norm; None: the mean over all batches.
+        padding: as of a convolution, a number or "valid".
+    """
+
+    def __init__(
+        self,
+        labels: int,
+        planes: int,
+        size: str = "small",
+        hidden: Sequence[int] = (32, 64),
+        scale: float = 1.0,
+        time: float = 0.0,
+        momentum: float | None = 1.0,
+        padding: int | str = 1,
+    ):
+        super().__init__()
+        widths = {"small": 16, "large": 64}
+        if size not in widths:
+            raise ValueError(f"size={size} is none of {', '.join(widths)}")
+        width = widths[size]
+        for number, (before, after) in enumerate(((planes, width), (width, hidden[0]), (hidden[0], hidden[1]))):
+            self.add_module(f"conv{number}", nn.Conv2d(before, after, 3, stride=2, padding=padding))
+            self.add_module(f"norm{number}", nn.BatchNorm2d(after, momentum=momentum))
+            self.add_module(f"relu{number}", nn.LeakyReLU(time))
+        self.add_module("mean", nn.AdaptiveAvgPool2d(1))
+        self.add_module("flatten", nn.Flatten())
+        self.add_module("linear", nn.Linear(hidden[1], labels))
+        self.scale = scale
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.scale * super().forward(images)
