@@ -99,9 +99,9 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     try:
         with signals.noted():
             newest = begins_with(config, run, trainer)
-            if hasattr(network, "fit") and newest is None:
+            if (fit := getattr(network, "fit", None)) and newest is None:
                 mixed = torch.randperm(len(datamodule.train_index))[:FITTED_ON]
-                network.fit(datamodule.evaluation_images("train", datamodule.train_index[mixed]))
+                fit(datamodule.evaluation_images("train", datamodule.train_index[mixed]))
             summary |= fit_and_test(trainer, classifier, datamodule, records, newest)
             if trainer.is_global_zero:
                 close_records(run, summary, trainer, config)

@@ -98,14 +98,8 @@ def test_a_sweep_in_processes_of_its_own_from_another_folder(project, tmp_path):
 
 
 def test_a_function_of_another_package(project):
-    words = (
-        *SMALL,
-        "data.num_train=20",
-        "batch_size=18",
-        "trainer.limit_val_batches=1",
-        "trainer.limit_test_batches=1",
-    )
-    result = typed(project, "train", *words, "model=resnet18")
+    small = ("data.num_train=40", "data.num_test=10", "val_fraction=0.25")
+    result = typed(project, "train", *SMALL, *small, "model=resnet18")
     assert result.returncode == 0, result.stderr
     assert json.loads((only(project) / "summary.json").read_text())["num_weights"] == 11_181_642
 
@@ -115,7 +109,7 @@ def test_a_function_of_another_package(project):
     [
         (("model=towr",), "Did you mean model=tower?"),
         (("model=tower", "model.sise=3"), "model.size"),
-        (("model=tower", "model.size=medium"), "own.networks.Tower"),
+        (("model=tower", "model.size=medium"), "size=medium is none of small, large"),
         (("model=tower", "model.labels=3"), "gives (1, 3) for one image"),
         (("model=tower", "model.labels=data.number"), "data.num_classes, data.channels, data.image_size"),
         (("model=tower", "model._target_=os.system"), "is not allowed"),
