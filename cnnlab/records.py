@@ -27,6 +27,7 @@ import secrets
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -382,12 +383,22 @@ class RunDirectory:
         log.propagate = False
         for handler in (console, file):
             log.addHandler(handler)
+        before, threading.excepthook = threading.excepthook, _of_thread
         try:
             yield
         finally:
+            threading.excepthook = before
             for handler in (console, file):
                 log.removeHandler(handler)
                 handler.close()
+
+
+def _of_thread(failure: threading.ExceptHookArgs) -> None:
+    """What a thread could not write is one line: TensorBoard's raises it again where it is used."""
+    if isinstance(failure.exc_value, OSError):
+        log.warning(f"A thread ended: {type(failure.exc_value).__name__}: {failure.exc_value}")
+    else:
+        threading.__excepthook__(failure)
 
 
 class _Console(logging.Handler):

@@ -6,9 +6,11 @@ from conftest import ROOT
 
 
 def test_the_table(command):
-    result = command(str(ROOT / "benchmarks" / "table.py"), "--smoke", timeout=900)
+    """Those of its measurements that are more than commands, timed; each of these takes seconds to start."""
+    words = ("--smoke", "--only", "training", "pipeline", "start")
+    result = command(str(ROOT / "benchmarks" / "table.py"), *words, timeout=900)
     assert result.returncode == 0, result.stderr
-    for row in ("over the limit", "over kornia", "with norm=pca", "first step", "four runs", "two runs at once"):
+    for row in ("over the limit", "over kornia", "input pipeline", "first step"):
         assert row in result.stdout
 
 

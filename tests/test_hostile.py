@@ -118,15 +118,12 @@ def change_summary(folder: Path, **keys: Any) -> None:
 CALL = "{_target_: intruder.call}"
 INTRUDER = {"_target_": "intruder.call"}
 ATTACKS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "itself": lambda c: c["model"].update(INTRUDER),
     "partial": lambda c: c["norm"].update(INTRUDER | {"_partial_": True}),
     "argument": lambda c: c["model"].update(hidden=INTRUDER),
     "in lists": lambda c: c["model"].update(channels=[[{"a": [INTRUDER]}]]),
     "positional": lambda c: c["model"].update(_args_=[INTRUDER]),
     "not recursive": lambda c: c["model"].update(_recursive_=False),
     "converted": lambda c: c["model"].update(_convert_="object"),
-    "class of another group": lambda c: c["model"].update(_target_="cnnlab.data.folder.ImageFolder"),
-    "class that is a mapping": lambda c: c["model"].update(_target_=INTRUDER),
     "created": lambda c: c["model"].update(hidden=f"${{oc.create:{CALL}}}"),
     "created when escaped": lambda c: c["model"].update(hidden=f"\\${{oc.create:{CALL}}}"),
     "created when escaped twice": lambda c: c["model"].update(hidden=f"\\\\\\${{oc.create:{CALL}}}"),
@@ -141,6 +138,14 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "path as a group": lambda c: c.update({"aug": {"/tmp/x": INTRUDER}}),
     "no mapping": lambda c: c.update(aug=[INTRUDER]),
     "far too large": lambda c: c["model"].update(hidden=10**12),
+}
+
+
+# What our own files of the options say is instantiated, whatever class the configuration names.
+DISREGARDED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "itself": lambda c: c["model"].update(INTRUDER),
+    "class of another group": lambda c: c["model"].update(_target_="cnnlab.data.folder.ImageFolder"),
+    "class that is a mapping": lambda c: c["model"].update(_target_=INTRUDER),
 }
 
 
@@ -166,6 +171,14 @@ def test_a_configuration_of_a_stranger_runs_nothing_and_is_refused(run, attack, 
         assert "do not tell" not in result.stderr
     assert not intruder()
     assert "1 of 1 runs" in verb("ls", "outputs").stdout  # a table resolves nothing
+
+
+@pytest.mark.parametrize("attack", DISREGARDED.values(), ids=DISREGARDED)
+def test_a_class_that_a_configuration_names_is_none_of_ours_to_make(run, attack, verb, intruder):
+    change_config(run, attack)
+    result = verb("evaluate", run)
+    assert result.returncode == 0, result.stderr
+    assert not intruder()
 
 
 LAUGHS = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from cnnlab import provenance, records
+from cnnlab import provenance
 from cnnlab.provenance import AFTERWARDS
 from cnnlab.readers import open_regular
 from cnnlab.records import BusyError, RunDirectory, atomic_path, log, write_text
@@ -209,7 +209,7 @@ def test_changes_of_the_source_have_new_files_too(tmp_path, monkeypatch):
     for folder in ("package", "conf", "notes"):
         (tmp_path / folder).mkdir()
     old, new, data = (tmp_path / "package" / name for name in ("old.py", "new.py", "data.bin"))
-    monkeypatch.setattr(records, "__file__", str(old))
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "package")
     assert provenance.source_changes() == ""
     old.write_text("x = 1\n")
     git("init", "-q")
