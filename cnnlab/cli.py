@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cnnlab.check import check, check_values
 from cnnlab.config import UserError, configuration, data_source, instantiate, refuse
 from cnnlab.console import outlive_terminal
+from cnnlab.options import folders, use_folders
 from cnnlab.records import CheckpointError
 from cnnlab.terminal import Table
 from cnnlab.text import say
@@ -357,6 +358,7 @@ VERBS: tuple[tuple[Callable[[argparse.Namespace], None], dict[str, dict[str, Any
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m cnnlab", description="What there is to do besides training.")
+    parser.add_argument("--config-dir", action="append", default=[], metavar="FOLDER", help="with options of your own")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for function, arguments in VERBS:
         verb = verbs.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
@@ -377,6 +379,9 @@ def main() -> None:
     os.environ["MPLBACKEND"] = "agg"  # a notebook's own cannot be imported here
     arguments = parser().parse_args()
     try:
+        if arguments.config_dir:
+            use_folders(arguments.config_dir)
+        folders()
         arguments.function(arguments)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(refuse(error))

@@ -274,8 +274,8 @@ def _check_target(path: str, target: Any) -> None:
         close = difflib.get_close_matches(str(target), allowed, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise UserError(
-            f"{path}={target} is not allowed: only classes that a file in conf/{group} names are made.{hint} For a "
-            f"class of your own, write a file conf/{group}/my_option.yaml with its _target_ and choose it."
+            f"{path}={target} is not allowed: only what the file of an option names is made.{hint} For a class of your "
+            f"own, write a file {group}/my_option.yaml with its _target_ in a folder that --config-dir names."
         )
 
 

@@ -22,6 +22,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,8 +48,11 @@ def folders() -> tuple[Path, ...]:
 
     Raises: UserError if one that is named is not there.
     """
-    named = os.environ.get(VARIABLE, "")
-    return _folders(named, Path.cwd() if not named else None)
+    named, current = os.environ.get(VARIABLE, ""), None
+    if not named:
+        with suppress(FileNotFoundError):  # somebody has removed the current folder
+            current = Path.cwd()
+    return _folders(named, current)
 
 
 @functools.cache
@@ -85,8 +89,13 @@ def use_folders(named: list[str]) -> None:
 
 def files(group: str) -> dict[str, Path]:
     """The option files of a group by name, the first ones that are found. "*": of all groups, with the group's name."""
+    return _files(group, folders())
+
+
+@functools.cache
+def _files(group: str, searched: tuple[Path, ...]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for folder in reversed(folders()):
+    for folder in reversed(searched):
         for file in sorted(folder.glob(f"{group}/*.yaml")):  # those below conf/hydra are no part of a run
             found[f"{file.parent.name}/{file.stem}" if group == "*" else file.stem] = file
     return found

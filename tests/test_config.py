@@ -240,7 +240,7 @@ def test_what_would_be_resolved_after_the_check_is_refused(typed):
 
 
 def test_a_class_of_another_group_is_refused():
-    with pytest.raises(UserError, match=r"only classes that a file in conf/model names"):
+    with pytest.raises(UserError, match=r"only what the file of an option names"):
         check(composed("data=shapes", "model._target_=torch.optim.SGD"))
 
 

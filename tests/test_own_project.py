@@ -97,6 +97,12 @@ def test_a_sweep_in_processes_of_its_own_from_another_folder(project, tmp_path):
     assert len(list(tmp_path.glob("outputs/runs/*/summary.json"))) == 2
 
 
+def test_evaluated_from_another_folder(project, tmp_path):
+    assert typed(project, "train", *SMALL, *OWN).returncode == 0
+    result = typed(tmp_path, "--config-dir", "project/conf", "evaluate", str(only(project)))
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_function_of_another_package(project):
     small = ("data.num_train=40", "data.num_test=10", "val_fraction=0.25")
     result = typed(project, "train", *SMALL, *small, "model=resnet18")
