@@ -146,7 +146,7 @@ class Pretended:
             self.data = run.make_data(config, DATA)
             network = make_network(config.model, 10, 3, self.data.input_size)
             optim, sched = instantiate(config.optim), instantiate(config.sched)
-            options = {key: config[key] for key in ("label_smoothing", "decay_all", "test_flips")}
+            options = {key: config[key] for key in ("decay_all", "test_flips")} | {"loss": instantiate(config.loss)}
             kind = graph.GraphedClassifier if graphed else Classifier
             self.classifier = kind(network, optim, sched, **options)
             self.backward_launches = backward_launches(copy.deepcopy(self.classifier), self.data.input_size)

@@ -18,20 +18,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau
 
+from cnnlab.config import UserError
 from cnnlab.data.module import data_of
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) float32; labels (B,) int64 or, mixed, (B, num_classes) float32
 
 
 class Classifier(LightningModule):
-    """Trains a network by its loss: cross-entropy, unless it has a `loss` of its own.
+    """Trains a network by a loss.
 
     Args:
         network: normalised images -> logits (B, num_classes).
         optimizer: makes the optimizer of groups of weights.
         scheduler: makes the learning rate's schedule for the optimizer; see `schedule`.
         held_out: what the images evaluated in every epoch are called, "val" or "test".
-        label_smoothing: the share of every training label that is spread over all classes.
+        loss: of logits (B, num_classes) and labels, (); see cnnlab.losses. It has no weights to be trained.
         warmup_epochs: the learning rate rises linearly, step by step, for so many epochs at first.
         decay_all: whether weight decay applies to biases and normalisation layers too.
         test_flips: whether evaluation takes the mean of the logits of an image and of its mirror image.
@@ -44,7 +45,7 @@ class Classifier(LightningModule):
         optimizer: Callable[[Any], Optimizer],
         scheduler: Callable[..., LRScheduler],
         held_out: str = "val",
-        label_smoothing: float = 0.0,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         warmup_epochs: float = 0.0,
         decay_all: bool = True,
         test_flips: bool = False,
@@ -52,9 +53,11 @@ class Classifier(LightningModule):
     ):
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
-        self.loss: Callable[..., Tensor] = getattr(network, "loss", F.cross_entropy)
+        self.loss = loss
+        if isinstance(loss, nn.Module) and list(loss.parameters()):
+            raise UserError(f"{type(loss).__name__} has weights of its own, which nothing trains. Use another loss.")
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.held_out, self.label_smoothing = held_out, label_smoothing
+        self.held_out = held_out
         self.warmup_epochs, self.decay_all, self.test_flips = warmup_epochs, decay_all, test_flips
         self.train_loss = torch.compile(self.loss_of, dynamic=False) if compiled else self.loss_of
         self.sums = Sums()
@@ -74,7 +77,7 @@ class Classifier(LightningModule):
     def loss_of(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The training loss of a batch, (), and its logits (B, num_classes)."""
         logits = self.network(images)
-        return self.loss(logits, labels, label_smoothing=self.label_smoothing), logits
+        return self.loss(logits, labels), logits
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the logits (B, num_classes)."""

@@ -41,7 +41,7 @@ from cnnlab.options import (
 )
 from cnnlab.text import say
 
-UNNAMED = ("none", "constant")  # options that do nothing do not show in the name
+UNNAMED = ("none", "constant", "cross_entropy")  # options that do not show in the name
 
 NOT_IDENTITY = (
     "name",

@@ -3,17 +3,15 @@
 import csv
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageFilter
 from rich.progress import track
-from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from cnnlab.classifier import Sums
@@ -72,7 +70,6 @@ def evaluate(model: Trained, images: Images) -> Evaluation:
     device = next(model.parameters()).device
     to_ours = torch.tensor([model.classes.index(name) for name in images.classes])
     labels = to_ours[torch.from_numpy(images.labels)].to(device)
-    loss_of: Callable[..., Tensor] = getattr(model.network, "loss", F.cross_entropy)
     sums = Sums()
     answers = []
     num = evaluated_together(device, model.image_size)
@@ -80,7 +77,7 @@ def evaluate(model: Trained, images: Images) -> Evaluation:
         normalized = model.norm(model.cropped(pixels.to(device)))
         with model.precision():
             logits = model.classified(normalized)
-            sums.add(loss_of(logits, right), logits, right)
+            sums.add(model.loss(logits, right), logits, right)
         answers.append(logits.float().softmax(1).max(1))
     confidence, predicted = (torch.cat(parts) for parts in zip(*answers, strict=True))
     loss, correct, count = sums.totals().tolist()

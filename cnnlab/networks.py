@@ -1,7 +1,7 @@
 """The report's network and what it is compared with. Plain torch.
 
-A network takes normalised images and returns logits. It may have a `loss(logits, labels, label_smoothing=0.0)` other
-than cross-entropy, and a `fit(images)` that is given training images before the training starts.
+A network takes normalised images and returns logits. It may have a `fit(images)` that is given training images before
+the training starts.
 """
 
 import math
@@ -184,18 +184,6 @@ class BagOfWords(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.svm(self.standard(self.words(images)))
-
-    @staticmethod
-    def loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """The multi-class hinge loss with margin 1; with mixed labels, its mean over them.
-
-        logits: (B, K); labels: (B,) int64 or (B, K) float -> ().
-        """
-        num_classes = logits.shape[1]
-        shares = F.one_hot(labels, num_classes).float() if labels.ndim == 1 else labels
-        shares = shares * (1 - label_smoothing) + label_smoothing / num_classes
-        hinges = (1 + logits[:, None, :] - logits[:, :, None]).clamp(min=0).sum(2) - 1  # (B, K); its own margin is 1
-        return (shares * hinges).sum(1).mean() / num_classes
 
 
 def k_means(samples: Tensor, num_centers: int, num_iterations: int = 20) -> Tensor:

@@ -28,7 +28,7 @@ from cnnlab.config import (
 from cnnlab.readers import BrokenFileError
 from cnnlab.records import RunDirectory
 
-USED = ("data", "norm", "aug", "model", "test_flips")  # what of a run's configuration is used after training
+USED = ("data", "norm", "aug", "model", "loss", "test_flips")  # what of a run's configuration is used after training
 OURS = ("cache_dir", "sources", "sha256", "timeout")  # of `data`: never a run directory's
 MAX_SIDE = 4096  # pixels
 

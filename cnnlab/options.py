@@ -34,7 +34,7 @@ CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 VARIABLE = "CNNLAB_CONF"
 
 # What a result is made of, in the order of its name.
-GROUPS = ("data", "norm", "aug", "model", "optim", "sched", "callbacks")
+GROUPS = ("data", "norm", "aug", "model", "loss", "optim", "sched", "callbacks")
 LISTED = ("aug", "logger", "callbacks")  # groups of which several options can be chosen, each below its own name
 OVERLAYS = ("experiment", "debug")  # whose files change any group
 

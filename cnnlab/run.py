@@ -80,7 +80,7 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
         optimizer,
         scheduler,
         datamodule.held_out,
-        label_smoothing=config.label_smoothing,
+        loss=instantiate(config.loss),
         warmup_epochs=config.warmup_epochs,
         decay_all=config.decay_all,
         test_flips=config.test_flips,

@@ -1,11 +1,12 @@
 """A trained run, ready for use: pixels in, logits out, with normalisation and all else that belongs to it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ class Trained(nn.Module):
         classes: names, by label.
         image_size: height and width, in pixels.
         bf16: whether the network computes in bfloat16, as in training; normalisation never does.
+        loss: that it was trained by.
     """
 
     def __init__(
@@ -44,10 +46,11 @@ class Trained(nn.Module):
         classes: Sequence[str],
         image_size: int,
         bf16: bool = False,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     ):
         super().__init__()
         self.norm, self.network, self.crop, self.test_flips = norm, network, crop, test_flips
-        self.classes, self.image_size, self.bf16 = tuple(classes), image_size, bf16
+        self.classes, self.image_size, self.bf16, self.loss = tuple(classes), image_size, bf16, loss
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -135,6 +138,13 @@ def _made(run: OpenedRun, saved: dict[str, Any]) -> Trained:
     bf16 = run.summary["environment"]["precision"] == "bf16-mixed" and computes_in_bf16(device)
     network.to(memory_format=torch.channels_last)
     model = Trained(
-        norm, network, next(iter(crops), None), config.test_flips, data["classes"], data["image_size"], bf16
+        norm,
+        network,
+        next(iter(crops), None),
+        config.test_flips,
+        data["classes"],
+        data["image_size"],
+        bf16,
+        instantiate(config.loss),
     )
     return model.to(device)

@@ -42,7 +42,7 @@ CHANGES = {
     "batch_size=64": "batch_size=64",
     "weight_decay=0.001": "optim.weight_decay=0.001",
     "dropout=0": "model.dropout=0.0",
-    "label_smoothing=0.1": "label_smoothing=0.1",
+    "label_smoothing=0.1": "loss.label_smoothing=0.1",
     "cutout": "aug=[pad_crop_flip,cutout]",
     "cutmix": "aug=[pad_crop_flip,cutmix]",
     "zca": "norm=zca",

@@ -11,6 +11,7 @@ from torch import nn
 
 from cnnlab.classifier import Classifier, Sums, schedule, weight_groups
 from cnnlab.config import CONF, instantiate
+from cnnlab.losses import CrossEntropy
 from cnnlab.networks import ConvNet
 
 NUM_EPOCHS, STEPS_PER_EPOCH = 4, 5
@@ -99,10 +100,11 @@ IMAGES, LABELS = torch.randn(7, 3, 4, 4), torch.arange(7) % 5
 
 
 def test_label_smoothing_counts_in_training_alone():
-    classifier = plain(label_smoothing=0.2)
+    classifier = plain(loss=CrossEntropy(label_smoothing=0.2))
     shares = 0.8 * F.one_hot(LABELS, 5) + 0.2 / 5
     expected = -(shares * classifier(IMAGES).log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(classifier.training_step((IMAGES, LABELS), 0), expected)
+    classifier.eval()
     classifier.validation_step((IMAGES, LABELS), 0)
     loss = classifier.evaluation_sums.totals()[0] / 7
     torch.testing.assert_close(loss.float(), F.cross_entropy(classifier(IMAGES), LABELS))

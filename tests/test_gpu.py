@@ -30,7 +30,7 @@ RUNS = {
     "geometry": ("aug=[rotate,scale,translate,affine]", "norm=standard", "norm.per=pixel"),
     "color, blur, noise": ("aug=[color,blur,noise]", "norm=zca", "norm.per=channel"),
     "trivial_augment, cutout": ("aug=[trivial_augment,cutout]", "norm=pca", "norm.per=channel"),
-    "two mixers, smoothed": ("aug=[crop_flip,cutmix,mixup]", "label_smoothing=0.1", "norm=standard"),
+    "two mixers, smoothed": ("aug=[crop_flip,cutmix,mixup]", "loss.label_smoothing=0.1", "norm=standard"),
     "whitened once": ("norm=zca", "norm.per=channel", "test_flips=true"),
     "batch norm, dropout": ("model.batch_norm=true", "model.dropout=0.5", "decay_all=false"),
     "fully convolutional": ("model=fully_convolutional", "aug=crop_flip"),

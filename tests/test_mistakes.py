@@ -20,7 +20,7 @@ MISTAKES = {
     "warm-up longer than the training": ("warmup_epochs=5 trainer.max_epochs=5", ["warmup_epochs=5", "max_epochs=5"]),
     "warm-up of onecycle": ("sched=onecycle warmup_epochs=1", ["sched=onecycle", "sched.pct_start"]),
     "mirrored components": ("norm=pca test_flips=true", ["norm=pca", "norm.per=channel", "test_flips=false"]),
-    "smoothing of everything": ("label_smoothing=1", ["label_smoothing=1", "label_smoothing < 1"]),
+    "smoothing of everything": ("loss.label_smoothing=1", ["loss.label_smoothing=1", "label_smoothing < 1"]),
     "scales from large to small": ("aug=scale aug.scale.scale=[1.2,0.8]", ["[1.2,0.8]", "scale[0] <= scale[1]"]),
     "crop larger than the image, padded": ("aug=pad_crop_flip aug.pad_crop_flip.size=36", ["36 pixels", "at most 32"]),
     "filter larger than the image": ("aug=blur aug.blur.kernel_size=65", ["kernel_size=65", "Type 63 or less"]),

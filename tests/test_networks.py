@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from torch import nn
 
@@ -122,13 +121,3 @@ def test_bag_of_words_of_question_12():
     assert nearest.shape[1] == 25  # places of a patch
     expected = torch.stack([torch.bincount(words, minlength=50) for words in nearest]) / 25
     torch.testing.assert_close(vocabulary(images), expected)
-
-
-@pytest.mark.parametrize("soft", [False, True])
-def test_hinge_loss_equals_torch(soft):
-    logits, labels = torch.randn(20, 5), torch.arange(20) % 5
-    given = F.one_hot(labels, 5).float() if soft else labels
-    torch.testing.assert_close(BagOfWords.loss(logits, given), F.multi_margin_loss(logits, labels))
-    every = torch.stack([F.multi_margin_loss(logits, labels.new_full((20,), label)) for label in range(5)])
-    smoothed = 0.7 * F.multi_margin_loss(logits, labels) + 0.3 * every.mean()
-    torch.testing.assert_close(BagOfWords.loss(logits, given, label_smoothing=0.3), smoothed)

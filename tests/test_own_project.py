@@ -78,29 +78,31 @@ def test_its_class_is_moved_and_its_option_removed(project):
     assert "was trained with model=tower, and there is no such option here" in gone.stderr
 
 
-def test_a_sweep_in_processes_of_its_own_from_another_folder(project, tmp_path):
+def test_two_losses_and_two_networks_swept_in_processes_of_their_own_from_another_folder(project, tmp_path):
+    axes = ("model=tower,cnn", "loss=cross_entropy,focal", "data.num_train=60")
     words = (
         "train",
         "--config-dir",
         "project/conf",
         "-m",
         "launcher=local",
+        "launcher.jobs_per_device=2",
         *SMALL,
-        "model=tower,cnn",
-        "model.scale=1",
+        *axes,
     )
-    refused = typed(tmp_path, *words)
+    refused = typed(tmp_path, *words, "model.scale=1")  # cnn has none
     assert refused.returncode == 2
     assert "model.scale" in refused.stderr
-    result = typed(tmp_path, *words[:-1])
+    result = typed(tmp_path, *words)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(list(tmp_path.glob("outputs/runs/*/summary.json"))) == 2
-
-
-def test_evaluated_from_another_folder(project, tmp_path):
-    assert typed(project, "train", *SMALL, *OWN).returncode == 0
-    result = typed(tmp_path, "--config-dir", "project/conf", "evaluate", str(only(project)))
-    assert result.returncode == 0, result.stderr
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/runs/*/summary.json")]
+    choices = {(one["choices"]["model"], one["choices"]["loss"]): one["metrics"]["test/loss"] for one in found}
+    assert set(choices) == {(m, loss) for m in ("tower", "cnn") for loss in ("cross_entropy", "focal")}
+    assert all(choices[m, "focal"] < choices[m, "cross_entropy"] for m in ("tower", "cnn"))
+    [focal] = [path for path in tmp_path.glob("outputs/runs/*tower-focal*")]
+    evaluated = typed(tmp_path, "--config-dir", "project/conf", "evaluate", str(focal))
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert f"loss {choices['tower', 'focal']:.4f}" in evaluated.stdout
 
 
 def test_a_function_of_another_package(project):
@@ -119,6 +121,8 @@ def test_a_function_of_another_package(project):
         (("model=tower", "model.labels=3"), "gives (1, 3) for one image"),
         (("model=tower", "model.labels=data.number"), "data.num_classes, data.channels, data.image_size"),
         (("model=tower", "model._target_=os.system"), "is not allowed"),
+        (("loss=focal", "loss.gamma=-1"), "loss.gamma=-1 is not allowed; it must satisfy gamma >= 0"),
+        (("loss=focal", "loss.gamma=much"), "loss.gamma=much is not a finite number"),
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
 )
