@@ -99,8 +99,8 @@ def test_two_losses_and_two_networks_swept_in_processes_of_their_own_from_anothe
     choices = {(one["choices"]["model"], one["choices"]["loss"]): one["metrics"]["test/loss"] for one in found}
     assert set(choices) == {(m, loss) for m in ("tower", "cnn") for loss in ("cross_entropy", "focal")}
     assert all(choices[m, "focal"] < choices[m, "cross_entropy"] for m in ("tower", "cnn"))
-    [focal] = [path for path in tmp_path.glob("outputs/runs/*tower-focal*")]
-    evaluated = typed(tmp_path, "--config-dir", "project/conf", "evaluate", str(focal))
+    [focal] = list(tmp_path.glob("outputs/runs/*tower-focal*"))
+    evaluated = typed(tmp_path, *own, "evaluate", str(focal))
     assert evaluated.returncode == 0, evaluated.stderr
     assert f"loss {choices['tower', 'focal']:.4f}" in evaluated.stdout
 
