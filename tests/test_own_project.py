@@ -80,16 +80,8 @@ def test_its_class_is_moved_and_its_option_removed(project):
 
 def test_two_losses_and_two_networks_swept_in_processes_of_their_own_from_another_folder(project, tmp_path):
     axes = ("model=tower,cnn", "loss=cross_entropy,focal", "data.num_train=60")
-    words = (
-        "train",
-        "--config-dir",
-        "project/conf",
-        "-m",
-        "launcher=local",
-        "launcher.jobs_per_device=2",
-        *SMALL,
-        *axes,
-    )
+    own = ("--config-dir", "project/conf")
+    words = ("train", *own, "-m", "launcher=local", "launcher.jobs_per_device=2", *SMALL, *axes)
     refused = typed(tmp_path, *words, "model.scale=1")  # cnn has none
     assert refused.returncode == 2
     assert "model.scale" in refused.stderr
