@@ -28,6 +28,7 @@ from cnnlab.config import (
     NOT_IDENTITY,
     changes,
     differences,
+    filled,
     identity,
     instantiate,
     job_config,
@@ -345,6 +346,12 @@ def makes_scheduler(partial: Callable[..., Any]) -> None:
     assert schedule(partial, optimizer, num_steps=10, monitor="val/acc")["scheduler"].optimizer is optimizer
 
 
+def makes_a_scalar(loss: Callable[..., torch.Tensor]) -> None:
+    logits, labels = torch.randn(4, 10), torch.arange(4)
+    for given in (labels, torch.nn.functional.one_hot(labels, 10).float()):
+        assert loss(logits, given).shape == ()
+
+
 def offers_images(source: Any) -> None:
     assert source.image_size == 32
     assert all(callable(getattr(source, verb)) for verb in ("check", "digest", "load"))
@@ -355,12 +362,14 @@ MADE: dict[str, type | Callable[[Any], None]] = {
     "norm": Normalization,
     "aug": Augmentation,
     "model": torch.nn.Module,
+    "loss": makes_a_scalar,
     "optim": makes_optimizer,
     "sched": makes_scheduler,
     "trainer": Trainer,
     "logger": Logger,
     "callbacks": Callback,
 }
+FACTS = {"num_classes": 10, "channels": 3, "image_size": 32}
 GIVEN = {  # what the run adds; the tests' machine has a processor
     "trainer": {"accelerator": "cpu", "precision": "32-true", "logger": False, "enable_checkpointing": False},
     "logger": {"save_dir": "run"},
@@ -376,7 +385,7 @@ def test_every_option_makes_what_its_group_is_for(file):
     if group == "launcher":  # what cnnlab.launch reads; it makes no object
         assert node["way"] in WAYS
         return
-    made = instantiate(node | GIVEN.get(group, {}))
+    made = instantiate(filled(node, FACTS) | GIVEN.get(group, {}))
     assert isinstance(made, functools.partial) == (group in ("optim", "sched"))
     if isinstance(kind := MADE[group], type):
         assert isinstance(made, kind)
