@@ -148,7 +148,12 @@ def test_an_operation_without_a_deterministic_kernel_is_refused_and_all_is_let_g
     released = []
     monkeypatch.setattr(Classifier, "release", lambda classifier: released.append("steps"))
     monkeypatch.setattr(ImageData, "release", lambda data: released.append("batches"))
-    monkeypatch.setattr(ConvNet, "forward", lambda network, images: images.put_(torch.tensor([0]), torch.ones(1)))
+    forward = ConvNet.forward
+
+    def puts(network: ConvNet, images: torch.Tensor) -> torch.Tensor:
+        return forward(network, images.clone().put_(torch.tensor([0]), torch.ones(1)))
+
+    monkeypatch.setattr(ConvNet, "forward", puts)
     with pytest.raises(UserError, match=r"deterministic=true, and put_ has no deterministic impl.*deterministic=false"):
         trained(tmp_path, "deterministic=true", "trainer.accelerator=cpu")
     assert released == ["steps", "batches"]
