@@ -209,12 +209,12 @@ def train_and_record(config: DictConfig, run: RunDirectory, about: dict[str, Any
                 run.write_summary(opened | failed(error))
             raise
         except Interrupted as stop:
-            with signals.noted():
-                return record_stop(run, about, stop)
+            return record_stop(run, about, stop)
         except (Exception, SystemExit) as error:  # whatever it is, it is recorded, and the other jobs of the sweep run
+            earlier = signals.received()
             with signals.noted():
                 status = record_failure(run, about, error)
-                number = signals.received()
+            number = signals.received() or earlier
             return Interrupted(number).exit_status if number else status
     return 0
 

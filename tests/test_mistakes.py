@@ -95,7 +95,7 @@ MISTAKES = {
     "Nesterov without momentum": ("optim.nesterov=true", ["optim.nesterov=true", "optim.momentum="]),
     "early stopping on nothing": ("callbacks=early_stopping val_fraction=0", ["val/acc", "val_fraction"]),
     # what must not be done
-    "target": ("optim._target_=os.system", ["optim._target_=os.system", "conf/optim/"]),
+    "target": ("optim._target_=os.system", ["optim._target_=os.system", "optim/my_option.yaml"]),
     "http source": ("data.sources=[http://example.org/x]", ["http://example.org/x", "https://"]),
     # accepted once, and meaningless
     "mapping for a number": ("optim.lr={a:1}", ["optim.lr={a:1}", "a finite number", "optim.lr=0.01"]),

@@ -435,7 +435,7 @@ def test_a_divergence_is_named_and_failed(zygote, tmp_path):
 
 
 def test_a_divergence_keeps_the_checkpoint_before(tmp_path):
-    records = Records(RunDirectory(tmp_path), CheckpointFiles(), "val/acc")
+    records = Records(RunDirectory(tmp_path), CheckpointFiles(), "digest", "val/acc")
     records.saved = "of epoch 3, step 30"
     with pytest.raises(DivergedError, match=r"val/loss is inf in epoch 4.*last\.ckpt, of epoch 3, step 30.*lr"):
         records.refuse_nonsense({"epoch": 4.0, "train/loss": 0.5, "val/loss": math.inf})
