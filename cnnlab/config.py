@@ -24,9 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from cnnlab.options import (
-    CONF as CONF,
-)
-from cnnlab.options import (
+    CONF,
     GROUPS,
     LISTED,
     OVERLAYS,

@@ -63,7 +63,8 @@ def _folders(named: str, current: Path | None) -> tuple[Path, ...]:
             raise UserError(
                 f"{folder} is no folder of options. Use --config-dir FOLDER, {VARIABLE}, or conf in pyproject.toml."
             )
-        if (beside := str(folder.parent)) not in sys.path:
+        beside = str(folder.parent)
+        if beside not in sys.path:  # last: a module of the project hides none that is installed
             sys.path.append(beside)
     return (*own, CONF)
 

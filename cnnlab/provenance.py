@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
+INSTALLED = {"site-packages", "dist-packages"}  # folders of what pip and Debian install
 
 AFTERWARDS = (  # what is done with runs, and what starts them
     *("__main__.py", "anatomy.py", "cli.py", "train.py", "evaluation.py", "explain.py", "export.py", "launch.py"),
@@ -49,27 +50,25 @@ def _collect(package: str, found: dict[str, bytes]) -> None:
         spec = None
     if spec is None:  # which is told when it is used
         return
-    folders = list(spec.submodule_search_locations or [])
-    files = sorted(file for folder in folders for file in Path(folder).rglob("*.py")) if folders else []
-    files = files or [Path(spec.origin or "")]
-    if {"site-packages", "dist-packages"} & set(files[0].parts):
+    places = [Path(place) for place in spec.submodule_search_locations or [spec.origin or ""]]
+    if INSTALLED & set(places[0].parts):
         found[package] = _version(package).encode()
         return
+    files = [file for place in places for file in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
     sources = [file.read_bytes() for file in files if file.is_file()]
     found[package] = b"\0".join(sources)
     for source in sources:
         for name in _imported(source):
-            if name not in sys.stdlib_module_names and not _installed(name):
-                _collect(name, found)
-
-
-def _installed(package: str) -> bool:
-    return package in importlib.metadata.packages_distributions()
+            _collect(name, found)
 
 
 def _version(package: str) -> str:
-    names = importlib.metadata.packages_distributions().get(package, [package])
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names)))
+    """Of the distribution of that name, or of those that the package is from, which takes longer to find out."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        names = importlib.metadata.packages_distributions().get(package, [])
+        return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names)))
 
 
 def _imported(source: bytes) -> Iterator[str]:

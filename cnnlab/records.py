@@ -423,7 +423,7 @@ class _LogFile(logging.FileHandler):
         with contextlib.suppress(OSError):
             super().emit(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, as logging.Handler calls it
         if not isinstance(sys.exception(), OSError):
             super().handleError(record)
 

@@ -23,7 +23,10 @@ from test_processes import SMALL, summaries
 from test_resume import only_run
 
 from cnnlab import launch
+from cnnlab.config import configuration, data_source, run_path, targets
 from cnnlab.processes import Place
+from cnnlab.provenance import code_digest
+from cnnlab.records import RunDirectory
 
 EPOCHS = 25
 LONGER = (*SMALL, f"trainer.max_epochs={EPOCHS}")
@@ -125,6 +128,25 @@ def test_a_resumed_sweep_has_the_threads_of_the_whole_one(in_turn, tmp_path):
     status, printed = ended(sweep(tmp_path, *words, OMP_NUM_THREADS=""))
     assert status == 0, printed
     assert f"1 runs, 1 at once, {max(1, launch.num_cores() // 2)} threads" in printed
+
+
+@pytest.mark.parametrize("changed", ["", "code_digest", "data_digest"])
+def test_a_rerun_that_has_begun_is_resumed_unless_code_or_data_have_changed(tmp_path, changed):
+    """Or what has changed would be refused, with the advice to type what was typed."""
+    config = configuration([*SMALL, f"output_dir={tmp_path}", "rerun=true"])
+    run = RunDirectory(run_path(config))
+    launch.begin_anew(config)
+    digests = {"code_digest": code_digest(targets(config)), "data_digest": data_source(config.data).digest()}
+    begun = {"run": run.path.name, "choices": {}, "changes": {}, "seed": 0, "status": "interrupted"}
+    run.write_summary(begun | digests | ({changed: "another"} if changed else {}))
+    launch.begin_anew(config)
+    assert bool(run.summary()) == (not changed)
+
+
+def test_a_path_is_told_as_text(tmp_path, capsys):
+    """A terminal would obey the control characters in it."""
+    launch.tell(SimpleNamespace(path=tmp_path / "run\x1b[31m"), 2)
+    assert "run\\x1b[31m: not started; 2 left" in capsys.readouterr().out
 
 
 def test_threads_are_those_of_the_largest_run_of_the_sweep_though_it_is_done(monkeypatch):

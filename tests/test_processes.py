@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Timer
 
@@ -234,11 +235,18 @@ def test_a_process_that_does_not_answer_is_waited_for_so_long_and_no_longer(tmp_
     """As on a cluster whose network or node hangs: nobody is dead, and nothing arrives."""
     words = (*SMALL, "trainer=ddp", "trainer.strategy.timeout_minutes=0.4", "trainer.max_epochs=3000")
     driver = begun(tmp_path, str(ROOT / "train.py"), *words)
-    os.kill(processes_of(tmp_path / "outputs")[1], signal.SIGSTOP)
-    assert driver.wait(timeout=60) == 1
-    [summary] = summaries(tmp_path / "outputs").values()
-    assert summary["status"] == "failed"
-    until(lambda: not processes_of(tmp_path / "outputs"))
+    ranks = processes_of(tmp_path / "outputs")
+    try:
+        os.kill(ranks[1], signal.SIGSTOP)
+        assert driver.wait(timeout=60) == 1
+        [summary] = summaries(tmp_path / "outputs").values()
+        assert summary["status"] == "failed"
+        until(lambda: not processes_of(tmp_path / "outputs"))
+    finally:
+        driver.kill()
+        for process in processes_of(tmp_path / "outputs").values():
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
 
 SLOW_TO_ARCHIVE = """

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from errno import EDQUOT, EINVAL, ENOLCK, EPERM
 
@@ -18,6 +19,21 @@ from cnnlab.provenance import AFTERWARDS
 from cnnlab.readers import open_regular
 from cnnlab.records import BusyError, RunDirectory, atomic_path, log, write_text
 from cnnlab.report.runs import find
+
+
+def test_what_a_thread_cannot_write_is_one_line(tmp_path, capsys):
+    """TensorBoard's own thread, say, in a directory that was removed."""
+
+    def fails() -> None:
+        raise FileNotFoundError(2, "No such file or directory", "events")
+
+    with RunDirectory(tmp_path).logged():
+        thread = threading.Thread(target=fails)
+        thread.start()
+        thread.join()
+    found = capsys.readouterr()
+    assert found.out == "A thread ended: FileNotFoundError: [Errno 2] No such file or directory: 'events'\n"
+    assert found.err == ""
 
 
 def test_a_log_that_is_a_fifo_is_left_alone(tmp_path, capsys):
