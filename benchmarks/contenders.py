@@ -50,9 +50,9 @@ from cnnlab.augment import CropFlip
 from cnnlab.data.cifar10 import CIFAR10
 from cnnlab.data.images import DataSet, Images
 from cnnlab.data.module import ImageData
+from cnnlab.machine import computes_in_bf16, peak_memory
 from cnnlab.networks import ConvNet
 from cnnlab.normalize import Standard
-from cnnlab.run import computes_in_bf16, peak_memory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BF16 = computes_in_bf16(DEVICE.type)
@@ -74,7 +74,7 @@ def network(num_classes: int = 10) -> nn.Sequential:
 
 def limit(data: DataSet, norm: Standard, options: argparse.Namespace) -> list[float]:
     images = norm(torch.from_numpy(data.train.pixels)).to(DEVICE)  # (N, C, H, W) float32, channels_last
-    labels = torch.from_numpy(data.train.labels).to(DEVICE)
+    labels = torch.from_numpy(data.train.targets).to(DEVICE)
     batches = [
         batch
         for batch in zip(images.split(options.batch_size), labels.split(options.batch_size), strict=True)
@@ -132,7 +132,7 @@ class Pictures(Dataset):
     def __init__(self, images: Images, transform: Callable[[Any], Tensor]):
         self.pixels, self.labels, self.transform = (
             images.pixels.transpose(0, 2, 3, 1),
-            images.labels.tolist(),
+            images.targets.tolist(),
             transform,
         )
 
@@ -238,7 +238,7 @@ def template_bf16(data: DataSet, norm: Standard, options: argparse.Namespace) ->
 
 
 def uint8_tensors(images: Images) -> TensorDataset:
-    return TensorDataset(torch.from_numpy(images.pixels).contiguous(), torch.from_numpy(images.labels))
+    return TensorDataset(torch.from_numpy(images.pixels).contiguous(), torch.from_numpy(images.targets))
 
 
 def torchvision(data: DataSet, norm: Standard, options: argparse.Namespace) -> list[float]:
@@ -345,8 +345,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     data = CIFAR10([], options.sha256, options.cache_dir).load()
-    train = Images(data.train.pixels[: options.images], data.train.labels[: options.images], data.train.classes)
-    test = Images(data.test.pixels[:10], data.test.labels[:10], data.test.classes)
+    train = Images(data.train.pixels[: options.images], data.train.targets[: options.images], data.train.classes)
+    test = Images(data.test.pixels[:10], data.test.targets[:10], data.test.classes)
     data = DataSet(train, test, data.fingerprint)
     norm = Standard()
     norm.fit(torch.from_numpy(train.pixels))

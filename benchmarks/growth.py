@@ -72,8 +72,8 @@ def by_images(bench: Bench, sizes: Sequence[int]) -> Points:
 
 def repeated(data: DataSet, num: int) -> tuple[Images, Images]:
     """So many training images, the given ones again and again."""
-    index = np.arange(num) % len(data.train.labels)
-    return Images(data.train.pixels[index], data.train.labels[index], data.train.classes), data.test
+    index = np.arange(num) % len(data.train.targets)
+    return Images(data.train.pixels[index], data.train.targets[index], data.train.classes), data.test
 
 
 def by_jobs(bench: Bench, sizes: Sequence[int]) -> Points:

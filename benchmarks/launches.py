@@ -31,13 +31,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cnnlab import augment, graph, run
-from cnnlab.classifier import Batch, Classifier, weight_groups
+from cnnlab import augment, graph
+from cnnlab.classifier import Batch, make_optimizer
 from cnnlab.cli import configuration
 from cnnlab.config import instantiate
 from cnnlab.data import module
-from cnnlab.data.images import DataSet, Images
-from cnnlab.parts import make_network
+from cnnlab.data.images import DataSet, Images, Shape
+from cnnlab.parts import assemble
 from cnnlab.records import write_text
 
 GPU = torch.device("cuda", 0)
@@ -143,21 +143,18 @@ class Pretended:
     def __init__(self, *words: str, graphed: bool = False):
         with unset_fake_temporarily():
             config = configuration(["data=shapes", f"batch_size={BATCH}", "val_fraction=0.25", *words])
-            self.data = run.make_data(config, DATA)
-            network = make_network(config.model, 10, 3, self.data.input_size)
-            optim, sched = instantiate(config.optim), instantiate(config.sched)
-            options = {key: config[key] for key in ("decay_all", "test_flips")} | {"loss": instantiate(config.loss)}
-            kind = graph.GraphedClassifier if graphed else Classifier
-            self.classifier = kind(network, optim, sched, **options)
-            self.backward_launches = backward_launches(copy.deepcopy(self.classifier), self.data.input_size)
+            parts = assemble(config, DATA, extend=lambda kind, *_: graph.graphed(kind) if graphed else kind)
+            self.data, network, self.classifier = parts.data, parts.network, cast(Any, parts.module)
+            self.backward_launches = backward_launches(copy.deepcopy(self.classifier), self.data.shape)
             self.callbacks = [instantiate(node) for node in config.callbacks.values()]
             for callback in self.callbacks:
                 callback._average_model = SimpleNamespace(module=copy.deepcopy(self.classifier))
         for part in (self.classifier, *(callback._average_model.module for callback in self.callbacks)):
             pretend(part)
         self.classifier._device = GPU
+        self.classifier.begin_epoch()
         trained.append(network)
-        self.optimizer = self.classifier.make_optimizer(weight_groups(network, config.decay_all))
+        self.optimizer = make_optimizer(self.classifier.make_optimizer, network, config.decay_all)
         made = SimpleNamespace(
             current_epoch=0,
             max_epochs=2,
@@ -193,7 +190,7 @@ class Pretended:
         return passes[1]
 
     def step(self, batch: Batch, number: int) -> None:
-        if isinstance(self.classifier, graph.GraphedClassifier):
+        if isinstance(self.classifier, graph.GraphedSteps):
             self.classifier.training_step(batch, number)
             return
         with self.trainer.precision_plugin.forward_context():
@@ -216,10 +213,10 @@ class Pretended:
         self.classifier.evaluation_sums.totals()
 
 
-def backward_launches(classifier: Classifier, image_size: int) -> int:
+def backward_launches(classifier: Any, shape: Shape) -> int:
     """Of one step, on fake tensors of the processor."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        images = torch.empty(BATCH, 3, image_size, image_size).contiguous(memory_format=torch.channels_last)
+        images = torch.empty(BATCH, shape.channels, *shape.size).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             loss, _ = classifier.loss_of(images, torch.zeros(BATCH, dtype=torch.int64))
         with Launches("cpu") as launches:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from cnnlab.data.images import Shape
 from cnnlab.networks import VisualWords
+from cnnlab.parts import on_black
 
 
 @dataclass
@@ -33,8 +35,8 @@ class Layer:
     fully_connected: int
 
 
-def layers(network: nn.Module, in_channels: int, image_size: int) -> list[Layer]:
-    """The layers without parts of their own, in the order in which an image passes through them."""
+def layers(network: nn.Module, shape: Shape) -> list[Layer]:
+    """The layers without parts of their own, in the order in which an image of a shape passes through them."""
     found: list[Layer] = []
     field, stride = 1, 1  # r_0
 
@@ -63,12 +65,9 @@ def layers(network: nn.Module, in_channels: int, image_size: int) -> list[Layer]
         for name, layer in network.named_modules()
         if not list(layer.children())
     ]
-    training = network.training
     try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, in_channels, image_size, image_size))
+        on_black(network, shape)
     finally:
-        network.train(training)
         for hook in hooks:
             hook.remove()
     return found

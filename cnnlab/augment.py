@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Size = tuple[int, int]  # height and width, in pixels
+
 
 class Stage(IntEnum):
     CROP = 0
@@ -45,12 +47,18 @@ class Augmentation(ABC):
     apply: Callable[..., Any]
 
     @abstractmethod
-    def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
-        """Random parameters for all images of an epoch: tensors of num_images rows, named as `apply` takes them."""
+    def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
+        """Random parameters for all images of an epoch: tensors of num_images rows, named as `apply` takes them.
 
-    def output_size(self, image_size: int) -> int:
-        """Height and width of what comes out, in pixels."""
-        return image_size
+        size: of the images that come in.
+        """
+
+    def output_size(self, size: Size) -> Size:
+        """Height and width of what comes out, from those of what comes in.
+
+        Raises: ValueError for images that it cannot be applied to.
+        """
+        return size
 
 
 class Crop(Augmentation):
@@ -65,9 +73,14 @@ class Crop(Augmentation):
 
 
 class Mixer(Augmentation):
-    """Combines every image and its label with a partner's."""
+    """Combines every image and its target with a partner's.
+
+    Attributes:
+        tasks: what targets are mixed, see cnnlab.data.images.Shape.
+    """
 
     stage = Stage.MIX
+    tasks: ClassVar[tuple[str, ...]] = ("multiclass", "multilabel")
     # images, partners (B, C, H, W); labels, partner_labels (B, num_classes); **drawn -> images, labels
     apply: Callable[..., tuple[Tensor, Tensor]]
 
@@ -78,46 +91,60 @@ def in_order(augmentations: dict[str, Augmentation]) -> dict[str, Augmentation]:
 
 
 class CropFlip(Crop):
-    """Random square crops and left-right mirror images; the centre crop at evaluation.
+    """Random crops and left-right mirror images; the centre crop at evaluation.
 
     Args:
-        size: height and width of the crop, in pixels.
+        size: height and width of the crop, in pixels: one number, or two.
         padding: pixels put around the image first.
         padding_mode: what they are: "reflect", the image mirrored at its edge, or "constant", black. Black borders
             shift the statistics of batch normalisation away from those of the whole images seen at evaluation.
         flip_probability: how often an image is mirrored.
     """
 
-    def __init__(self, size: int = 28, padding: int = 0, padding_mode: str = "reflect", flip_probability: float = 0.5):
-        if size < 1 or padding < 0 or not 0 <= flip_probability <= 1:
+    def __init__(
+        self,
+        size: int | Sequence[int] = 28,
+        padding: int = 0,
+        padding_mode: str = "reflect",
+        flip_probability: float = 0.5,
+    ):
+        height, width = (size, size) if isinstance(size, int) else size
+        if min(height, width) < 1 or padding < 0 or not 0 <= flip_probability <= 1:
             raise ValueError(
                 f"size={size}, padding={padding}, flip_probability={flip_probability}: a crop takes size >= 1, "
                 f"padding >= 0 and a flip_probability from 0 to 1"
             )
-        self.size, self.padding, self.padding_mode = size, padding, _known_padding(padding_mode)
+        self.size, self.padding, self.padding_mode = (height, width), padding, _known_padding(padding_mode)
         self.flip_probability = flip_probability
 
-    def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
+    def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
         """top, left: (N,) int64, the crop's corner in the padded image; flip: (N,) bool."""
-        places = image_size + 2 * self.padding - self.size + 1
+        down, across = (whole + 2 * self.padding - part + 1 for whole, part in zip(size, self.size, strict=True))
         return {
-            "top": torch.randint(places, (num_images,), generator=generator),
-            "left": torch.randint(places, (num_images,), generator=generator),
+            "top": torch.randint(down, (num_images,), generator=generator),
+            "left": torch.randint(across, (num_images,), generator=generator),
             "flip": torch.rand(num_images, generator=generator) < self.flip_probability,
         }
 
-    def output_size(self, image_size: int) -> int:
+    def output_size(self, size: Size) -> Size:
+        if self.size[0] > size[0] or self.size[1] > size[1]:  # padding is for training; evaluation sees the image alone
+            raise ValueError(f"a crop of {_by(self.size)} pixels does not fit into images of {_by(size)}")
+        if self.padding_mode == "reflect" and self.padding >= min(size):
+            raise ValueError(
+                f"images of {_by(size)} pixels cannot be reflected into {self.padding} pixels of padding: use less, or "
+                f"padding_mode=constant"
+            )
         return self.size
 
     def apply(self, images: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
         """Crops of the images `index`, in one gather.
 
-        images: (N, H, W, C) uint8; index, top, left: (B,) int64; flip: (B,) bool -> (B, size, size, C) uint8.
+        images: (N, H, W, C) uint8; index, top, left: (B,) int64; flip: (B,) bool -> (B, h, w, C) uint8.
         """
         _, height, width, _ = images.shape
-        along = torch.arange(self.size, device=images.device)
-        rows = (top - self.padding)[:, None] + along  # (B, size)
-        columns = (left - self.padding)[:, None] + torch.where(flip[:, None], self.size - 1 - along, along)
+        down, across = (torch.arange(length, device=images.device) for length in self.size)
+        rows = (top - self.padding)[:, None] + down  # (B, h)
+        columns = (left - self.padding)[:, None] + torch.where(flip[:, None], self.size[1] - 1 - across, across)
         if not self.padding:
             return _gather(images, index, rows, columns)
         if self.padding_mode == "reflect":
@@ -126,12 +153,13 @@ class CropFlip(Crop):
         return _gather(images, index, rows.clamp(0, height - 1), columns.clamp(0, width - 1)) * inside[..., None]
 
     def center(self, images: Tensor) -> Tensor:
-        """The centre of each image: (B, H, W, C) -> (B, size, size, C); a smaller image stays as it is."""
-        margin = images.shape[1] - self.size
-        if margin <= 0:
-            return images
-        first = round(margin / 2)
-        return images[:, first : first + self.size, first : first + self.size]
+        """The centre of each image: (B, H, W, C) -> (B, h, w, C)."""
+        top, left = (round((whole - part) / 2) for whole, part in zip(images.shape[1:3], self.size, strict=True))
+        return images[:, top : top + self.size[0], left : left + self.size[1]]
+
+
+def _by(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def _known_padding(mode: str) -> str:
@@ -181,22 +209,22 @@ class Affine(Augmentation):
         self.degrees, self.translate, self.scale, self.shear = degrees, translate, scale, shear
         self.padding_mode = _known_padding(padding_mode)
 
-    def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
+    def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
         """theta: (N, 2, 3) float32, from places in the new image to places in the old one, both in [-1, 1]."""
 
         def uniform(low: float, high: float) -> Tensor:
             return torch.empty(num_images, dtype=torch.float64).uniform_(low, high, generator=generator)
 
-        reach = self.translate * image_size
+        down, across = (self.translate * length for length in size)
         return {
             "theta": inverse_matrix(
                 angle=uniform(-self.degrees, self.degrees),
-                x=uniform(-reach, reach).round(),
-                y=uniform(-reach, reach).round(),
+                x=uniform(-across, across).round(),
+                y=uniform(-down, down).round(),
                 scale=uniform(*self.scale),
                 shear_x=uniform(-self.shear, self.shear),
                 shear_y=uniform(-self.shear, self.shear),
-                image_size=image_size,
+                size=size,
             )
         }
 
@@ -207,20 +235,23 @@ class Affine(Augmentation):
 
 
 def inverse_matrix(
-    angle: Tensor, x: Tensor, y: Tensor, scale: Tensor, shear_x: Tensor, shear_y: Tensor, image_size: int
+    angle: Tensor, x: Tensor, y: Tensor, scale: Tensor, shear_x: Tensor, shear_y: Tensor, size: Size
 ) -> Tensor:
     """The matrices (N, 2, 3) float32 that F.affine_grid takes, with torchvision's meaning of the parameters.
 
-    angle, shear_x, shear_y: (N,) degrees; x, y: (N,) pixels; scale: (N,) factors.
+    angle, shear_x, shear_y: (N,) degrees; x, y: (N,) pixels; scale: (N,) factors; size: of the images.
     """
+    height, width = size
     angle, shear_x, shear_y = (degrees * math.pi / 180 for degrees in (angle, shear_x, shear_y))
     # forwards: scale * turn by (angle - shear_y) * shear along x * turn by shear_y, as torchvision defines it
     a = (angle - shear_y).cos() / shear_y.cos()
     b = -(angle - shear_y).cos() * shear_x.tan() / shear_y.cos() - angle.sin()
     c = (angle - shear_y).sin() / shear_y.cos()
     d = -(angle - shear_y).sin() * shear_x.tan() / shear_y.cos() + angle.cos()
-    inverse = torch.stack((d, -b, -c, a), 1).view(-1, 2, 2) / scale[:, None, None]
-    moved = torch.stack((x, y), 1)[:, :, None] * 2 / image_size
+    # F.affine_grid counts along each axis from -1 to 1, whatever its length
+    inverse = torch.stack((d, -b * (height / width), -c * (width / height), a), 1).view(-1, 2, 2)
+    inverse = inverse / scale[:, None, None]
+    moved = torch.stack((x / width, y / height), 1)[:, :, None] * 2
     return torch.cat((inverse, -inverse @ moved), 2).float()
 
 
@@ -240,7 +271,7 @@ class Color(Augmentation):
             )
         self.ranges = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
 
-    def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
+    def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
         """brightness, contrast, saturation: (N,) float32 factors."""
         return {
             name: torch.empty(num_images).uniform_(max(0.0, 1 - reach), 1 + reach, generator=generator)
@@ -289,7 +320,7 @@ class Noise(Augmentation):
         self.std = std
         self.table = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
 
-    def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
+    def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
         """start: (N,) int64, a place in the table."""
         return {"start": torch.randint(len(self.table), (num_images,), generator=generator)}
 
@@ -318,7 +349,12 @@ class Blur(Augmentation):
             )
         self.kernel_size, self.sigma = kernel_size, sigma
 
-    def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
+    def output_size(self, size: Size) -> Size:
+        if self.kernel_size // 2 >= min(size):
+            raise ValueError(f"kernel_size={self.kernel_size} reaches over images of {_by(size)} pixels")
+        return size
+
+    def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
         """sigma: (N,) float32, pixels."""
         return {"sigma": torch.empty(num_images).uniform_(*self.sigma, generator=generator)}
 
@@ -348,13 +384,30 @@ class Cutout(Augmentation):
             raise ValueError(f"size={size}: takes a whole number from 1")
         self.size = size
 
-    def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
+    def output_size(self, size: Size) -> Size:
+        if self.size >= 2 * max(size):
+            raise ValueError(
+                f"size={self.size} erases all of an image of {_by(size)} pixels, wherever it lies: use less than "
+                f"{2 * max(size)}"
+            )
+        return size
+
+    def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
         """box: (N, 4) int64, left, top, right, bottom, with right and bottom outside."""
-        first = torch.randint(image_size, (num_images, 2), generator=generator) - self.size // 2
-        return {"box": torch.cat((first, first + self.size), 1).clamp(0, image_size)}
+        height, width = size
+        axes = [(width, 2)] if height == width else [(width, 1), (height, 1)]  # of a square, both in one draw
+        drawn = [torch.randint(length, (num_images, num), generator=generator) for length, num in axes]
+        first = torch.cat(drawn, 1) - self.size // 2
+        return {"box": _within(torch.cat((first, first + self.size), 1), size)}
 
     def apply(self, images: Tensor, box: Tensor) -> Tensor:
         return torch.where(inside(box, *images.shape[2:]), 0, images)  # channels_last, which masked_fill loses
+
+
+def _within(box: Tensor, size: Size) -> Tensor:
+    """Boxes as far as they lie in the image: (N, 4) int64, left, top, right, bottom."""
+    height, width = size
+    return box.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
 
 
 def inside(box: Tensor, height: int, width: int) -> Tensor:
@@ -376,13 +429,15 @@ class CutMix(Mixer):
     def __init__(self, alpha: float = 1.0):
         self.alpha = _positive(alpha)
 
-    def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
+    def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
         """box: (N, 4) int64, left, top, right, bottom, with right and bottom outside."""
         share = _beta(self.alpha, num_images, generator)
-        half = (0.5 * (1 - share).sqrt() * image_size).long()
-        x = torch.randint(image_size, (num_images,), generator=generator)
-        y = torch.randint(image_size, (num_images,), generator=generator)
-        return {"box": torch.stack((x - half, y - half, x + half, y + half), dim=1).clamp(0, image_size)}
+        height, width = size
+        half = 0.5 * (1 - share).sqrt()
+        along, down = (half * width).long(), (half * height).long()
+        x = torch.randint(width, (num_images,), generator=generator)
+        y = torch.randint(height, (num_images,), generator=generator)
+        return {"box": _within(torch.stack((x - along, y - down, x + along, y + down), dim=1), size)}
 
     def apply(
         self, images: Tensor, labels: Tensor, partners: Tensor, partner_labels: Tensor, box: Tensor
@@ -411,7 +466,7 @@ class MixUp(Mixer):
     def __init__(self, alpha: float = 1.0):
         self.alpha = _positive(alpha)
 
-    def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
+    def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
         """share: (N,) float32, the partner's."""
         return {"share": _beta(self.alpha, num_images, generator).float()}
 

@@ -1,5 +1,6 @@
 """The TensorBoard logger: curves, training and held-out together, choices with final metrics, pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ class TensorBoard(TensorBoardLogger):
     def __init__(self, save_dir: str):
         super().__init__(save_dir, name="", version="", default_hp_metric=False)
 
-    def open(self, held_out: str) -> None:
+    def open_run(self, held_out: str, measures: Sequence[str]) -> None:
         """Begin anew, with the layout of the custom scalars page and the sheet of training images.
 
         A resumed run writes all its epochs again: no point appears twice, and none is missing.
@@ -30,17 +31,17 @@ class TensorBoard(TensorBoardLogger):
         for events in Path(self.save_dir).glob("events.out.tfevents.*"):
             events.unlink()
         together = {
-            title: ["Multiline", [f"train/{metric}", f"{held_out}/{metric}"]]
-            for title, metric in (("loss", "loss"), ("accuracy", "acc"))
+            {"acc": "accuracy"}.get(metric, metric): ["Multiline", [f"train/{metric}", f"{held_out}/{metric}"]]
+            for metric in measures
         }
         self.experiment.add_custom_scalars({f"training and {held_out}": together})
         self.add_picture("samples", step=0)
 
     def add_filters(self, filters: Tensor, epoch: int) -> None:
-        """The first layer's filters after an epoch: (N, k, k, 3) uint8."""
+        """The first layer's filters after an epoch: (N, k, k, 1 or 3) uint8."""
         self.experiment.add_image("filters", tiled(filters.numpy()), epoch, dataformats="HWC")
 
-    def close(self, knobs: dict[str, Any], metrics: dict[str, float], step: int) -> None:
+    def close_run(self, knobs: dict[str, Any], metrics: dict[str, float], step: int) -> None:
         """Choices and knobs with the final metrics, and the pictures of the run."""
         final = {f"final/{name}": value for name, value in metrics.items()}
         for page in hparams(knobs, final):

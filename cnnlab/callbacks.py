@@ -2,7 +2,9 @@
 
 import math
 import random
+import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -13,15 +15,16 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.utils import get_total_norm
+from torchmetrics import Metric
 
 from cnnlab import checkpoint, search, signals
-from cnnlab.board import TensorBoard
 from cnnlab.checkpoint import CheckpointFiles
-from cnnlab.classifier import Classifier, of_all_processes
 from cnnlab.config import UserError
 from cnnlab.data.module import data_of
+from cnnlab.machine import of_all_processes
+from cnnlab.metrics import restore, states_of
 from cnnlab.networks import first_filters
-from cnnlab.records import COLUMNS, Row, RunDirectory, log
+from cnnlab.records import Row, RunDirectory, log
 from cnnlab.signals import Interrupted, Pruned
 
 
@@ -40,7 +43,8 @@ class Records(Checkpoint):
         run: where the files go.
         files: which write the checkpoints.
         code: digest of the source code, which is kept in checkpoints.
-        monitor: the metric whose first maximum decides the best epoch, "val/acc" or "test/acc".
+        monitor: the metric that decides the best epoch, "val/acc" or "test/acc": the first one with its best value.
+        higher: whether the best value is the largest.
         every_n_steps, every_n_minutes: how often to save within an epoch; None: not at all.
     """
 
@@ -50,24 +54,27 @@ class Records(Checkpoint):
         files: CheckpointFiles,
         code: str,
         monitor: str,
+        higher: bool = True,
         every_n_steps: int | None = None,
         every_n_minutes: float | None = None,
     ):
-        self.run, self.files, self.code, self.monitor = run, files, code, monitor
+        self.run, self.files, self.code, self.monitor, self.higher = run, files, code, monitor, higher
         self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
         self.rows: list[Row] = []
         self.filters: list[Tensor | None] = []  # of the first layer, as pictures, after every epoch
         self.restored: dict[str, Any] | None = None
+        self.logged_before: dict[str, tuple[Tensor, Tensor]] = {}  # in the epoch that is gone on with
         self.saved = ""  # which state the newest checkpoint holds, in words
         self.seconds_before = 0.0  # of training, in earlier processes
         self.last = run.checkpoints / "last.ckpt"
-        self.trained = math.nan
+        self.trained = 0.0
+        self.epoch_done = False
         self.every_step = every_n_steps is not None  # otherwise several steps may be one batch
 
     # ------------------------------------------------------------------------------------- what a checkpoint holds
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        mine = {"sums": cast(Classifier, pl_module).sums.state_dict(), "random": random_states()}
+        mine = counted(trainer, pl_module) | {"random": random_states()}
         checkpoint["records"] = {
             "rows": self.rows,
             "filters": self.filters,
@@ -121,25 +128,31 @@ class Records(Checkpoint):
             torch.manual_seed(torch.initial_seed() + (trainer.global_rank << 32))
         if state := self.restored:
             processes = state["processes"]
-            if len(processes) == trainer.world_size:  # else an epoch's sums stay with the first process
-                mine = processes[trainer.global_rank]
-                restore_random_states(mine["random"])
+            if len(processes) == trainer.world_size:  # else what an epoch has counted stays with the first process
+                mine = [processes[trainer.global_rank]]
+                restore_random_states(mine[0]["random"])
             else:
-                mine = {"sums": joined([process["sums"] for process in processes if trainer.is_global_zero])}
-            cast(Classifier, pl_module).sums.load_state_dict(mine["sums"], pl_module.device)
+                mine = processes if trainer.is_global_zero else []
+            if not state["epoch_done"]:
+                self.logged_before = restore_counted(mine, pl_module)
             self.lr, self.started = state["lr"], time.perf_counter() - state["elapsed"]
 
     # ---------------------------------------------------------------------------------------------- while training
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.started = time.perf_counter()
-        self.lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+        self.started, self.epoch_done = time.perf_counter(), False
+        self.lr = float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else 0.0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self.logged_before:
+            log_more(trainer, self.logged_before)
+            self.logged_before = {}
         if trainer.fit_loop.epoch_loop.batch_progress.current.ready == trainer.num_training_batches:
             return  # the end of the epoch saves and stops
+        if trainer.fit_loop._should_accumulate():
+            return  # gradients are not kept
         due, signal = self.wanted(trainer)
         if due or signal:
             self.save(trainer)
@@ -161,20 +174,23 @@ class Records(Checkpoint):
         return due or late, signal
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        cast(Classifier, pl_module).sums.mean_loss()  # waits for the device
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize(trainer.strategy.root_device)
         self.trained = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        measured: dict[str, Any] = dict(cast(Classifier, pl_module).measured)
-        measured["epoch"] = trainer.current_epoch + 1
-        measured["lr"] = self.lr
-        measured["epoch_seconds"] = round(time.perf_counter() - self.started, 3)
+        row: Row = {"epoch": trainer.current_epoch + 1} | measured(trainer, data_of(trainer).held_out)
+        if self.monitor not in row:
+            known = ", ".join(name for name in row if "/" in name) or "nothing"
+            raise UserError(f"select_on={self.monitor} is not measured by {type(pl_module).__name__}. It logs {known}.")
+        row["lr"] = self.lr
+        row["epoch_seconds"] = round(time.perf_counter() - self.started, 3)
         num_images = trainer.num_training_batches * data_of(trainer).batch_size
-        measured["images_per_second"] = round(num_images / (self.trained - self.started), 1)
-        row = {name: measured[name] for name in COLUMNS if name in measured}
+        trained = self.trained if self.trained > self.started else time.perf_counter()
+        row["images_per_second"] = round(num_images / (trained - self.started), 1)
         self.refuse_nonsense(row)
         self.rows.append(row)
-        self.filters.append(first_filters(cast(Classifier, pl_module).network))
+        self.filters.append(first_filters(pl_module))
 
         self.save(trainer, epoch_done=True)
         if trainer.is_global_zero:
@@ -204,7 +220,7 @@ class Records(Checkpoint):
     def refuse_nonsense(self, row: Row) -> None:
         """Raises: DivergedError if a loss is infinite or not a number; the checkpoints stay those of earlier epochs."""
         for name, value in row.items():
-            if name.endswith("/loss") and not math.isfinite(value):
+            if name.endswith("loss") and not math.isfinite(value):
                 self.diverged(f"{name} is {value} in epoch {row['epoch']:.0f}")
 
     def diverged(self, what: str) -> NoReturn:
@@ -225,7 +241,7 @@ class Records(Checkpoint):
 
     @property
     def best(self) -> Row:
-        return max(self.rows, key=lambda row: row[self.monitor])
+        return (max if self.higher else min)(self.rows, key=lambda row: row[self.monitor])
 
 
 class EMA(WeightAveraging):
@@ -245,7 +261,7 @@ class EMA(WeightAveraging):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not getattr(pl_module, "calls_after_step", False):
+        if not getattr(pl_module, "calls_after_step", False) and not trainer.fit_loop._should_accumulate():
             self.after_step(pl_module)
 
     @torch.no_grad()
@@ -264,15 +280,73 @@ class EMA(WeightAveraging):
 def log_row(trainer: Trainer, row: Row, filters: Tensor | None) -> None:
     """Give a row to the loggers, and the filters of the first layer to TensorBoard."""
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoard) and filters is not None and trainer.is_global_zero:
-            logger.add_filters(filters, int(row["epoch"]))
+        if (draw := getattr(logger, "add_filters", None)) and filters is not None and trainer.is_global_zero:
+            draw(filters, int(row["epoch"]))
         logger.log_metrics({name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"]))
 
 
-def joined(sums: list[dict[str, Any]]) -> dict[str, Any]:
-    """What several processes have summed up, as one."""
-    losses = torch.cat([torch.zeros(0), *(one["losses"] for one in sums)])
-    return {"losses": losses, **{key: sum(one[key] for one in sums) for key in ("correct", "count")}}
+PARTS = ("train", "val", "test")
+
+
+def measured(trainer: Trainer, held_out: str) -> dict[str, float]:
+    """What the module has logged of the epoch, by part: {"train/loss": ..., "val/acc": ...}; train_loss is train/loss.
+
+    What is called "val/" is of the images that `held_out` names.
+    """
+    found = {}
+    for name, value in trainer.callback_metrics.items():
+        part, slash, kind = re.sub("^(train|val|test)_", r"\1/", name).partition("/")
+        if part in PARTS and slash and value.numel() == 1 and not name.endswith("_step"):
+            found[f"{held_out if part == 'val' else part}/{kind}"] = value.item()
+    return dict(sorted(found.items(), key=lambda item: PARTS.index(item[0].partition("/")[0])))
+
+
+# ------------------------------------------------------------------------------------- what an epoch has counted so far
+
+
+def counted(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """What this process has counted in the epoch, that no weights hold.
+
+    sums: of a module that keeps some; metrics: torchmetrics among its parts; logged: what it has given to `self.log`,
+    as sum and number.
+    """
+    sums = getattr(module, "sums", None)
+    results = trainer.fit_loop.epoch_loop._results
+    return {
+        "sums": sums.state_dict() if sums is not None else None,
+        "metrics": states_of(metrics_in(module)),
+        "logged": {
+            key: (result.value.cpu(), result.cumulated_batch_size.cpu())
+            for key, result in results.items()
+            if result.is_tensor and result.meta.on_epoch and result.meta.is_mean_reduction and not result.has_reset
+        },
+    }
+
+
+def restore_counted(states: list[dict[str, Any]], module: LightningModule) -> dict[str, tuple[Tensor, Tensor]]:
+    """Let a module go on with what some processes had counted; return what is to be added to what it will log."""
+    if (sums := getattr(module, "sums", None)) is not None:
+        sums.load_state_dicts([state["sums"] for state in states], module.device)
+    restore(metrics_in(module), [state["metrics"] for state in states], module.device)
+    logged: dict[str, tuple[Tensor, Tensor]] = {}
+    for state in states:
+        for key, (value, count) in state["logged"].items():
+            before = logged.get(key, (torch.zeros(()), torch.zeros((), dtype=count.dtype)))
+            logged[key] = before[0] + value, before[1] + count
+    return logged
+
+
+def metrics_in(module: LightningModule) -> dict[str, Metric]:
+    return {name: part for name, part in module.named_modules() if isinstance(part, Metric)}
+
+
+def log_more(trainer: Trainer, logged: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Add what was logged before an interruption to what has been logged since."""
+    for key, (value, count) in logged.items():
+        if (result := trainer.fit_loop.epoch_loop._results.get(key)) is not None:
+            result.value = result.value + value.to(result.value.device)
+            result.cumulated_batch_size = result.cumulated_batch_size + count.to(result.value.device)
+            result._computed = None
 
 
 AGREE_EVERY_N_STEPS = 10  # several processes ask each other so often whether one of them was told to stop
@@ -309,18 +383,25 @@ def restore_random_states(states: dict[str, Any]) -> None:
 
 def line(row: Row, max_epochs: int) -> str:
     """One epoch in one line."""
-    measured = [
-        f"{part} loss {row[f'{part}/loss']:.4f} acc {row[f'{part}/acc']:.4f}"
-        for part in ("train", "val", "test")
-        if f"{part}/loss" in row
+    said = [
+        f"{part} " + " ".join(f"{name.removeprefix(f'{part}/')} {row[name]:.4f}" for name in names)
+        for part in PARTS
+        if (names := [name for name in row if name.startswith(f"{part}/")])
     ]
     return "  ".join(
         (
             f"epoch {row['epoch']:>{len(str(max_epochs))}}/{max_epochs}",
-            *measured,
+            *said,
             f"lr {row['lr']:.3g}  {row['epoch_seconds']:.1f} s  {row['images_per_second']:,.0f} images/s",
         )
     )
+
+
+def shown_loss(module: LightningModule, outputs: Any) -> str:
+    """The mean over the epoch so far if the module keeps it, otherwise the loss of the batch."""
+    sums = getattr(module, "sums", None)
+    loss = sums.mean_loss() if sums is not None else outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return f"{float(loss):.4f}" if loss is not None else "-"
 
 
 class ProgressBar(Callback):
@@ -359,7 +440,7 @@ class ProgressBar(Callback):
                 completed=trainer.global_step,
                 epoch=trainer.current_epoch + 1,
                 speed=f"{images / elapsed:,.0f}",
-                loss=f"{cast(Classifier, pl_module).sums.mean_loss():.4f}",
+                loss=shown_loss(pl_module, outputs),
             )
             self.shown_at, self.shown_step = time.monotonic(), trainer.global_step
 

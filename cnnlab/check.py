@@ -1,9 +1,12 @@
 """What a configuration may be: types, ranges, values that fit together. No torch, so that mistakes answer at once."""
 
+import ast
 import inspect
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hydra.utils
@@ -18,6 +21,8 @@ from cnnlab.config import (
     check_targets,
     data_source,
     defaults_of,
+    is_file,
+    is_run,
     job_config,
     leaves,
     limits_of,
@@ -27,18 +32,17 @@ from cnnlab.config import (
     ours,
     run_id,
 )
-from cnnlab.data.images import expand, make_folder
+from cnnlab.data.images import Shape, expand, make_folder, offered
 from cnnlab.processes import place
 
-# Arguments of Lightning's Trainer with which an epoch would not be what it is here: a step for every batch, then one
-# evaluation.
+# Arguments of Lightning's Trainer with which an epoch would not be what it is here: every batch, then one evaluation.
 NOT_OURS = (
-    "accumulate_grad_batches",
     "check_val_every_n_epoch",
     "fast_dev_run",
     "max_steps",
     "max_time",
     "min_steps",
+    "overfit_batches",
     "val_check_interval",
 )
 
@@ -78,109 +82,40 @@ def check(config: DictConfig) -> None:
         raise UserError("checkpoint has the knobs checkpoint.every_n_steps and checkpoint.every_n_minutes. Type those.")
     if added := sorted(job["checkpoint"].keys() - option_file("train")["checkpoint"].keys()):
         raise UserError(f"+checkpoint.{added[0]} adds what nothing reads. python train.py --help shows what there is.")
+    make_folder(expand(job["cache_dir"]))
     defaults, limits = defaults_of(config), limits_of(config)
     for path, value in leaves(job):
         for above in parents(path):
             if defaults.get(above) is not None:  # optim.lr={a:1}
                 check_value(above, {path.removeprefix(f"{above}."): value}, defaults[above], limits.get(above))
-        check_value(path, value, defaults.get(path), limits.get(path))
+    for path, value in leaves(job):
+        check_value(path, value, defaults.get(path), limits.get(path), siblings(job, path))
+    if check_source := offered(data_source(config.data), "check"):
+        check_source()
+    facts = facts_of(config)
+    for path, value in leaves(job):
+        known = siblings(job, path) | {"run": job, "data": facts}
+        check_value(path, value, defaults.get(path), limits.get(path), known)
     for name in SET_HERE.keys() & job["trainer"].keys():
         instead = f" Use {SET_HERE[name]} instead." if SET_HERE[name] else ""
         raise UserError(f"trainer.{name} is set by cnnlab and cannot be changed.{instead}")
     for prefix, node in nodes(job):
-        known = {path.removeprefix(f"{prefix}.").split(".")[0] for path in defaults if path.startswith(f"{prefix}.")}
-        refuse_unknown(prefix, node, [key for key in node if key not in known and key[0] != "_"])
+        listed = {path.removeprefix(f"{prefix}.").split(".")[0] for path in defaults if path.startswith(f"{prefix}.")}
+        refuse_unknown(prefix, node, [key for key in node if key not in listed and key[0] != "_"])
     if refused := [name for name in NOT_OURS if job["trainer"].get(name)]:
         raise UserError(
-            f"trainer.{refused[0]} is not supported: every batch is a step, and every epoch is evaluated once. Type "
-            f"batch_size for larger steps, num_train_images for shorter epochs, trainer.max_epochs, or debug=one_batch."
+            f"trainer.{refused[0]} is not supported: every epoch is trained and evaluated whole, once. Use "
+            f"trainer.max_epochs, num_train_images for shorter epochs, debug=one_batch or debug=overfit."
         )
-
-    make_folder(expand(job["cache_dir"]))
-    source = data_source(config.data)
-    source.check()
-    size = source.image_size
-    crops = {name: node for name, node in job["aug"].items() if node["_target_"] == "cnnlab.augment.CropFlip"}
-    if len(crops) > 1:
-        raise UserError(f"aug=[{','.join(job['aug'])}] crops twice. Choose one of {', '.join(crops)}.")
-    for crop in crops.values():
-        if crop["size"] > size:  # padding is for training; evaluation sees no more than the image
-            raise UserError(
-                f"A crop of {crop['size']} pixels does not fit into images of {size} pixels. Type a crop size of at "
-                f"most {size}."
-            )
-        if crop["padding_mode"] == "reflect" and crop["padding"] >= size:
-            raise UserError(
-                f"Images of {size} pixels cannot be reflected into {crop['padding']} pixels of padding. Type a padding "
-                f"of at most {size - 1}, or padding_mode=constant."
-            )
-        size = crop["size"]
-    halvings = len(job["model"].get("channels", ()))
-    if size >> halvings < 1:
+    if (num := facts.get("num_train")) is not None and job["batch_size"] > num:
         raise UserError(
-            f"Images of {size} pixels cannot be halved {halvings} times. Use images of at least {2**halvings} pixels "
-            f"(data.image_size, or the size of the crops), or fewer model.channels."
-        )
-    reach = job["aug"].get("blur", {}).get("kernel_size", 1) // 2
-    if reach >= size:
-        raise UserError(
-            f"aug.blur.kernel_size={2 * reach + 1} reaches over images of {size} pixels. Type {2 * size - 1} or less."
-        )
-    if (erased := job["aug"].get("cutout", {}).get("size", 1)) >= 2 * size:
-        raise UserError(
-            f"aug.cutout.size={erased} erases all of an image of {size} pixels, wherever the square lies. "
-            f"Use less than {2 * size}."
-        )
-    num_values = 3 * (size**2 if job["norm"].get("per") == "pixel" else 1)
-    if (num_components := job["norm"].get("num_components") or 0) > num_values:
-        raise UserError(
-            f"norm.num_components={num_components} is more than the {num_values} components that there are. "
-            f"Type norm.num_components={num_values} or less."
-        )
-    if job["model"].get("patch_size", 0) > size:
-        raise UserError(
-            f"model.patch_size={job['model']['patch_size']} is larger than the images. Type {size} or less."
-        )
-    num_train = num_trained_on(config)
-    if (num_words := job["model"].get("num_words", 0)) > num_train:
-        raise UserError(
-            f"model.num_words={num_words} is more than the {num_train} images that words are learned from. "
-            f"Type {num_train} or less."
-        )
-    if job["batch_size"] > num_train:
-        raise UserError(
-            f"batch_size={job['batch_size']} is larger than the {num_train} images that are trained on (of "
-            f"{source.num_train}, with val_fraction={job['val_fraction']} held out). "
-            f"Type batch_size={num_train} or less."
-        )
-    held_out = "val" if job["val_fraction"] else "test"
-    metrics = [f"{part}/{metric}" for part in ("train", held_out) for metric in ("loss", "acc")]
-    for name, callback in job["callbacks"].items():
-        if (monitor := callback.get("monitor", metrics[0])) not in metrics:
-            why = "" if job["val_fraction"] else " With val_fraction=0 nothing is held out."
-            raise UserError(
-                f"callbacks.{name}.monitor={monitor} is not measured.{why} Type one of {', '.join(metrics)}."
-            )
-        better = "min" if monitor.endswith("/loss") else "max"
-        if callback.get("mode", better) != better:
-            raise UserError(
-                f"callbacks.{name}.mode={callback['mode']} with monitor={monitor} waits for it to become worse. Use "
-                f"callbacks.{name}.mode={better}."
-            )
-    if job["optim"].get("nesterov") and not job["optim"].get("momentum"):
-        raise UserError(
-            "optim.nesterov=true needs a momentum, and optim.momentum=0. Type for example optim.momentum=0.9."
+            f"batch_size={job['batch_size']} is larger than the {num} images that are trained on (of "
+            f"{data_source(config.data).num_train}, with val_fraction={job['val_fraction']} held out). "
+            f"Type batch_size={num} or less."
         )
     if job["warmup_epochs"] and job["warmup_epochs"] >= (max_epochs := job["trainer"]["max_epochs"]):
         raise UserError(
             f"warmup_epochs={job['warmup_epochs']} leaves nothing of trainer.max_epochs={max_epochs}. Type less."
-        )
-    if job["warmup_epochs"] and job["sched"]["_target_"].endswith("OneCycleLR"):
-        raise UserError("sched=onecycle has a warm-up of its own. Type sched.pct_start=0.1, or another sched.")
-    if job["test_flips"] and job["norm"]["_target_"].endswith("PCA") and job["norm"]["per"] == "pixel":
-        raise UserError(
-            "test_flips=true mirrors images, and with norm=pca what the network sees are none. Type norm=zca, "
-            "norm.per=channel or test_flips=false."
         )
     devices, num_nodes = job["trainer"].get("devices", 1), job["trainer"].get("num_nodes", 1)
     if isinstance(devices, int) and devices > 0:
@@ -192,6 +127,20 @@ def check(config: DictConfig) -> None:
             raise UserError(f"trainer.devices={devices}: a launcher has to know how many. Type a number from 1.")
         if num_nodes > 1 and job["launcher"]["way"] != "slurm":
             raise UserError(f"trainer.num_nodes={num_nodes} needs launcher=slurm, or torchrun on every node.")
+
+
+def facts_of(config: DictConfig) -> dict[str, Any]:
+    """What is known of the data before they are loaded; data.num_train is the number of images that are trained on."""
+    shape: Shape | None = offered(data_source(config.data), "shape")
+    num_train = num_trained_on(config)
+    return (shape.facts() if shape else {}) | ({} if num_train is None else {"num_train": num_train})
+
+
+def siblings(job: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The values beside one."""
+    for key in path.split(".")[:-1]:
+        job = job[key]
+    return dict(job)
 
 
 def parents(path: str) -> list[str]:
@@ -253,13 +202,17 @@ def check_values(config: DictConfig, *keys: str) -> None:
     """Refuse values below these keys as `check` does."""
     defaults, limits, job = defaults_of(config), limits_of(config), job_config(config)
     for path, value in leaves({key: job[key] for key in keys}):
-        check_value(path, value, defaults.get(path), limits.get(path))
+        check_value(path, value, defaults.get(path), limits.get(path), siblings(job, path))
 
 
-def check_value(path: str, value: Any, default: Any, limit: str | None) -> None:
+EXPECTED = {bool: "true or false", int: "a whole number", float: "a finite number", list: "a list, [a,b,...]"}
+
+
+def check_value(path: str, value: Any, default: Any, limit: str | None, known: Mapping[str, Any] | None = None) -> None:
     """Refuse a value of another type than its default, or one that does not satisfy its limit.
 
-    limit: an expression, empty if there is none; None: the value is for its class to check.
+    limit: an expression, empty if there is none; None: the value is for its class to check. known: what it may name
+    besides the value, by name; it is not checked if it names something else.
     """
     if limit is None:
         return
@@ -269,19 +222,55 @@ def check_value(path: str, value: Any, default: Any, limit: str | None) -> None:
     example = f" Type for example {path}={as_typed(default)}, its default." if default is not None else ""
     if value is None and path in NULLABLE:
         return
-    expected = {bool: "true or false", int: "a whole number", float: "a finite number", list: "a list, [a,b,...]"}
-    if default is not None and type(default) in expected:
+    if default is not None and type(default) in EXPECTED:
         accepted = (int, float) if isinstance(default, float) else type(default)
         if (
             not isinstance(value, accepted)
             or isinstance(value, bool) != isinstance(default, bool)
             or (isinstance(value, float) and not math.isfinite(value))
         ):
-            raise UserError(f"{path}={as_typed(value)} is not {expected[type(default)]}.{example}")
+            raise UserError(f"{path}={as_typed(value)} is not {EXPECTED[type(default)]}.{example}")
     if limit and value is not None:
-        try:
-            holds = eval(limit, {}, {key: value})  # our own text
-        except (TypeError, AttributeError):
-            holds = False
-        if not holds:
-            raise UserError(f"{path}={as_typed(value)} is not allowed; it must satisfy {limit}.{example}")
+        for clause in clauses(limit):
+            check_clause(path, value, clause, {**(known or {}), key: value}, example, default)
+
+
+def clauses(limit: str) -> list[str]:
+    """What an expression joins by `and`: so only what does not hold is told."""
+    tree = ast.parse(limit, mode="eval").body
+    parts = tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]
+    return [ast.unparse(part) for part in parts]
+
+
+def check_clause(path: str, value: Any, clause: str, known: Mapping[str, Any], example: str, default: Any) -> None:
+    named = sorted(set(re.findall(r"\b(?:data|run)\.[a-z_.]+", clause)))
+    context = {name: found for name in named if (found := named_in(known, name)) is not None}
+    if len(context) < len(named):
+        return
+    key = path.rsplit(".", 1)[-1]
+    context |= {name: known[name] for name in known if name != key and re.search(rf"(?<![.\w]){name}\b(?!\.)", clause)}
+    names = {name: nested(known[name]) if name in ("data", "run") else known[name] for name in known}
+    names |= {test.__name__: test for test in (is_file, is_run)}
+    try:
+        holds = eval(clause, {}, names)  # an option file's own text
+    except NameError:  # it depends on what is not known here
+        return
+    except (TypeError, AttributeError):
+        holds = False
+    if not holds:
+        here = f" with {', '.join(f'{name}={as_typed(found)}' for name, found in context.items())}" if context else ""
+        example = " Change one of them." if as_typed(default) == as_typed(value) else example
+        raise UserError(f"{path}={as_typed(value)} is not allowed{here}; it must satisfy {clause}.{example}")
+
+
+def named_in(known: Mapping[str, Any], path: str) -> Any:
+    """The value of a dotted path; None if there is none."""
+    node: Any = known
+    for key in path.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
+
+
+def nested(node: Any) -> Any:
+    """Mappings as objects with attributes."""
+    return SimpleNamespace(**{key: nested(value) for key, value in node.items()}) if isinstance(node, Mapping) else node

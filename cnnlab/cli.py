@@ -14,8 +14,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cnnlab.check import check, check_values
-from cnnlab.config import UserError, configuration, data_source, instantiate, refuse
+from cnnlab.config import UserError, chosen, configuration, data_source, filled, instantiate, refuse
 from cnnlab.console import outlive_terminal
+from cnnlab.data.images import offered
+from cnnlab.opened import OpenedRun, opened, with_other_data
 from cnnlab.options import folders, use_folders
 from cnnlab.records import CheckpointError
 from cnnlab.terminal import Table
@@ -28,7 +30,8 @@ RUN: dict[str, Any] = {"type": Path, "metavar": "RUN", "help": "a run directory,
 def checked_source(config: DictConfig) -> Any:
     """The data of a run, which must still be there."""
     source = data_source(config.data)
-    source.check()
+    if check_source := offered(source, "check"):
+        check_source()
     return source
 
 
@@ -36,9 +39,7 @@ def fetch(arguments: argparse.Namespace) -> None:
     """Download or decode a data set now, for jobs that run without network later."""
     config = configuration(arguments.overrides)
     check_values(config, "data")
-    source = instantiate(config.data)
-    source.check()
-    data = source.load()
+    data = checked_source(config).load()
     for part, images in (("training", data.train), ("test", data.test)):
         num, channels, height, width = images.pixels.shape
         print(f"{num:,} {part} images of {height}x{width}x{channels} in {len(images.classes)} classes")
@@ -50,16 +51,17 @@ def anatomy(arguments: argparse.Namespace) -> None:
     config = configuration(arguments.overrides)
     check(config)
     from cnnlab.anatomy import layers
-    from cnnlab.parts import make_network
+    from cnnlab.augment import in_order
+    from cnnlab.data.images import load_once
+    from cnnlab.data.module import output_size
+    from cnnlab.parts import make_augmentations, make_network
 
     source = data_source(config.data)
-    image_size = source.image_size
-    for node in config.aug.values():
-        image_size = instantiate(node).output_size(image_size)
-    network = make_network(config.model, source.num_classes, 3, image_size)
-    parts = layers(network, in_channels=3, image_size=image_size)
+    shape = offered(source, "shape") or load_once(source).shape
+    shape = shape.resized(output_size(in_order(make_augmentations(config.aug, shape)), shape.size))
+    parts = layers(make_network(config.model, shape), shape)
 
-    table = Table(title=f"{config.model._target_}, images of {image_size} pixels")
+    table = Table(title=f"{config.model._target_}, images of {shape}")
     for name in ("layer", "kind", "output"):
         table.add_column(name)
     for name in ("weights", "multiply-adds", "receptive field", "stride", "fully connected"):
@@ -86,11 +88,11 @@ def show(arguments: argparse.Namespace) -> None:
     config = configuration(arguments.overrides)
     check(config)
     from cnnlab.data.images import load_once
+    from cnnlab.parts import make_data
     from cnnlab.report import pictures
-    from cnnlab.run import make_data
 
-    options = "+".join(sorted(config.aug)) or "none"
-    path = Path(arguments.out or Path(config.output_dir, "show", f"{data_source(config.data).name}-{options}.png"))
+    name = "-".join("+".join(chosen(config)[group]) or "none" for group in ("data", "aug"))
+    path = Path(arguments.out or Path(config.output_dir, "show", f"{name}.png"))
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures.sheet(path, *make_data(config, load_once(data_source(config.data))).samples(arguments.num))
     say(path)
@@ -99,20 +101,20 @@ def show(arguments: argparse.Namespace) -> None:
 def show_run(path: Path, picture: Path | None) -> None:
     """Filters, feature maps and occlusion sensitivity for a picture, the most confused pairs, as PNG files."""
     from cnnlab.data.decode import UNREADABLE, read_image
-    from cnnlab.opened import opened, with_other_data
 
     run = opened(path)
     summary = run.summary
     if picture is not None:
         try:
-            read = read_image(picture, summary["data"]["image_size"], background(summary)).pixels
+            read = read_image(picture, run.stored.size, background(summary), readable_channels(run)).pixels
         except UNREADABLE as error:
             raise UserError(f"{picture} cannot be read as an image ({type(error).__name__}: {error}).") from error
     import torch
 
     from cnnlab import explain
-    from cnnlab.data.images import load_once
+    from cnnlab.data.images import at_places, load_once
     from cnnlab.networks import first_filters
+    from cnnlab.predict import said as said_by
     from cnnlab.records import RunDirectory
     from cnnlab.report.pictures import drawable, tiled, write_png
     from cnnlab.trained import open_run
@@ -121,12 +123,12 @@ def show_run(path: Path, picture: Path | None) -> None:
     data = load_once(checked_source(with_other_data(run)))
     test = data.test
     if picture is None:
-        pixels, name, label = test.pixels[:1], "the first test image", model.classes[test.labels[0]]
+        pixels, name, label = at_places(test)([0]).transpose(0, 3, 1, 2), "the first test image", str(test.targets[0])
     else:
         pixels = read.transpose(2, 0, 1)[None]
         name, label = picture.name, "not known"
     given = torch.from_numpy(pixels.copy())
-    share, place = model.logits(given).softmax(1)[0].max(0)
+    share, place = said_by(model.logits(given), model.stored.task)[0].max(0)
     folder = path / "pictures"
     folder.mkdir(exist_ok=True)
     if (filters := first_filters(model.network)) is not None:
@@ -134,18 +136,29 @@ def show_run(path: Path, picture: Path | None) -> None:
     seen = pixels[0].transpose(1, 2, 0)
     if layers := explain.feature_maps(model, given):
         explain.draw_feature_maps(folder / "feature_maps.png", seen, layers)
+    names, shown = drawable(model.classes), "the picture"
+    if picture is None and model.stored.task == "multiclass":
+        label, shown = model.classes[test.targets[0]], names[test.targets[0]]
     said = f"{name} ({label}): {model.classes[place]}, {share:.3f}"
-    names = drawable(model.classes)
-    title = f"{names[test.labels[0]] if picture is None else 'the picture'}, predicted as {names[place]}, {share:.3f}"
+    title = f"{shown}, predicted as {names[place]}, {share:.3f}"
     explain.draw_occlusion(folder / "occlusion.png", seen, explain.occlusion(model, given, int(place)), title)
-    if summary["status"] == "done" and summary["data"]["fingerprint"] == data.fingerprint:
+    known = summary["status"] == "done" and summary["data"]["fingerprint"] == data.fingerprint
+    if known and model.stored.task == "multiclass":
         predicted, labels, _ = RunDirectory(path).predictions()
-        seen_in_test = test.pixels.transpose(0, 2, 3, 1)
-        explain.draw_confused(folder / "confused.png", seen_in_test, labels, predicted, model.classes)
+        explain.draw_confused(folder / "confused.png", at_places(test), labels, predicted, model.classes)
     say(said)
     for file in ("filters", "feature_maps", "occlusion", "confused"):
         if (folder / f"{file}.png").exists():
             say(folder / f"{file}.png")
+
+
+def readable_channels(run: OpenedRun) -> int:
+    """How many channels image files are to be decoded to. Raises: UserError if none of ours have so many."""
+    from cnnlab.data.decode import MODES
+
+    if (channels := run.stored.channels) not in MODES:
+        raise UserError(f"The run takes images of {channels} channels, and image files here have 1, 3 or 4.")
+    return channels
 
 
 def background(summary: dict[str, Any]) -> str:
@@ -155,20 +168,18 @@ def background(summary: dict[str, Any]) -> str:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Measure a trained run on its test images, or on others of the same classes, and draw where it is wrong."""
-    from cnnlab.opened import opened, with_other_data
-
     typed = arguments.overrides
     run = opened(arguments.run)
-    chosen = with_other_data(run, typed)
-    source = checked_source(chosen)
-    if source.image_size != (size := run.summary["data"]["image_size"]):
-        raise UserError(
-            f"The run takes images of {size} pixels, and these have {source.image_size}. Type data of {size}."
-        )
+    other = with_other_data(run, typed)
+    source = checked_source(other)
+    wanted, shape = run.stored, offered(source, "shape") or run.stored
+    if (shape.channels, shape.size) != (wanted.channels, wanted.size):
+        raise UserError(f"The run takes images of {wanted}, and these are {shape}. Use data of {wanted}.")
     import torch
 
     from cnnlab import evaluation
     from cnnlab.data.images import load_once
+    from cnnlab.data.module import pixel_batches
     from cnnlab.records import write_text
     from cnnlab.report import pictures
     from cnnlab.trained import open_run
@@ -177,23 +188,19 @@ def evaluate(arguments: argparse.Namespace) -> None:
     data = load_once(source)
     evaluation.check_fits(model, data.test)
     if any(word.startswith("norm") for word in typed):
-        model.norm = instantiate(chosen.norm)
-        model.norm.fit(model.cropped(torch.from_numpy(data.train.pixels)))
+        model.norm = instantiate(filled(other.norm, wanted.facts()))
+        model.norm.fit(torch.cat([model.cropped(some) for some in pixel_batches(data.train, 1000)]))
         model.norm.to(next(model.parameters()).device)
-    model.test_flips = chosen.test_flips
+    model.test_flips = other.test_flips
     found = evaluation.evaluate(model, data.test)
     folder = arguments.out or arguments.run / re.sub(r"[^\w.=-]+", "_", "-".join(["evaluation", *typed]))
     folder.mkdir(parents=True, exist_ok=True)
     result = evaluation.as_dictionary(found, model.classes) | {"fingerprint": data.fingerprint, "overrides": typed}
-    pictures.confusion(folder / "confusion.png", found.confusion, model.classes)
-    pictures.reliability(folder / "reliability.png", found.reliability(), found.calibration_error)
+    if found.confusion is not None:
+        pictures.confusion(folder / "confusion.png", found.confusion, model.classes)
+        pictures.reliability(folder / "reliability.png", found.reliability(), found.calibration_error)
+        evaluation.write_confusion(folder / "confusion.csv", found, model.classes)
     evaluation.print_evaluation(found, model.classes)
-    if arguments.corruptions:
-        strengths = evaluation.under_corruption(model, data.test)
-        result["corruptions"] = strengths
-        evaluation.print_corruptions(strengths, found.accuracy)
-        pictures.corruptions(folder / "corruptions.png", strengths, found.accuracy)
-    evaluation.write_confusion(folder / "confusion.csv", found, model.classes)
     write_text(folder / "evaluation.json", json.dumps(result, indent=1) + "\n")
     say(f"Files: {folder}")
 
@@ -203,9 +210,9 @@ def predict(arguments: argparse.Namespace) -> None:
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top} is not allowed. Type a number from 1.")
     from cnnlab.data.decode import described, images_in
-    from cnnlab.opened import opened
 
-    summary = opened(arguments.run).summary
+    run = opened(arguments.run)
+    readable_channels(run)
     paths, others = images_in(arguments.paths)
     if others:
         say(f"cnnlab: {described(others)} and were left out.", file=sys.stderr)
@@ -213,7 +220,7 @@ def predict(arguments: argparse.Namespace) -> None:
     from cnnlab.trained import open_run
 
     model, _, _ = open_run(arguments.run)
-    answers = list(predict.predict(model, paths, arguments.top, background(summary)))
+    answers = list(predict.predict(model, paths, arguments.top, background(run.summary)))
     failed = [answer for answer in answers if isinstance(answer, tuple)]
     predict.print_predictions([answer for answer in answers if isinstance(answer, dict)], arguments.format)
     for path, reason in failed:
@@ -224,12 +231,10 @@ def predict(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Write a trained run as one file for other programs, and verify it."""
-    from cnnlab.opened import opened, with_other_data
-
     run = opened(arguments.run)
-    import torch
 
     from cnnlab.data.images import load_once
+    from cnnlab.data.module import pixel_batches
     from cnnlab.export import export
     from cnnlab.trained import open_run
 
@@ -239,7 +244,7 @@ def export(arguments: argparse.Namespace) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     test = load_once(checked_source(with_other_data(run))).test
     about = {"run": summary["run"], "test/acc": summary.get("metrics", {}).get("test/acc"), **summary["environment"]}
-    pixels = torch.from_numpy(test.pixels[:1000])
+    pixels = next(pixel_batches(test, 1000))
     difference = export(model, path, arguments.format, about, pixels)
     say(f"{path}: on {len(pixels):,} test images its logits differ from the run's by at most {difference:.1e}.")
 
@@ -332,7 +337,6 @@ VERBS: tuple[tuple[Callable[[argparse.Namespace], None], dict[str, dict[str, Any
             "run": RUN,
             "overrides": OVERRIDES
             | {"help": "other data or statistics: data=..., data.root=..., norm=..., test_flips="},
-            "--corruptions": {"action": "store_true", "help": "also under noise, blur, brightness, contrast, JPEG"},
             "--out": {"type": Path, "metavar": "FOLDER", "help": "default: a folder in the run directory"},
         },
     ),

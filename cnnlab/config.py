@@ -34,12 +34,13 @@ from cnnlab.options import (
     files,
     leaves,
     limits_of_file,
+    only_watches,
     option_file,
     options,
 )
 from cnnlab.text import say
 
-UNNAMED = ("none", "constant", "cross_entropy")  # options that do not show in the name
+UNNAMED = ("none", "constant", "cross_entropy", "acc", "classifier")  # options that do not show in the name
 
 NOT_IDENTITY = (
     "name",
@@ -61,6 +62,7 @@ NOT_IDENTITY = (
     "data.root",
     "data.sources",
     "data.timeout",
+    "data.num_workers",
     "resident",
     "cuda_graph",
 )
@@ -80,7 +82,7 @@ def run_id(config: DictConfig) -> str:
 
     config: the whole configuration, with its `hydra` node, which knows the chosen options.
     """
-    choices = chosen(config)
+    choices = deciding(config)
     names = [option for group in GROUPS for option in choices[group] if option not in UNNAMED]
     if content := data_identity(config):
         names.append(f"data={content[:6]}")
@@ -102,16 +104,43 @@ def identity(config: DictConfig, without: str = "") -> str:
 
     An option counts by its name, and not by where its class is defined.
     """
-    defaults = defaults_of(config)
+    defaults, watching = defaults_of(config), tuple(f"callbacks.{name}." for name in watchers(config))
     kept = {
         path: _canonical(value)
         for path, value in leaves(job_config(config))
-        if not excluded(path) and path != without and not (path.endswith("._target_") and value == defaults.get(path))
+        if not excluded(path)
+        and path != without
+        and not path.startswith(watching)
+        and not (path.endswith("._target_") and value == defaults.get(path))
     }
-    kept |= {f"{group}=": "+".join(names) for group, names in chosen(config).items() if group in GROUPS}
+    kept |= {f"{group}=": "+".join(names) for group, names in deciding(config).items() if group in GROUPS}
     if content := data_identity(config):
         kept["data"] = content
+    kept |= {path: digest for path, limit in limits_of(config).items() if (digest := content_of(config, path, limit))}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def is_file(path: str) -> bool:
+    """Whether a value names a file. An option that says so for a value has the content in the identity of its runs."""
+    return Path(path).is_file()
+
+
+def is_run(path: str) -> bool:
+    """Whether a value names a run directory; as `is_file`, and the content is that of its best checkpoint."""
+    return is_file(str(Path(path, "checkpoints", "best.ckpt.sha256")))
+
+
+def content_of(config: DictConfig, path: str, limit: str) -> str:
+    """What stands for the content of a file or a run that a value names; empty if it names none."""
+    value = OmegaConf.select(config, path) if re.search(r"\bis_(file|run)\(", limit) else None
+    if not isinstance(value, str):
+        return ""
+    if is_run(value):
+        return Path(value, "checkpoints", "best.ckpt.sha256").read_text("utf-8").split()[0]
+    if is_file(value):
+        with open(value, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return ""
 
 
 def data_identity(config: DictConfig) -> str:
@@ -145,6 +174,28 @@ def chosen(config: DictConfig) -> dict[str, list[str]]:
     return choices | {group: sorted(config[group]) for group in LISTED}
 
 
+def watchers(config: DictConfig) -> list[str]:
+    """The chosen callbacks that change no result."""
+    return [str(name) for name in config.callbacks if name in files("callbacks") and only_watches(f"callbacks/{name}")]
+
+
+def deciding(config: DictConfig) -> dict[str, list[str]]:
+    """The chosen options, but for those that change no result."""
+    choices, watching = chosen(config), watchers(config)
+    return choices | {"callbacks": [name for name in choices["callbacks"] if name not in watching]}
+
+
+def selection(config: DictConfig) -> tuple[str, bool]:
+    """The metric that decides the best epoch and the best setting, and whether its larger value is the better one.
+
+    What is said of held-out images is said of the test images where nothing is held out.
+    """
+    name = str(config.select_on)
+    if not config.val_fraction and name.startswith("val/"):
+        name = name.replace("val/", "test/", 1)
+    return name, config.select_mode == "max" if config.select_mode else not name.endswith("loss")
+
+
 def described(choices: Mapping[str, list[str]]) -> dict[str, str]:
     """Choices as text: {"data": "cifar10", "norm": "none", "aug": "crop_flip+cutmix", ...}."""
     return {group: "+".join(choices[group]) or "none" for group in (*GROUPS, "trainer")}
@@ -163,7 +214,12 @@ def changes(config: DictConfig) -> dict[str, Any]:
         for path in defaults
         if path not in left and not any(path.startswith(f"{shorter}.") for shorter in found)
     }
-    return {path: value for path, value in (changed | deleted).items() if not excluded(path)}
+    watching = tuple(f"callbacks.{name}." for name in watchers(config))
+    return {
+        path: value
+        for path, value in (changed | deleted).items()
+        if not excluded(path) and not path.startswith(watching)
+    }
 
 
 def differences(config: DictConfig) -> dict[str, str]:
@@ -309,10 +365,10 @@ def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
         raise (cause or error) from None
 
 
-def filled(node: DictConfig | Mapping[str, Any], facts: Mapping[str, int]) -> dict[str, Any]:
+def filled(node: DictConfig | Mapping[str, Any], facts: Mapping[str, Any], root: str = "data") -> dict[str, Any]:
     """The arguments of an option with the facts about the data in place of their names, `data.num_classes`.
 
-    Raises: UserError for a name that is none.
+    root: what the names begin with. Raises: UserError for a name that is none.
     """
 
     def value(given: Any) -> Any:
@@ -320,12 +376,11 @@ def filled(node: DictConfig | Mapping[str, Any], facts: Mapping[str, int]) -> di
             return {key: value(one) for key, one in given.items()}
         if isinstance(given, list):
             return [value(one) for one in given]
-        if not isinstance(given, str) or not given.startswith("data."):
+        if not isinstance(given, str) or not given.startswith(f"{root}."):
             return given
-        name = given.removeprefix("data.")
-        if name not in facts:
-            known = ", ".join(f"data.{fact}" for fact in facts)
-            raise UserError(f"{given} is nothing that the data say about themselves. Use one of {known}.")
+        if (name := given.removeprefix(f"{root}.")) not in facts:
+            known = ", ".join(f"{root}.{fact}" for fact in facts)
+            raise UserError(f"{given} is not known. Use one of {known}.")
         return facts[name]
 
     return value(plain(node) if isinstance(node, DictConfig) else dict(node))
@@ -342,9 +397,11 @@ def data_source(node: DictConfig) -> Any:
     return _sources[key]
 
 
-def num_trained_on(config: DictConfig) -> int:
-    """Images in an epoch, of all that the data set has for training."""
-    num_train = round(data_source(config.data).num_train * (1 - config.val_fraction))
+def num_trained_on(config: DictConfig) -> int | None:
+    """Images in an epoch, of all that the data set has for training; None if that is not known before it is loaded."""
+    if (num := getattr(data_source(config.data), "num_train", None)) is None:
+        return None
+    num_train = round(num * (1 - config.val_fraction))
     return min(num_train, config.num_train_images or num_train)
 
 

@@ -1,6 +1,6 @@
 """What a trained run has learned, as pictures: filters, maps, what a picture is recognised by, what is confused."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib.figure
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cnnlab.report.pictures import drawable, figure, save
+from cnnlab.report.pictures import as_rgb, drawable, figure, save
 from cnnlab.trained import Trained
 
 
@@ -68,7 +68,7 @@ def draw_feature_maps(
     figure = matplotlib.figure.Figure(figsize=(1.2 * (columns + 1), 1.3 * len(layers)), layout="constrained")
     axes = figure.subplots(len(layers), columns + 1, squeeze=False)
     for row, (name, maps) in zip(axes, layers, strict=True):
-        row[0].imshow(picture)
+        row[0].imshow(as_rgb(picture))
         row[0].set_title(name, fontsize=8)
         strongest = np.argsort(-maps.reshape(len(maps), -1).std(1))[:columns]
         for axis, channel in zip(row[1:], strongest, strict=False):
@@ -84,8 +84,8 @@ def draw_occlusion(path: Path, picture: np.ndarray, lost: np.ndarray, title: str
     """The picture, and over it how much probability is lost where."""
     figure = matplotlib.figure.Figure(figsize=(6.4, 3.2), layout="constrained")
     plain, over = figure.subplots(1, 2)
-    plain.imshow(picture)
-    over.imshow(picture)
+    plain.imshow(as_rgb(picture))
+    over.imshow(as_rgb(picture))
     limit = max(float(np.abs(lost).max()), 1e-6)
     shown = over.imshow(lost, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.6)
     figure.colorbar(shown, label="probability lost")
@@ -105,17 +105,23 @@ def confused_pairs(confusion: np.ndarray, num: int = 6) -> list[tuple[int, int, 
 
 @figure
 def draw_confused(
-    path: Path, pixels: np.ndarray, labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str], columns: int = 8
+    path: Path,
+    pixels: Callable[[np.ndarray], np.ndarray],
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    classes: Sequence[str],
+    columns: int = 8,
 ) -> None:
-    """A row of examples for every pair of classes that is often confused. pixels: (N, H, W, C) uint8."""
+    """A row of examples for every pair of classes that is often confused. pixels: gives images for their places."""
     num, names = len(classes), drawable(classes)
     pairs = confused_pairs(np.bincount(labels * num + predicted, minlength=num**2).reshape(num, num))
     figure = matplotlib.figure.Figure(figsize=(1.2 * columns + 2.4, 1.25 * max(len(pairs), 1)), layout="constrained")
     axes = figure.subplots(max(len(pairs), 1), columns + 1, squeeze=False, width_ratios=[2.4, *[1.2] * columns])
     for row, (true, taken, count) in zip(axes, pairs, strict=False):
         row[0].text(0, 0.5, f"{names[true]}\npredicted as\n{names[taken]}\n{count} times", fontsize=9, va="center")
-        for axis, place in zip(row[1:], np.flatnonzero((labels == true) & (predicted == taken)), strict=False):
-            axis.imshow(pixels[place])
+        places = np.flatnonzero((labels == true) & (predicted == taken))[:columns]
+        for axis, image in zip(row[1:], as_rgb(pixels(places)), strict=False):
+            axis.imshow(image)
     for axis in axes.flat:
         axis.axis("off")
     save(figure, path)

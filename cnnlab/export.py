@@ -15,24 +15,34 @@ from cnnlab.trained import Trained
 
 TOLERANCE = 1e-3  # of logits; float32 sums in another order
 INPUT = (
-    "uint8 RGB pixels, (batch, 3, {0}, {0}). Pictures of another size are resized to {0} x {0} by Pillow's bicubic "
-    "filter, antialiased, without keeping their proportions. Cropping and normalisation are inside."
+    "uint8 pixels, (batch, {0}, {1}, {2}): {3}. Images of another size are resized to {1} x {2} (height x width) by "
+    "Pillow's bicubic filter, antialiased, without keeping their proportions. Cropping and normalisation are inside."
 )
+
+CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}
+OUTPUT = {
+    "multiclass": "logits, float32, (batch, classes); their softmax is a probability",
+    "multilabel": "logits, float32, (batch, labels); the sigmoid of each is a probability",
+    "regression": "float32, (batch, numbers)",
+}
 
 
 def export(model: Trained, path: Path, form: str, about: dict[str, Any], pixels: Tensor) -> float:
     """Write the model to a file, read it again, and compare its logits with the model's.
 
     model: in float32, on the CPU. path: where it appears, by rename, once it is verified. form: "onnx" or "torch".
-    about: what the file says of itself, beside classes and input. pixels: (N, 3, H, W) uint8, to compare on.
+    about: what the file says of itself, beside classes and input. pixels: (N, C, H, W) uint8, to compare on.
     Returns the largest difference of a logit.
 
     Raises: UserError if the file does not reproduce the model, or if a package is missing.
     """
+    stored = model.stored
     metadata = {
         "classes": json.dumps(list(model.classes)),
-        "input": INPUT.format(model.image_size),
-        "output": "logits, float32, (batch, classes); their softmax is a probability",
+        "input": INPUT.format(
+            stored.channels, *stored.size, CHANNELS.get(stored.channels, f"{stored.channels} channels")
+        ),
+        "output": OUTPUT[stored.task],
         **{name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()},
     }
     expected = model.logits(pixels)

@@ -17,18 +17,22 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from cnnlab.classifier import Batch, Classifier
 from cnnlab.data.module import ImageData, data_of, upload
 from cnnlab.records import log
 
 WARM_UP = 3  # steps, undone afterwards: libraries choose their algorithms, optimizers make their state
 OPTIMIZERS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+WITHIN = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+STEPPING = (
+    *("on_train_batch_start", "on_train_batch_end", "lr_scheduler_step"),
+    *("backward", "optimizer_step", "optimizer_zero_grad"),
+)
 LOOKING = ("accumulate_grad_batches", "detect_anomaly", "max_steps", "overfit_batches", "plugins", "val_check_interval")
 
 
@@ -51,18 +55,16 @@ def unsupported(
     make_scheduler: Callable[..., Any],
     data: ImageData,
     arguments: Mapping[str, Any],
+    module: type[LightningModule],
 ) -> str:
     """Why this run's steps cannot be a graph; empty if they can.
 
-    optimizer: one of the run's kind. arguments: those of Lightning's Trainer.
+    optimizer: one of the run's kind. arguments: those of Lightning's Trainer. module: the class that is trained.
     """
     cycle = inspect.signature(make_scheduler).parameters.get("cycle_momentum")
     callbacks = cast(Any, trainer).callbacks
-    looking = [
-        name
-        for name in ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
-        if any(overrides(callback, name) for callback in callbacks)
-    ]
+    looking = [name for name in WITHIN if any(overrides(type(callback), Callback, name) for callback in callbacks)]
+    own = [name for name in (*WITHIN, *STEPPING) if overrides(module, LightningModule, name)]
     added = [name for name in LOOKING if arguments.get(name)]
     for case, reason in (
         (
@@ -80,28 +82,43 @@ def unsupported(
         (trainer.precision_plugin.precision == "16-mixed", "float16 looks at gradients before it uses them"),
         (added, f"trainer.{', trainer.'.join(added)} may want to look between two steps"),
         (looking, f"a callback has {', '.join(looking)}, which is within a step"),
+        (own, f"{module.__name__} has {', '.join(own)}, which is within a step"),
+        (
+            not getattr(module.training_step, "replayable", False),
+            f"the step of {module.__name__} may do more than compute a loss",
+        ),
     ):
         if case:
             return reason
     return ""
 
 
-def overrides(callback: Callback, name: str) -> bool:
-    return getattr(type(callback), name) is not getattr(Callback, name)
+def overrides(kind: type, base: type, name: str) -> bool:
+    return getattr(kind, name) is not getattr(base, name)
 
 
 def looks_at_every_step(callback: Callback) -> bool:
     """Unless it says that it need not (`every_step = False`), or has work that can be recorded (`after_step`)."""
     if not getattr(callback, "every_step", True) or hasattr(callback, "after_step"):
         return False
-    return overrides(callback, "on_train_batch_start") or overrides(callback, "on_train_batch_end")
+    names = ("on_train_batch_start", "on_train_batch_end")
+    return any(overrides(type(callback), Callback, name) for name in names)
 
 
-class GraphedClassifier(Classifier):
-    """Trains as Classifier does, by replaying recorded steps; a batch is that of one step or of several.
+def graphed(kind: type[LightningModule]) -> type[LightningModule]:
+    """A class that trains as another one does, with steps that are replayed."""
+    return type(f"Graphed{kind.__name__}", (GraphedSteps, kind), {})
 
-    Where a recording fails, it says so and does the steps one by one.
+
+class GraphedSteps(LightningModule):
+    """Does the training steps of another class by replaying recorded ones; a batch is that of one step or of several.
+
+    That class offers `train_loss(images, targets)`, which gives the loss, (), and the outputs (B, K), and `sums`, whose
+    `add_batches` takes them for several steps. Where a recording fails, it says so and does the steps one by one.
     """
+
+    train_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    sums: Any
 
     calls_after_step = True  # and not Lightning, by way of its callbacks
 
@@ -112,11 +129,11 @@ class GraphedClassifier(Classifier):
         self.rates_written: list[list[float]] = []
         self.was_recorded = self.recording_failed = False
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Do all of some steps; return the loss of the last one, (), on the device."""
-        images, labels = batch
+        images, targets = batch
         trainer, [optimizer] = self.trainer, self.trainer.optimizers
-        num = len(labels) // data_of(trainer).batch_size
+        num = len(targets) // data_of(trainer).batch_size
         settings = [dict(group) for group in optimizer.param_groups]
         at_last = rates_of(optimizer)
         try:
@@ -124,14 +141,14 @@ class GraphedClassifier(Classifier):
                 if "capturable" in group:
                     group["capturable"] = True
             if not self.buffers_of_steps:
-                self.prepare(images, labels, at_last)  # before the schedules, which want an optimizer that has stepped
+                self.prepare(images, targets, at_last)  # before the schedules, which want an optimizer that has stepped
             rates = [at_last]
             for _ in range(num - 1):
                 step_schedules(trainer)
                 rates.append(rates_of(optimizer))
             at_last = rates[-1]
             self.buffers_of_steps["images"][: len(images)].copy_(images)
-            self.buffers_of_steps["labels"][: len(labels)].copy_(labels)
+            self.buffers_of_steps["targets"][: len(targets)].copy_(targets)
             self.write_rates(rates)
             if num not in self.replays:
                 self.replays[num] = self.recorded(num)
@@ -141,7 +158,7 @@ class GraphedClassifier(Classifier):
                 group |= as_set | {"lr": rate}
         count_more(trainer, num - 1)
         losses = self.buffers_of_steps["losses"][:num]
-        self.sums.add_batches(losses, self.buffers_of_steps["logits"][: len(labels)], labels)
+        self.sums.add_batches(losses, self.buffers_of_steps["logits"][: len(targets)], targets)
         return losses[-1]
 
     def backward(self, loss: Tensor, *_: Any) -> None:
@@ -157,7 +174,7 @@ class GraphedClassifier(Classifier):
             optimizer_closure()  # the training step, which is all of it
 
     def release(self) -> None:
-        super().release()
+        super().release()  # type: ignore[misc]
         self.replays, self.buffers_of_steps, self.rates_written = {}, {}, []
 
     # ---------------------------------------------------------------------------------------------- the recording
@@ -172,20 +189,20 @@ class GraphedClassifier(Classifier):
                 group["lr"] = rate
             with torch.autocast(self.device.type, enabled=False):  # which is for the network alone
                 with trainer.precision_plugin.forward_context():
-                    loss, logits = self.train_loss(memory["images"][rows], memory["labels"][rows])
+                    loss, logits = self.train_loss(memory["images"][rows], memory["targets"][rows])
                 optimizer.zero_grad()
                 loss.backward()
                 self.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
                 optimizer.step()
                 if "logits" not in memory:  # in the first step of the warm-up
-                    shape = len(memory["labels"]), *logits.shape[1:]
+                    shape = len(memory["targets"]), *logits.shape[1:]
                     memory["logits"] = torch.zeros(shape, dtype=logits.dtype, device=logits.device)
                 memory["losses"][step].copy_(loss.detach())
                 memory["logits"][rows].copy_(logits.detach())
                 for callback in callbacks:
                     cast(Any, callback).after_step(self)
 
-    def prepare(self, images: Tensor, labels: Tensor, rates: list[float]) -> None:
+    def prepare(self, images: Tensor, targets: Tensor, rates: list[float]) -> None:
         """Make the memory of the steps, do some of them, and undo them."""
         trainer, [optimizer], device = self.trainer, self.trainer.optimizers, self.device
         data = data_of(trainer)
@@ -194,16 +211,16 @@ class GraphedClassifier(Classifier):
         rows = images.permute(0, 2, 3, 1)  # the order in which they lie in memory
         self.buffers_of_steps = {
             "images": rows.new_zeros(most, *rows.shape[1:]).permute(0, 3, 1, 2),
-            "labels": labels.new_zeros(most, *labels.shape[1:]),
+            "targets": targets.new_zeros(most, *targets.shape[1:]),
             "losses": torch.zeros(data.steps_per_batch, device=device),
             "rates": torch.zeros(data.steps_per_batch, len(rates), device=device, dtype=kind),
         }
         self.rates_written = [[]] * data.steps_per_batch
         self.buffers_of_steps["images"][: len(images)].copy_(images)
-        self.buffers_of_steps["labels"][: len(labels)].copy_(labels)
+        self.buffers_of_steps["targets"][: len(targets)].copy_(targets)
         self.write_rates([rates])
 
-        held, states = list(self.network.state_dict().values()), optimizer_tensors(optimizer)
+        held, states = list(self.state_dict().values()), optimizer_tensors(optimizer)
         before, states_before = [values.clone() for values in held], {place: s.clone() for place, s in states.items()}
         generator = torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
         on_side_stream(self.warm_up, device)

@@ -41,7 +41,7 @@ from cnnlab.console import outlive_terminal
 from cnnlab.options import folders, use_folders
 from cnnlab.processes import ABOUT, RANKS
 from cnnlab.provenance import code_digest
-from cnnlab.records import BusyError, RunDirectory, log, now
+from cnnlab.records import BusyError, RunDirectory, headline, log, now
 from cnnlab.signals import Interrupted, Pruned
 from cnnlab.text import say
 
@@ -174,9 +174,8 @@ def recall(run: RunDirectory, summary: dict[str, Any], code: str, data: str) -> 
         if then != today
     ]
     note = f" But the {' and the '.join(changed)} changed since: rerun=true trains it anew." if changed else ""
-    accuracy = summary["metrics"]["test/acc"]
     when = f"; started {summary['started']}" if "started" in summary else ""
-    return f"{os.path.relpath(run.path)}: done before, test accuracy {accuracy:.4f}{when}.{note}"
+    return f"{os.path.relpath(run.path)}: done before, {headline(summary)}{when}.{note}"
 
 
 def run_job(config: DictConfig, run: RunDirectory, about: dict[str, Any], files: dict[str, str]) -> int:
@@ -255,12 +254,12 @@ def train(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> None:
 
     Data that were prepared before are as they should be: torch is imported while they are read.
     """
-    from cnnlab.data.images import load_once
+    from cnnlab.data.images import load_once, offered
 
     processes.place(config.trainer).settle()
     os.environ["MPLBACKEND"] = "agg"  # Lightning imports matplotlib, and a notebook's own backend may not be there
     source = data_source(config.data)
-    if source.prepared and source.prepared.exists():
+    if (prepared := offered(source, "prepared")) and prepared.exists():
         Thread(target=importlib.import_module, args=("cnnlab.run",)).start()
     data = load_once(source)
     from cnnlab.run import train

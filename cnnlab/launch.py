@@ -29,7 +29,7 @@ from cnnlab.config import UserError, data_source, identity, run_path, targets
 from cnnlab.job import LAST, Job, die_with_parent, in_words, python_path, record_failure
 from cnnlab.processes import num_cores, place
 from cnnlab.provenance import code_digest
-from cnnlab.records import BusyError, RunDirectory, log, write_text
+from cnnlab.records import BusyError, RunDirectory, headline, log, write_text
 from cnnlab.signals import Interrupted
 from cnnlab.text import say
 
@@ -128,8 +128,8 @@ def tell(job: Job, left: int) -> None:
     """A line for a job that has ended."""
     summary = RunDirectory(job.path).summary()
     status = summary.get("status", "not started")
-    accuracy = f", test accuracy {summary['metrics']['test/acc']:.4f}" if status == "done" else ""
-    say(f"{job.path}: {status}{accuracy}; {left} left")
+    found = f", {headline(summary)}" if status == "done" else ""
+    say(f"{job.path}: {status}{found}; {left} left")
 
 
 # ------------------------------------------------------------------------------------------------------- this machine

@@ -16,6 +16,8 @@ class CrossEntropy(nn.Module):
         label_smoothing: share of every training label that is spread over all classes (C. Szegedy et al., 2016).
     """
 
+    tasks = ("multiclass",)
+
     def __init__(self, label_smoothing: float = 0.0):
         super().__init__()
         self.label_smoothing = label_smoothing
@@ -30,6 +32,8 @@ class Hinge(nn.Module):
     Args:
         label_smoothing: as of CrossEntropy.
     """
+
+    tasks = ("multiclass",)
 
     def __init__(self, label_smoothing: float = 0.0):
         super().__init__()

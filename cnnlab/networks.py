@@ -19,14 +19,14 @@ class ConvNet(nn.Sequential):
     Every convolution keeps the size of its input; every pooling halves it. Pooling stands before ReLU: the two commute
     exactly, forwards and backwards, and in this order ReLU sees a quarter of the values.
 
-    (B, in_channels, image_size, image_size) float -> logits (B, num_classes).
+    (B, in_channels, height, width) float -> logits (B, num_classes).
 
     Fully convolutional, fc4 and fc5 are the convolutions that compute the same (question 6), and larger images give a
     map of logits, (B, num_classes, h, w): one for every place where an image of image_size fits, in steps of
     2**len(channels) pixels. Weights of either form load into the other.
 
     Args:
-        num_classes, in_channels, image_size: given by the data.
+        num_classes, in_channels, image_size: given by the data; the size of images is one number, or height and width.
         channels: filters of each convolution.
         kernel_size: odd height and width of every filter.
         hidden: neurons of the first fully connected layer, fc4.
@@ -39,7 +39,7 @@ class ConvNet(nn.Sequential):
         self,
         num_classes: int = 10,
         in_channels: int = 3,
-        image_size: int = 32,
+        image_size: int | Sequence[int] = 32,
         channels: Sequence[int] = (32, 64, 64),
         kernel_size: int = 5,
         hidden: int = 1000,
@@ -48,18 +48,21 @@ class ConvNet(nn.Sequential):
         fully_convolutional: bool = False,
     ):
         super().__init__()
+        height, width = pair(image_size)
+        if min(height, width) >> len(channels) < 1:
+            raise ValueError(f"images of {height}x{width} pixels cannot be halved {len(channels)} times")
         for layer, out_channels in enumerate(channels, start=1):
             self.add_module(f"conv{layer}", nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2))
             if batch_norm:
                 self.add_module(f"norm{layer}", nn.BatchNorm2d(out_channels))
             self.add_module(f"pool{layer}", nn.MaxPool2d(2))
             self.add_module(f"relu{layer}", nn.ReLU(inplace=True))
-            in_channels, image_size = out_channels, image_size // 2
+            in_channels, height, width = out_channels, height // 2, width // 2
         if fully_convolutional:
-            self.add_module("fc4", nn.Conv2d(in_channels, hidden, image_size))
+            self.add_module("fc4", nn.Conv2d(in_channels, hidden, (height, width)))
         else:
             self.add_module("flatten", nn.Flatten())
-            self.add_module("fc4", nn.Linear(in_channels * image_size**2, hidden))
+            self.add_module("fc4", nn.Linear(in_channels * height * width, hidden))
         self.add_module("relu4", nn.ReLU(inplace=True))
         self.add_module("dropout", nn.Dropout(dropout))
         fc5 = nn.Conv2d(hidden, num_classes, 1) if fully_convolutional else nn.Linear(hidden, num_classes)
@@ -69,6 +72,12 @@ class ConvNet(nn.Sequential):
     def forward(self, images: Tensor) -> Tensor:
         logits = super().forward(images)
         return logits.flatten(1) if logits.shape[2:] == (1, 1) else logits
+
+
+def pair(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return height, width
 
 
 def _in_our_form(network: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -82,13 +91,14 @@ def _in_our_form(network: nn.Module, state_dict: dict[str, Any], prefix: str, *_
 class Linear(nn.Sequential):
     """One layer from all pixels to the logits: what a network without convolutions or hidden neurons can do.
 
-    (B, in_channels, image_size, image_size) float -> logits (B, num_classes).
+    (B, in_channels, height, width) float -> logits (B, num_classes).
     """
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3, image_size: int = 32):
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, image_size: int | Sequence[int] = 32):
         super().__init__()
+        height, width = pair(image_size)
         self.add_module("flatten", nn.Flatten())
-        self.add_module("fc", nn.Linear(in_channels * image_size**2, num_classes))
+        self.add_module("fc", nn.Linear(in_channels * height * width, num_classes))
 
 
 class VisualWords(nn.Module):
@@ -199,12 +209,14 @@ def k_means(samples: Tensor, num_centers: int, num_iterations: int = 20) -> Tens
 
 
 def first_filters(network: nn.Module) -> Tensor | None:
-    """The weights of the first convolution as pictures, each stretched to its full range: (N, k, k, 3) uint8.
+    """The weights of the first convolution as images, each stretched to its full range: (N, k, k, 1 or 3) uint8.
 
-    None if no convolution looks at three channels.
+    None if there is no convolution, or it looks at other than one or three channels.
     """
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d) and layer.in_channels == 3:
+        if isinstance(layer, nn.Conv2d):
+            if layer.in_channels not in (1, 3):
+                return None
             weights = layer.weight.detach().float().permute(0, 2, 3, 1)
             low, high = weights.amin((1, 2, 3), keepdim=True), weights.amax((1, 2, 3), keepdim=True)
             return ((weights - low) / (high - low).clamp(min=1e-12) * 255).round().byte().cpu()

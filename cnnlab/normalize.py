@@ -30,7 +30,7 @@ class Normalization(nn.Module):
 
     @abstractmethod
     def fit(self, pixels: Tensor) -> None:
-        """Measure the training images: (N, C, H, W) uint8."""
+        """Measure the training images, (N, C, H, W) uint8: a tensor, or what has its shape and its `split` alone."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
@@ -154,13 +154,13 @@ def frequencies(pixels: Tensor, per: str) -> Tensor:
 
     pixels: (N, C, H, W) uint8 -> (C, 256) or (H * W * C, 256) int64.
     """
-    num_features = pixels[0].numel()
+    num_features = pixels.shape[1:].numel()
     feature = torch.arange(num_features)
     if per == "channel":
         num_features = pixels.shape[1]
         feature %= num_features
     counts = torch.zeros(num_features * 256, dtype=torch.int64)
-    for chunk in _rows(pixels).split(1000):
+    for chunk in map(_rows, pixels.split(1000)):
         counts += torch.bincount((chunk + 256 * feature).flatten(), minlength=len(counts))
     return counts.view(num_features, 256)
 
@@ -199,16 +199,20 @@ class Whitening(Normalization):
 
     def fit(self, pixels: Tensor) -> None:
         """In float64; 3,072 dimensions of 45,000 images take 13 s on two cores."""
-        rows = self._vectors(pixels)
-        if rows.shape[1] > 1000:
-            log.info(f"{type(self).__name__}: the covariance of {rows.shape[1]:,} values in {len(rows):,} images")
-        total, products = torch.zeros(rows.shape[1], dtype=torch.float64), 0
-        for chunk in rows.split(max(1000, 1_000_000 // rows.shape[1])):
-            chunk = chunk.double()
-            total += chunk.sum(0)
-            products += chunk.T @ chunk
-        mean = total / len(rows)
-        variance, vectors = torch.linalg.eigh(products / len(rows) - mean.outer(mean))
+        num, channels, height, width = pixels.shape
+        size = pixels.shape[1:].numel() if self.per == "pixel" else channels
+        if self.num_components is not None and self.num_components > size:
+            raise ValueError(f"num_components={self.num_components} is more than the {size} that there are")
+        if size > 1000:
+            log.info(f"{type(self).__name__}: the covariance of {size:,} values in {num:,} images")
+        total, products = (torch.zeros(*shape, dtype=torch.float64) for shape in ((size,), (size, size)))
+        for chunk in pixels.split(1000):  # whole numbers below 2**53: exact, whatever the chunks
+            rows = self._vectors(chunk).double()
+            total += rows.sum(0)
+            products += rows.T @ rows
+        num = num if self.per == "pixel" else num * height * width
+        mean = total / num
+        variance, vectors = torch.linalg.eigh(products / num - mean.outer(mean))
         variance, vectors = variance.flip(0)[: self.num_components], vectors.flip(1)[:, : self.num_components]
         largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))  # the sign is free: this value is positive
         statistics = {"mean": mean, "variance": variance.clamp(min=0), "components": vectors * largest.sign()}

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.check import check_value, check_values
+from cnnlab.check import check_value, check_values, siblings
 from cnnlab.config import (
     LISTED,
     UserError,
@@ -25,12 +25,23 @@ from cnnlab.config import (
     options,
     plain,
 )
+from cnnlab.data.images import Shape
 from cnnlab.readers import BrokenFileError
 from cnnlab.records import RunDirectory
 
-USED = ("data", "norm", "aug", "model", "loss", "test_flips")  # what of a run's configuration is used after training
+USED = (
+    "data",
+    "norm",
+    "aug",
+    "model",
+    "loss",
+    "metrics",
+    "module",
+    "test_flips",
+)  # what of a run's configuration is used after training
 OURS = ("cache_dir", "sources", "sha256", "timeout")  # of `data`: never a run directory's
 MAX_SIDE = 4096  # pixels
+MAX_CHANNELS = 256
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,13 @@ class OpenedRun:
     best: Path
     summary: dict[str, Any]
     config: DictConfig
+
+    @property
+    def stored(self) -> Shape:
+        """Of the images that it takes."""
+        data = self.summary["data"]
+        height, width = data["image_size"]
+        return Shape(len(data["classes"]), data["channels"], height, width, data["task"])
 
 
 def opened(path: Path) -> OpenedRun:
@@ -67,8 +85,11 @@ def opened(path: Path) -> OpenedRun:
     if missing := [key for key in USED if key not in tree]:
         raise BrokenFileError(file, f"has no {missing[0]}")
     tree = {key: tree[key] for key in USED}
-    if not isinstance(tree["test_flips"], bool) or not isinstance(tree["aug"], dict):
+    if not isinstance(tree["test_flips"], bool) or not all(
+        isinstance(tree[group], dict) for group in LISTED if group in USED
+    ):
         raise BrokenFileError(file, "has values of other types than a run's")
+    facts = OpenedRun(path, best, summary, OmegaConf.create()).stored.facts()
     for group, name, node in _nodes(tree, summary):
         if not isinstance(node, dict):
             raise BrokenFileError(file, f"names no option of {group}")
@@ -81,8 +102,9 @@ def opened(path: Path) -> OpenedRun:
             )
         defaults, limits = option_file(f"{group}/{name}"), limits_of_file(f"{group}/{name}")
         node["_target_"] = defaults["_target_"]  # wherever the class is today
+        known = {"data": facts, "run": {"test_flips": tree["test_flips"]}}
         for knob, value in leaves(node):
-            check_value(f"{group}.{knob}", value, defaults.get(knob), limits.get(knob))
+            check_value(f"{group}.{knob}", value, defaults.get(knob), limits.get(knob), siblings(node, knob) | known)
     return OpenedRun(path, best, summary, checked_config(tree))
 
 
@@ -98,10 +120,13 @@ def _nodes(tree: dict[str, Any], summary: dict[str, Any]) -> Iterator[tuple[str,
 def _lacking(summary: dict[str, Any]) -> str:
     """What a summary lacks for its run to be used, in words; empty if nothing."""
     data = summary["data"]
-    if not data.get("classes"):
-        return "names no classes"
-    if not all(1 <= data.get(size, 0) <= MAX_SIDE for size in ("image_size", "input_size")):
-        return f"names no size of images from 1 to {MAX_SIDE} pixels"
+    if not data.get("classes") or "task" not in data:
+        return "names no classes and task"
+    if not 1 <= data.get("channels", 0) <= MAX_CHANNELS:
+        return f"names no number of channels from 1 to {MAX_CHANNELS}"
+    for size in (data.get("image_size", ()), data.get("input_size", ())):
+        if len(size) != 2 or not all(1 <= side <= MAX_SIDE for side in size):
+            return f"names no height and width of images from 1 to {MAX_SIDE} pixels"
     return "" if "precision" in summary.get("environment", {}) else "does not say in which precision it was trained"
 
 
@@ -127,7 +152,8 @@ def with_other_data(run: OpenedRun, typed: Sequence[str] = ()) -> DictConfig:
         mine = {key: value for key, value in ours.items() if key in OURS or f"{group}.{key}" in given}
         made[group] = theirs | mine
     if "data" in given and "image_size" in made.data and "data.image_size" not in given:
-        made.data.image_size = run.summary["data"]["image_size"]
+        height, width = run.summary["data"]["image_size"]
+        made.data.image_size = height if height == width else [height, width]
     if "test_flips" not in given:
         made.test_flips = run.config.test_flips
     check_values(made, "data", "norm", "test_flips")

@@ -13,7 +13,10 @@ What a value may be is said at the end of its comment, in brackets, as an expres
     scale: [0.9, 1.1] # of the image's size [len(scale) == 2 and 0 < scale[0] <= scale[1]]
 
 A file that says so for one of its values has them all checked, for their types too. The values of a file that says
-nothing are for its class to check.
+nothing are for its class to check. Other names in the expression are those of the option's other values, `data.NAME`
+for what the data are (see cnnlab.data.images.Shape, and data.num_train), and `run.NAME` for any value of the run;
+`is_file(value)` and `is_run(value)` say that a value names a file or a run directory, whose content is part of the
+run's identity.
 """
 
 import functools
@@ -34,8 +37,13 @@ CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 VARIABLE = "CNNLAB_CONF"
 
 # What a result is made of, in the order of its name.
-GROUPS = ("data", "norm", "aug", "model", "loss", "optim", "sched", "callbacks")
-LISTED = ("aug", "logger", "callbacks")  # groups of which several options can be chosen, each below its own name
+GROUPS = ("data", "norm", "aug", "model", "loss", "metrics", "optim", "sched", "module", "callbacks")
+LISTED = (
+    "aug",
+    "metrics",
+    "logger",
+    "callbacks",
+)  # groups of which several options can be chosen, each below its own name
 OVERLAYS = ("experiment", "debug")  # whose files change any group
 
 
@@ -156,6 +164,11 @@ def _limits(path: Path) -> dict[str, str]:
     root = yaml.compose(text)
     found = dict(walk(root, "")) if isinstance(root, yaml.MappingNode) else {}
     return found if any(found.values()) else {}
+
+
+def only_watches(name: str) -> bool:
+    """Whether the comments of an option's file say that it changes no result: a line "# [watches]"."""
+    return bool(re.search(r"^#.*\[watches\]\s*$", _path(name).read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def default_option(group: str) -> str:

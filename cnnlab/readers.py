@@ -98,14 +98,17 @@ SUMMARY: dict[str, Any] = {
         "num_train": int,
         "num_held_out": int,
         "num_test": int,
-        "image_size": int,
-        "input_size": int,
+        "task": ("multiclass", "multilabel", "regression"),
+        "channels": int,
+        "image_size": [int],
+        "input_size": [int],
         "classes": [str],
         "fingerprint": str,
         "split": str,
     },
     "environment": {"device": str, "num_devices": int, "num_threads": int, "precision": str},
     "selected_on": str,
+    "select_mode": ("max", "min"),
     "best_epoch": int,
     "epochs_done": int,
     "metrics": {str: float},
@@ -115,7 +118,7 @@ SUMMARY: dict[str, Any] = {
     "error": {"type": str, "message": str},
 }
 NEEDED = ("run", "choices", "changes", "seed", "status")
-WHEN_DONE = ("metrics", "selected_on", "best_epoch", "train_seconds", "images_per_second", "data")
+WHEN_DONE = ("metrics", "selected_on", "select_mode", "best_epoch", "train_seconds", "images_per_second", "data")
 
 
 def misfits(value: Any, kind: Any, where: str) -> Iterator[str]:
@@ -190,14 +193,13 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 def _inconsistent(summary: Mapping[str, Any]) -> str:
     """What cannot be in the summary of a finished run; empty if nothing is wrong."""
-    classes, metrics = summary["data"].get("classes", ()), summary["metrics"]
-    if len(classes) < 2:
+    classes, metrics, name = summary["data"].get("classes", ()), summary["metrics"], summary["selected_on"]
+    if len(classes) < (2 if summary["data"].get("task") == "multiclass" else 1):
         return f"it has {len(classes)} classes"
-    for name in ("test/acc", summary["selected_on"]):
-        if not math.isfinite(metrics.get(name, math.nan)):
-            return f"{name} was not measured"
-    if not 0 <= metrics["test/acc"] <= 1:
-        return "test/acc is not between 0 and 1"
+    if not math.isfinite(metrics.get(name, math.nan)):
+        return f"{name} was not measured"
+    if not all(0 <= value <= 1 for kind, value in metrics.items() if kind.endswith("/acc")):
+        return "an accuracy is not between 0 and 1"
     if not all(0 <= summary[name] < math.inf for name in ("train_seconds", "images_per_second")):
         return "a time is not a number from 0"
     return ""

@@ -3,7 +3,8 @@
     .hydra/           the composed configuration, as Hydra writes it
     summary.json      what the run is and what came out; its `status` is running, done, failed or interrupted
     metrics.csv       one row per epoch
-    predictions.npz   of the test images: predicted labels, at the best epoch, their probabilities, true labels
+    predictions.npz   of the test images: predicted labels, at the best epoch, their probabilities, true labels; or, for
+                      several labels and for numbers, outputs and targets
     train.log         what was printed
     source.diff       how the source files differed from the commit that the summary names, if they did
     checkpoints/      last.ckpt, previous.ckpt, best.ckpt, each with its SHA-256
@@ -33,7 +34,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from errno import EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
@@ -49,12 +50,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 log = logging.getLogger("cnnlab")
-
-COLUMNS = (  # of metrics.csv
-    "epoch",
-    *("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc"),
-    *("lr", "epoch_seconds", "images_per_second"),
-)
 
 
 MISSING = (EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP)  # what file systems answer that cannot lock, or cannot flush a folder
@@ -333,7 +328,8 @@ class RunDirectory:
         except (FileNotFoundError, BrokenFileError):
             return []
 
-    def write_metrics(self, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
+    def write_metrics(self, rows: Sequence[Row]) -> None:
+        columns = list(dict.fromkeys(name for row in rows for name in row))
         with (
             atomic_path(self.path / "metrics.csv") as partial,
             open(partial, "w", newline="", encoding="utf-8") as file,
@@ -359,18 +355,22 @@ class RunDirectory:
         np.add.at(counts, (labels, predicted), 1)
         return counts
 
-    def write_predictions(self, predicted: np.ndarray, labels: np.ndarray, confidence: np.ndarray) -> None:
-        """Compactly: where there are at most 256 classes, four bytes for an image before compression."""
+    def write_predictions(self, targets: np.ndarray, *answers: np.ndarray) -> None:
+        """Compactly: where there are at most 256 classes, four bytes for an image before compression.
+
+        answers: as cnnlab.classifier has them; of labels and numbers they are kept as `outputs` beside `targets`.
+        """
         import numpy as np
 
-        kind = np.min_scalar_type(int(max(labels.max(), predicted.max())))
+        if targets.ndim == 1:
+            predicted, confidence = answers
+            kind = np.min_scalar_type(int(max(targets.max(), predicted.max())))
+            kept = {"predicted": predicted.astype(kind), "labels": targets.astype(kind)}
+            kept |= {"confidence": confidence.astype(np.float16)}
+        else:
+            kept = {"outputs": answers[0], "targets": targets}
         with atomic_path(self.path / "predictions.npz") as partial, open(partial, "wb") as file:
-            np.savez_compressed(
-                file,
-                predicted=predicted.astype(kind),
-                labels=labels.astype(kind),
-                confidence=confidence.astype(np.float16),
-            )
+            np.savez_compressed(file, **cast(Any, kept))
 
     @contextmanager
     def logged(self) -> Iterator[None]:
@@ -430,6 +430,23 @@ class _LogFile(logging.FileHandler):
     def close(self) -> None:
         with contextlib.suppress(OSError):
             super().close()
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """What a finished run has come to: the metric that it was selected by, on the test images if it is known there."""
+    return f"{in_words(reported(summary))} {summary['metrics'][reported(summary)]:.4f}"
+
+
+def reported(summary: Mapping[str, Any]) -> str:
+    """The metric that a finished run is reported by: of the test images, "test/acc", if it was measured there."""
+    selected = summary["selected_on"]
+    tested = f"test/{selected.partition('/')[2]}"
+    return tested if tested in summary["metrics"] else selected
+
+
+def in_words(metric: str) -> str:
+    """The name of a metric: "test/acc" -> "test accuracy"."""
+    return re.sub(r"\bacc$", "accuracy", metric.replace("/", " "))
 
 
 def now() -> str:

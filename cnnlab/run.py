@@ -1,49 +1,34 @@
 """One run, from its configuration to its summary: open, resume, fit, test, close. Imports torch."""
 
-import logging
 import os
 import platform
-import re
-import resource
-import sys
 import time
-import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from datetime import timedelta
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning
 import torch
 import torchvision
-from lightning import Callback, Trainer, seed_everything
-from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning import Trainer, seed_everything
 from omegaconf import DictConfig
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from cnnlab import checkpoint, graph, signals
-from cnnlab.board import TensorBoard
-from cnnlab.callbacks import ProgressBar, Records
+from cnnlab import checkpoint, signals
+from cnnlab.callbacks import Records, measured
 from cnnlab.check import refuse_uneven
 from cnnlab.checkpoint import CheckpointFiles
-from cnnlab.classifier import Classifier, schedule
-from cnnlab.config import UserError, instantiate, leaves, plain, targets
-from cnnlab.data.images import DataSet
+from cnnlab.config import UserError, leaves, plain, selection, targets
+from cnnlab.data.images import DataSet, at_places
 from cnnlab.data.module import ImageData
-from cnnlab.parts import make_network
-from cnnlab.processes import num_cores, place
+from cnnlab.machine import of_gpus, peak_memory, reset_peak_memory, unused_gpu, use_threads
+from cnnlab.parts import NOT_DETERMINISTIC, Parts, assemble, told
+from cnnlab.processes import place
 from cnnlab.provenance import code_digest, git_state, source_changes
-from cnnlab.records import RunDirectory, log, write_text
+from cnnlab.records import RunDirectory, headline, log, write_text
 from cnnlab.report import pictures
-
-warnings.filterwarnings("ignore", module=r"lightning\.")  # of its use of older torch
-for name in ("lightning.pytorch", "lightning.fabric"):  # announcements; `describe` says what is used
-    logging.getLogger(name).setLevel(logging.WARNING)
-
+from cnnlab.trainer import check_monitors, make_callbacks, make_trainer, refuse_early, with_graph
 
 FITTED_ON = 10_000  # training images, given to a network that learns from them before it is trained
 
@@ -57,71 +42,67 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     use_threads(run, config.trainer.devices)
     seed_everything(config.seed, verbose=False)
     reset_peak_memory()
-    datamodule = make_data(config, data)
-    channels = data.train.pixels.shape[1]
-    network = make_network(config.model, len(data.train.classes), channels, datamodule.input_size)
-    optimizer, scheduler = instantiate(config.optim), instantiate(config.sched)
-    refuse_early(optimizer, scheduler)
     files = CheckpointFiles()
-    code = code_digest(targets(config))
-    records = Records(run, files, code, f"{datamodule.held_out}/acc", **config.checkpoint)
-    trainer = make_trainer(config, run, records)
+    records = Records(run, files, code_digest(targets(config)), *selection(config), **config.checkpoint)
+    callbacks = make_callbacks(config, run)
+    trainer = make_trainer(config, run, records, callbacks)
     asked = config.trainer.devices * config.trainer.num_nodes
     if 0 < asked != trainer.world_size:
         raise UserError(f"{trainer.world_size} processes would train, and trainer.devices asks for {asked}.")
     refuse_uneven(config.batch_size, trainer.world_size)
     if config.trainer.sync_batchnorm and trainer.strategy.root_device.type != "cuda":
         raise UserError("trainer.sync_batchnorm=true needs GPUs: torch has it for nothing else. Type it as false.")
-    kind = Classifier
-    if config.cuda_graph and use_graph(trainer, optimizer, scheduler, datamodule, plain(config.trainer)):
-        kind = graph.GraphedClassifier
-    classifier = kind(
-        network,
-        optimizer,
-        scheduler,
-        datamodule.held_out,
-        loss=instantiate(config.loss),
-        warmup_epochs=config.warmup_epochs,
-        decay_all=config.decay_all,
-        test_flips=config.test_flips,
-        compiled=config.compile,
-    )
-    summary = {"status": "running"} | dict(about) | describe(trainer, classifier, datamodule)
+    with not_deterministic_told(trainer):
+        parts = assemble(config, data, extend=partial(with_graph, config, trainer))
+    refuse_early(config, parts)
+    check_monitors(callbacks, parts)
+    datamodule = parts.data
+    summary = {"status": "running"} | dict(about) | describe(trainer, parts)
     if trainer.is_global_zero:
         if config.trainer.accelerator == "auto" and (reason := unused_gpu()):
             log.warning(
                 f"This machine has an NVIDIA GPU that torch cannot use: {reason}. The run trains on the CPU, many "
                 f"times slower. Use trainer.accelerator=cpu if that is what you want."
             )
-        open_records(run, summary, trainer, datamodule)
+        open_records(run, summary, trainer, parts)
 
     failed = True
     try:
-        with signals.noted():
+        with signals.noted(), not_deterministic_told(trainer):
             newest = begins_with(config, run, trainer)
-            if (fit := getattr(network, "fit", None)) and newest is None:
+            if (fit := getattr(parts.network, "fit", None)) and newest is None:
                 mixed = torch.randperm(len(datamodule.train_index))[:FITTED_ON]
-                fit(datamodule.evaluation_images("train", datamodule.train_index[mixed]))
-            summary |= fit_and_test(trainer, classifier, datamodule, records, newest)
+                with told(f"{config.model._target_}.fit"):
+                    fit(datamodule.evaluation_images("train", datamodule.train_index[mixed]))
+            summary |= fit_and_test(trainer, parts, records, newest)
             if trainer.is_global_zero:
                 close_records(run, summary, trainer, config)
         failed = False
     except signals.Interrupted:
         failed = False
         raise
+    finally:
+        files.close()
+        release(parts)
+        for logger in trainer.loggers:  # the next run of this process is another one
+            if callable(finish := getattr(getattr(logger, "_experiment", None), "finish", None)):
+                finish()
+        leave_process_group(failed)
+    return summary
+
+
+@contextmanager
+def not_deterministic_told(trainer: Trainer) -> Iterator[None]:
+    """Within the block, an operation that deterministic=true ends the run for is told in a sentence."""
+    try:
+        yield
     except RuntimeError as error:
-        if "does not have a deterministic implementation" not in str(error):
+        if NOT_DETERMINISTIC not in str(error):
             raise
         raise UserError(
             f"deterministic=true, and {str(error).split(' does not')[0]} has no deterministic implementation on "
             f"{trainer.strategy.root_device.type}. Use deterministic=false, or another layer."
         ) from error
-    finally:
-        files.close()
-        classifier.release()
-        datamodule.release()
-        leave_process_group(failed)
-    return summary
 
 
 def begins_with(config: DictConfig, run: RunDirectory, trainer: Trainer) -> Path | None:
@@ -144,50 +125,33 @@ def leave_process_group(failed: bool) -> None:
             torch.distributed.destroy_process_group()
 
 
-THREADS = torch.get_num_threads()  # what OMP_NUM_THREADS or the number of cores says
+def release(parts: Parts) -> None:
+    """Let go of what the training has kept on the device besides weights, images and statistics."""
+    if let_go := getattr(parts.module, "release", None):
+        let_go()
+    parts.data.release()
 
 
-def use_threads(run: RunDirectory, devices: int) -> None:
-    """Compute with the number of threads that the run began with: with another one, sums differ in their last bits."""
-    several = devices > 1
-    ours = THREADS if not several or os.environ.get("OMP_NUM_THREADS") else max(1, num_cores() // devices)
-    kept = run.summary().get("environment", {}).get("num_threads", ours)
-    torch.set_num_threads(kept)
-    if several:  # Lightning would set its own
-        os.environ["OMP_NUM_THREADS"] = str(kept)
-    if kept != ours:
-        log.info(f"The run goes on with {kept} threads, as it began, instead of {ours}; rerun=true trains it anew.")
-
-
-def fit_and_test(
-    trainer: Trainer, classifier: Classifier, datamodule: ImageData, records: Records, newest: Path | None
-) -> dict[str, Any]:
+def fit_and_test(trainer: Trainer, parts: Parts, records: Records, newest: Path | None) -> dict[str, Any]:
     """Train to the end, then evaluate the test images; return what the summary says about it.
 
     newest: the checkpoint from which the training goes on.
     """
+    module, datamodule = parts.module, parts.data
     started = time.perf_counter()
-    trainer.fit(classifier, datamodule, ckpt_path=newest, weights_only=True)
+    trainer.fit(module, datamodule, ckpt_path=newest, weights_only=True)
     train_seconds = records.seconds_before + time.perf_counter() - started
-    graphed = isinstance(classifier, graph.GraphedClassifier) and classifier.was_recorded
-    classifier.release()  # the memory that steps have used, for the tests
-    datamodule.release()
+    graphed = getattr(module, "was_recorded", False)
+    release(parts)  # the memory that steps have used, for the tests
 
     best, rows = records.best, records.rows
-    at_last = test(trainer, classifier, datamodule, records.last)
+    at_last = test(trainer, parts, records.last)
     best_path = records.run.checkpoints / "best.ckpt"
-    at_best = at_last if best is rows[-1] else test(trainer, classifier, datamodule, best_path)
-    assert classifier.predictions is not None
-    predicted, confidence = (values.numpy() for values in classifier.predictions)
-    if trainer.is_global_zero:
-        shown = datamodule.data.test
-        labels = shown.labels[: len(predicted)]  # with trainer.limit_test_batches they are not all
-        records.run.write_predictions(predicted, labels, confidence)
-        pixels = shown.pixels.transpose(0, 2, 3, 1)
-        pictures.mistakes(records.run.path / "mistakes.png", pixels, labels, predicted, confidence, shown.classes)
+    at_best = at_last if best is rows[-1] else test(trainer, parts, best_path)
+    if trainer.is_global_zero and (answers := getattr(module, "predictions", None)):
+        write_answers(records.run, datamodule, [values.numpy() for values in answers])
     return {
         "status": "done",
-        "selected_on": records.monitor,
         "best_epoch": int(best["epoch"]),
         "epochs_done": len(rows),
         "metrics": flat_metrics(best, at_best, rows[-1], at_last),
@@ -198,132 +162,28 @@ def fit_and_test(
     }
 
 
-def make_data(config: DictConfig, data: DataSet) -> ImageData:
-    """The batches that a configuration makes out of a data set."""
-    return ImageData(
-        data,
-        instantiate(config.norm),
-        {name: instantiate(node) for name, node in config.aug.items()},
-        batch_size=config.batch_size,
-        val_fraction=config.val_fraction,
-        num_train_images=config.num_train_images,
-        seed=config.seed,
-        resident=config.resident,
-        cache_dir=config.cache_dir,
-    )
+def write_answers(run: RunDirectory, datamodule: ImageData, answers: list[Any]) -> None:
+    """Keep what `cnnlab.classifier.answers` says about the test images; draw the worst mistakes."""
+    shown, num = datamodule.data.test, len(answers[0])  # with trainer.limit_test_batches not all
+    run.write_predictions(shown.targets[:num], *answers)
+    if shown.task == "multiclass":
+        predicted, confidence = answers
+        pictures.mistakes(
+            run.path / "mistakes.png", at_places(shown), shown.targets[:num], predicted, confidence, shown.classes
+        )
 
 
-def refuse_early(make_optimizer: Callable[..., Optimizer], make_scheduler: Callable[..., LRScheduler]) -> None:
-    """What torch's optimizers and schedules refuse is the user's to fix, and is said before anything is written."""
-    try:
-        optimizer = make_optimizer([nn.Parameter(torch.zeros(1))])
-        schedule(make_scheduler, optimizer, num_steps=100, monitor="")
-    except (ValueError, TypeError) as error:
-        raise UserError(f"The optimizer or its schedule refuses its arguments: {error}.") from error
-
-
-def make_trainer(config: DictConfig, run: RunDirectory, records: Records) -> Trainer:
-    """Lightning's Trainer with what the configuration leaves to us: precision, callbacks, loggers."""
-    callbacks: list[Callback] = [records, *(instantiate(node) for node in config.callbacks.values())]
-    if os.isatty(1):
-        callbacks.append(ProgressBar())
-    node = plain(config.trainer)
-    if node["precision"] == "auto":
-        node["precision"] = "bf16-mixed" if computes_in_bf16(node["accelerator"]) else "32-true"
-    devices = node["devices"] if node["devices"] > 0 else torch.cuda.device_count()
-    if node["strategy"] in ("auto", "ddp") and devices * node["num_nodes"] > 1:
-        node["strategy"] = ddp()
-    torch.backends.cudnn.deterministic = True  # with the same seed, the same bits
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32
-    environment = LightningEnvironment()  # whoever has started the processes: see cnnlab.processes.Place.settle
-    environment.set_global_rank(0)  # Lightning's own guess comes from SLURM_PROCID and the like; DDP sets it again
-    trainer = instantiate(
-        {"benchmark": False, **node},
-        callbacks=callbacks,
-        logger=[instantiate(logger, save_dir=str(run.path)) for logger in config.logger.values()],
-        plugins=[records.files, environment],
-        default_root_dir=str(run.path),
-        deterministic=config.deterministic,
-        enable_checkpointing=True,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-    )
-    trainer._signal_connector.register_signal_handlers = lambda: None  # it would put its own in place of ours
-    return trainer
-
-
-def ddp(timeout_minutes: float = 10.0) -> DDPStrategy:
-    """Several processes, each with its share of every batch, which wait so long for one that does not answer.
-
-    Without find_unused_parameters DDP would rearrange the gradients after its first step, and with three processes or
-    more a resumed run would sum them in another order than one that was left alone.
-    """
-    return DDPStrategy(find_unused_parameters=True, timeout=timedelta(minutes=timeout_minutes))
-
-
-def use_graph(
-    trainer: Trainer,
-    make_optimizer: Callable[..., Optimizer],
-    make_scheduler: Callable[..., LRScheduler],
-    datamodule: ImageData,
-    arguments: Mapping[str, Any],
-) -> bool:
-    """Whether CUDA graphs can do the training steps; if not on a GPU, say why.
-
-    arguments: of Lightning's Trainer.
-    """
-    optimizer = make_optimizer([nn.Parameter(torch.zeros(1))])
-    if reason := graph.unsupported(trainer, optimizer, make_scheduler, datamodule, arguments):
-        if trainer.strategy.root_device.type == "cuda":
-            log.info(f"No CUDA graph: {reason}.")
-        return False
-    datamodule.passes_are_batches = not any(map(graph.looks_at_every_step, cast(Any, trainer).callbacks))
-    return True
-
-
-def computes_in_bf16(accelerator: str) -> bool:
-    """Whether the hardware itself computes in bfloat16; emulated it is 4 to 16 times slower than float32."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
-        return False
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and any(flag in cpuinfo.read_text(encoding="utf-8") for flag in ("avx512_bf16", "amx_bf16"))
-
-
-def reset_peak_memory() -> None:
-    """What earlier runs of this process have used does not count."""
-    if torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # Linux has it
-        Path("/proc/self/clear_refs").write_bytes(b"5")
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most memory that this run has had in use so far, in bytes: of the GPU, or all that was resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists() and (peak := re.search(r"VmHWM:\s*(\d+)", status.read_text("utf-8"))):
-        return 1024 * int(peak[1])  # getrusage also counts what the process that has started this one had
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def test(trainer: Trainer, classifier: Classifier, datamodule: ImageData, path: Path) -> dict[str, float]:
-    """Loss and accuracy on the test images with the weights of a checkpoint."""
-    classifier.load_state_dict(CheckpointFiles().load_checkpoint(path)["state_dict"])
-    classifier.measured = {}
-    trainer.test(classifier, datamodule, verbose=False)
-    return classifier.measured
+def test(trainer: Trainer, parts: Parts, path: Path) -> dict[str, float]:
+    """What is measured on the test images with the weights of a checkpoint."""
+    parts.module.load_state_dict(CheckpointFiles().load_checkpoint(path)["state_dict"])
+    trainer.test(parts.module, parts.data, verbose=False)
+    return {name: value for name, value in measured(trainer, "test").items() if name.startswith("test/")}
 
 
 def flat_metrics(
     best: Mapping[str, float], at_best: Mapping[str, float], last: Mapping[str, float], at_last: Mapping[str, float]
 ) -> dict[str, float]:
-    """Loss and accuracy of every part at the best epoch ("test/acc") and at the last one ("last/test/acc")."""
+    """The metrics of every part at the best epoch ("test/acc") and at the last one ("last/test/acc")."""
 
     def measured(row: Mapping[str, float], tested: Mapping[str, float]) -> dict[str, float]:
         return {name: value for name, value in row.items() if "/" in name} | dict(tested)
@@ -331,18 +191,23 @@ def flat_metrics(
     return measured(best, at_best) | {f"last/{name}": value for name, value in measured(last, at_last).items()}
 
 
-def describe(trainer: Trainer, classifier: Classifier, datamodule: ImageData) -> dict[str, Any]:
+def describe(trainer: Trainer, parts: Parts) -> dict[str, Any]:
     """What a summary says of weights, data and environment."""
-    data, root_device = datamodule.data, trainer.strategy.root_device
+    datamodule, root_device = parts.data, trainer.strategy.root_device
+    data = datamodule.data
     cuda = root_device.type == "cuda"
     return {
-        "num_weights": sum(weights.numel() for weights in classifier.network.parameters()),
+        "selected_on": parts.select_on,
+        "select_mode": "max" if parts.higher else "min",
+        "num_weights": sum(weights.numel() for weights in parts.module.parameters()),
         "data": {
             "num_train": len(datamodule.train_index),
             "num_held_out": len(datamodule.held_out_index),
-            "num_test": len(data.test.labels),
-            "image_size": datamodule.image_size,
-            "input_size": datamodule.input_size,
+            "num_test": len(data.test.targets),
+            "task": datamodule.shape.task,
+            "channels": datamodule.shape.channels,
+            "image_size": list(datamodule.stored.size),
+            "input_size": list(datamodule.shape.size),
             "classes": list(data.train.classes),
             "fingerprint": data.fingerprint,
             "split": datamodule.split_digest,
@@ -365,47 +230,21 @@ def describe(trainer: Trainer, classifier: Classifier, datamodule: ImageData) ->
     }
 
 
-def of_gpus() -> dict[str, Any]:
-    """What decides the bits of a result on a GPU, besides torch."""
-    driver = Path("/sys/module/nvidia/version")
-    return {
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "driver": driver.read_text("utf-8").strip() if driver.exists() else None,
-        "cudnn_deterministic": torch.backends.cudnn.deterministic,
-        "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        "tf32": torch.backends.cudnn.allow_tf32,
-    }
-
-
-def unused_gpu(devices: Path = Path("/dev")) -> str:
-    """Why torch cannot use the NVIDIA GPU that this machine has; empty if it can, if there is none or it is hidden."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
-    if torch.cuda.is_available() or hidden or not list(devices.glob("nvidia[0-9]*")):
-        return ""
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA"
-    try:
-        torch.cuda.init()
-    except RuntimeError as error:
-        return str(error).splitlines()[0]
-    return "torch.cuda.is_available() is false"
-
-
-def open_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, datamodule: ImageData) -> None:
+def open_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, parts: Parts) -> None:
     """Write and say what is about to run; draw the sheet of training images."""
     run.write_summary(summary)
     if difference := source_changes():
         write_text(run.path / "source.diff", difference)
     environment, data = summary["environment"], summary["data"]
     log.info(
-        f"{os.path.relpath(run.path)}: {data['num_train']:,} training images of {data['input_size']} pixels, "
+        f"{os.path.relpath(run.path)}: {data['num_train']:,} training images of "
+        f"{'x'.join(map(str, data['input_size']))} pixels, "
         f"{summary['num_weights']:,} weights, {environment['precision']} on {environment['device']}"
     )
-    pictures.sheet(run.path / "samples.png", *datamodule.samples())
+    pictures.sheet(run.path / "samples.png", *parts.data.samples())
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoard):
-            logger.open(datamodule.held_out)
+        if opened := getattr(logger, "open_run", None):
+            opened(parts.data.held_out, getattr(parts.module, "measures", ()))
 
 
 def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, config: DictConfig) -> None:
@@ -413,9 +252,10 @@ def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, 
 
     TensorBoard's table gets the choices, what was typed, what differs from the defaults, and what everyone asks for.
     """
-    pictures.curves(run.path / "curves.png", run.metrics(), title=summary["run"])
-    classes = summary["data"]["classes"]
-    pictures.confusion(run.path / "confusion.png", run.confusion(len(classes)), classes)
+    pictures.curves(run.path / "curves.png", run.metrics(), summary["run"], summary["selected_on"].partition("/")[2])
+    data, classes = summary["data"], summary["data"]["classes"]
+    if data["task"] == "multiclass" and (run.path / "predictions.npz").exists():
+        pictures.confusion(run.path / "confusion.png", run.confusion(len(classes)), classes)
     typed = {word.split("=")[0].lstrip("+") for word in summary["overrides"]}
     knobs = {
         path: value if isinstance(value, int | float) else str(value)
@@ -424,14 +264,16 @@ def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, 
     }
     knobs |= summary["choices"]
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoard):
-            logger.close(knobs, summary["metrics"], summary["epochs_done"])
+        if close := getattr(logger, "close_run", None):
+            close(knobs, summary["metrics"], summary["epochs_done"])
         else:
             logger.log_hyperparams(knobs)
+            tested = {name: value for name, value in summary["metrics"].items() if name.startswith("test/")}
+            logger.log_metrics(tested, step=summary["epochs_done"])
     run.write_summary(summary)
-    metrics = summary["metrics"]
+    at_last = {name.removeprefix("last/"): value for name, value in summary["metrics"].items() if "last/" in name}
     log.info(
-        f"done: test accuracy {metrics['test/acc']:.4f} at epoch {summary['best_epoch']}, the best by "
-        f"{summary['selected_on']}; {metrics['last/test/acc']:.4f} at the last; "
+        f"done: {headline(summary)} at epoch {summary['best_epoch']}, the best by {summary['selected_on']}; "
+        f"{headline(summary | {'metrics': at_last}).rpartition(' ')[2]} at the last; "
         f"pictures in {os.path.relpath(run.path)}"
     )

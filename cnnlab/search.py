@@ -20,8 +20,8 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.check import check
-from cnnlab.config import UserError
-from cnnlab.records import Row, RunDirectory
+from cnnlab.config import UserError, selection
+from cnnlab.records import Row, RunDirectory, headline
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -55,7 +55,7 @@ def of_config(config: DictConfig) -> Search:
     keys = {override.key_or_group for override in typed}
     ready = {str(key): value for key, value in (sweeper.params or {}).items() if key not in keys}
     kept = [f"{key}={value}" for key, value in ready.items() if key.partition(".")[0] not in keys or _has(config, key)]
-    return Search([*parser.parse_overrides(kept), *typed], sweeper.seed, sweeper.prune_after)
+    return Search([*parser.parse_overrides(kept), *typed], sweeper.seed, sweeper.prune_after, *selection(config))
 
 
 def _has(config: DictConfig, path: str) -> bool:
@@ -78,11 +78,11 @@ def answer(directories: Sequence[Path]) -> str:
 
     directories: of the trials' runs.
     """
-    done = [run for run in map(RunDirectory, directories) if run.summary().get("status") == "done"]
-    best = max(done, key=lambda run: run.summary()["metrics"]["val/acc"]).summary()
+    done = [summary for run in map(RunDirectory, directories) if (summary := run.summary()).get("status") == "done"]
+    best = (max if done[0]["select_mode"] == "max" else min)(done, key=lambda one: one["metrics"][one["selected_on"]])
     knobs = ", ".join(f"{path}={value}" for path, value in best["changes"].items())
-    accuracy = f"{best['metrics']['val/acc']:.4f} on held-out images, {best['metrics']['test/acc']:.4f} on test images"
-    return f"The best of {len(directories)} trials by held-out images: {knobs}: {accuracy}."
+    found = f"{best['metrics'][best['selected_on']]:.4f} on held-out images, {headline(best)}"
+    return f"The best of {len(directories)} trials by {best['selected_on']}: {knobs}: {found}."
 
 
 class Search:
@@ -93,14 +93,23 @@ class Search:
             int(interval(50,500)) from whole numbers, choice(a,b), range(1,9) and a,b from what they list; anything else
             holds for all trials.
         seed: of the sampler, Optuna's tree-structured Parzen estimator (J. Bergstra et al., 2011).
-        prune_after: from this epoch on a run is given up when its best accuracy on held-out images so far is below the
+        select_on, higher: the metric that is searched by, and whether its larger value is the better one.
+        prune_after: from this epoch on a run is given up when its best value of that so far is worse than the
             median of the trials that were finished before, at this epoch, if there are five (Optuna's MedianPruner);
             None: never.
 
     Raises: UserError if nothing is varied, or something in an impossible way, or if Optuna is not there.
     """
 
-    def __init__(self, overrides: Sequence[Override], seed: int, prune_after: int | None):
+    def __init__(
+        self,
+        overrides: Sequence[Override],
+        seed: int,
+        prune_after: int | None,
+        select_on: str = "val/acc",
+        higher: bool = True,
+    ):
+        self.select_on = select_on
         try:
             import optuna
         except ImportError as error:
@@ -117,7 +126,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         pruners = optuna.pruners
         self.study = optuna.create_study(
-            direction="maximize",
+            direction="maximize" if higher else "minimize",
             sampler=optuna.samplers.TPESampler(seed=seed),
             pruner=pruners.MedianPruner(n_warmup_steps=prune_after) if prune_after else pruners.NopPruner(),
         )
@@ -161,7 +170,7 @@ class Search:
         summary = run.summary()
         if summary.get("status") == "done":
             self._judged(trial, run.rows(), finished=True)
-            self.study.tell(trial, summary["metrics"]["val/acc"])
+            self.study.tell(trial, summary["metrics"][self.select_on])
         elif summary.get("error", {}).get("type") == "DivergedError":
             self.study.tell(trial, state=TrialState.PRUNED)
         elif summary.get("error", {}).get("type") == "Pruned":
@@ -179,7 +188,7 @@ class Search:
         known = self.study.trials[trial.number].intermediate_values
         for row in rows:
             if int(row["epoch"]) not in known:
-                trial.report(row["val/acc"], int(row["epoch"]))
+                trial.report(row[self.select_on], int(row["epoch"]))
                 if not (finished and row is rows[-1]) and trial.should_prune():
                     return True
         return False

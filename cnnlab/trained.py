@@ -1,56 +1,61 @@
 """A trained run, ready for use: pixels in, logits out, with normalisation and all else that belongs to it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torchmetrics import Metric
 
-from cnnlab.augment import CropFlip
+from cnnlab.augment import Crop, Stage, in_order
 from cnnlab.checkpoint import CheckpointFiles
-from cnnlab.config import instantiate
-from cnnlab.data.module import evaluated_together
+from cnnlab.config import UserError, filled, instantiate
+from cnnlab.data.images import Shape
+from cnnlab.data.module import evaluated_together, output_size
+from cnnlab.machine import computes_in_bf16
+from cnnlab.metrics import Accuracy
 from cnnlab.normalize import Normalization
 from cnnlab.opened import OpenedRun, opened
-from cnnlab.parts import make_network
+from cnnlab.parts import MISFITS, make_augmentations, make_loss, make_metrics, make_network
 from cnnlab.records import CheckpointError
-from cnnlab.run import computes_in_bf16
 
 
 class Trained(nn.Module):
     """What a run has learned, at its best epoch, in evaluation mode.
 
-    (B, C, H, W) uint8, of the size `image_size` -> logits (B, num_classes) float32.
+    (B, C, H, W) uint8, of the shape `stored` -> outputs (B, K) float32: logits, or numbers.
 
     Args:
         norm: with the statistics of the training images.
         network: with its weights.
-        crop: gives the centre that evaluation looks at; None: the whole image.
+        crop: its `center` gives the part that evaluation looks at; None: the whole image.
         test_flips: whether the logits are the mean over an image and its mirror image.
         classes: names, by label.
-        image_size: height and width, in pixels.
+        stored: of the images.
         bf16: whether the network computes in bfloat16, as in training; normalisation never does.
-        loss: that it was trained by.
+        loss, metrics: that it was trained by, and measured by.
     """
 
     def __init__(
         self,
         norm: Normalization,
         network: nn.Module,
-        crop: CropFlip | None,
+        crop: Crop | None,
         test_flips: bool,
         classes: Sequence[str],
-        image_size: int,
+        stored: Shape,
         bf16: bool = False,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        metrics: Mapping[str, Metric] | None = None,
     ):
         super().__init__()
         self.norm, self.network, self.crop, self.test_flips = norm, network, crop, test_flips
-        self.classes, self.image_size, self.bf16, self.loss = tuple(classes), image_size, bf16, loss
+        self.classes, self.stored, self.bf16, self.loss = tuple(classes), stored, bf16, loss
+        self.metrics = (metrics if metrics is not None else {"acc": Accuracy()},)  # no part of the module
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -83,11 +88,10 @@ class Trained(nn.Module):
 
     @torch.no_grad()
     def logits(self, pixels: Tensor) -> Tensor:
-        """Of many images, on the CPU: (N, C, H, W) uint8 -> (N, num_classes) float32."""
+        """Of many images, on the CPU: (N, C, H, W) uint8 -> (N, K) float32."""
         device = next(self.parameters()).device
-        return torch.cat(
-            [self(chunk.to(device)).cpu() for chunk in pixels.split(evaluated_together(device, self.image_size))]
-        )
+        chunks = pixels.split(evaluated_together(device, self.stored.size))
+        return torch.cat([self(chunk.to(device)).cpu() for chunk in chunks])
 
 
 def open_run(path: Path, epoch: str = "best") -> tuple[Trained, DictConfig, dict[str, Any]]:
@@ -101,7 +105,12 @@ def open_run(path: Path, epoch: str = "best") -> tuple[Trained, DictConfig, dict
     saved = CheckpointFiles().load_checkpoint(checkpoint)
     try:
         model = _made(run, saved)
-        model.logits(torch.zeros(1, 3, model.image_size, model.image_size, dtype=torch.uint8))
+        found = model.logits(torch.zeros(1, model.stored.channels, *model.stored.size, dtype=torch.uint8)).shape
+        if found != (1, model.stored.num_classes):
+            raise UserError(
+                f"{path} has a network that gives {tuple(found)} for one image, and not one number for each of "
+                f"{model.stored.num_classes} classes: only its own module knows what to do with them."
+            )
     except MISFITS as error:
         raise CheckpointError(
             f"{checkpoint} does not fit the configuration and the summary of {path}: {error}"
@@ -109,42 +118,36 @@ def open_run(path: Path, epoch: str = "best") -> tuple[Trained, DictConfig, dict
     return model, run.config, run.summary
 
 
-# What torch and our classes raise where weights, statistics and sizes of several files do not fit together.
-MISFITS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
-
-
 def _made(run: OpenedRun, saved: dict[str, Any]) -> Trained:
     """The model, on its device. saved: the content of the checkpoint."""
-    config, data = run.config, run.summary["data"]
-    sizes = (len(data["classes"]), 3, data["input_size"])
+    config, data, stored = run.config, run.summary["data"], run.stored
+    augmentations = in_order(make_augmentations(config.aug, stored))
+    shape = stored.resized(output_size(augmentations, stored.size))
+    if list(shape.size) != data["input_size"]:
+        raise ValueError(f"the network is said to see {data['input_size']} pixels, and augmentations give {shape.size}")
     prefix = "network."
     weights = {key.removeprefix(prefix): value for key, value in saved["state_dict"].items() if key.startswith(prefix)}
     with torch.device("meta"):  # first without memory: the network is as large as its checkpoint, or is not made
-        make_network(config.model, *sizes, try_it=False).load_state_dict(
+        make_network(config.model, shape, try_it=False).load_state_dict(
             {name: torch.empty_like(values, device="meta") for name, values in weights.items()}
         )
-    network = make_network(config.model, *sizes, try_it=False)
+    network = make_network(config.model, shape, try_it=False)
     network.load_state_dict(weights)
-    norm = instantiate(config.norm)
+    norm = instantiate(filled(config.norm, stored.facts()))
     norm.restore(saved.get("ImageData", {}))  # a normalisation may have no statistics
-    augmentations = [instantiate(node) for node in config.aug.values()]
-    size = data["image_size"]
-    for augmentation in augmentations:
-        size = augmentation.output_size(size)
-    if size != data["input_size"]:
-        raise ValueError(f"the network is said to see {data['input_size']} pixels, and augmentations give {size}")
-    crops = [augmentation for augmentation in augmentations if isinstance(augmentation, CropFlip)]
+    crops = (augmentation for augmentation in augmentations.values() if augmentation.stage == Stage.CROP)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     bf16 = run.summary["environment"]["precision"] == "bf16-mixed" and computes_in_bf16(device)
     network.to(memory_format=torch.channels_last)
     model = Trained(
         norm,
         network,
-        next(iter(crops), None),
+        cast(Crop | None, next(crops, None)),
         config.test_flips,
         data["classes"],
-        data["image_size"],
+        stored,
         bf16,
-        instantiate(config.loss),
+        make_loss(config.loss, shape),
+        make_metrics(config.metrics, shape),
     )
     return model.to(device)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnlab.augment import Augmentation, Stage, blend, constant, grey, inverse_matrix
+from cnnlab.augment import Augmentation, Size, Stage, blend, constant, grey, inverse_matrix
 
 NUM_STEPS = 31  # of strength
 # from the weakest to the strongest; what has no strength counts as 0
@@ -38,15 +38,15 @@ class TrivialAugment(Augmentation):
 
     stage = Stage.COLOR
 
-    def draw(self, generator: torch.Generator, num_images: int, image_size: int) -> dict[str, Tensor]:
+    def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
         """change: (N,) int64, into CHANGES; strength: (N,) float32; theta: (N, 2, 3) float32, as for Affine."""
         change = torch.randint(len(CHANGES), (num_images,), generator=generator)
         step = torch.randint(NUM_STEPS, (num_images,), generator=generator)
         sign = torch.randint(2, (num_images,), generator=generator) * 2 - 1
-        return self.parameters(change, step, sign, image_size)
+        return self.parameters(change, step, sign, size)
 
     @staticmethod
-    def parameters(change: Tensor, step: Tensor, sign: Tensor, image_size: int) -> dict[str, Tensor]:
+    def parameters(change: Tensor, step: Tensor, sign: Tensor, size: Size) -> dict[str, Tensor]:
         """What is drawn, from the number of the change, the step of its strength, and its direction: (N,) int64."""
         tables = {name: torch.linspace(*ends, NUM_STEPS) for name, ends in RANGES.items()}  # float32, as torchvision's
         tables["posterize"] = tables["posterize"].round()
@@ -56,15 +56,15 @@ class TrivialAugment(Augmentation):
         def of(name: str) -> Tensor:
             return torch.where(change == CHANGES.index(name), strength, 0.0)
 
-        half = image_size / 2  # a shear leaves the upper left corner where it is
+        down, across = (length / 2 for length in size)  # a shear leaves the upper left corner where it is
         theta = inverse_matrix(
             angle=-of("rotate"),
-            x=of("translate_x").trunc() - of("shear_x") * half,
-            y=of("translate_y").trunc() - of("shear_y") * half,
+            x=of("translate_x").trunc() - of("shear_x") * down,
+            y=of("translate_y").trunc() - of("shear_y") * across,
             scale=torch.ones_like(strength),
             shear_x=of("shear_x").atan().rad2deg(),
             shear_y=of("shear_y").atan().rad2deg(),
-            image_size=image_size,
+            size=size,
         )
         return {"change": change, "strength": strength.float(), "theta": theta}
 

@@ -102,14 +102,14 @@ def reevaluated(run: Planned) -> tuple[float, float] | None:
     from cnnlab.config import data_source
     from cnnlab.data.images import Images, load_once
     from cnnlab.evaluation import evaluate
-    from cnnlab.run import make_data
+    from cnnlab.parts import make_data
     from cnnlab.trained import open_run
 
     model, _, _ = open_run(path, "last")
     data = load_once(data_source(config.data))
     index = make_data(config, data).train_index.numpy()
-    found = evaluate(model, Images(data.train.pixels[index], data.train.labels[index], data.train.classes))
-    return found.loss, found.accuracy
+    found = evaluate(model, Images(data.train.pixels[index], data.train.targets[index], data.train.classes))
+    return found.metrics["loss"], found.accuracy
 
 
 def collect(planned: Sequence[Planned], folder: Path) -> dict[tuple[str, int], results.Run]:

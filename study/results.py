@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from cnnlab.config import UserError
-from cnnlab.records import COLUMNS, Row, RunDirectory, atomic_path
+from cnnlab.records import Row, RunDirectory, atomic_path
 from study.variants import SEARCH
 
 FACTS = (  # columns of runs.csv
@@ -38,7 +38,10 @@ FACTS = (  # columns of runs.csv
     "epoch_seconds",  # median
     "started",
 )
-MEASURED = COLUMNS[1:]  # columns of epochs.csv after variant, seed and epoch
+MEASURED = (
+    *("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc"),
+    *("lr", "epoch_seconds", "images_per_second"),
+)  # columns of epochs.csv after variant, seed and epoch
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,23 @@ def command(tmp_path: Path) -> Command:
     return run
 
 
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Do what `python -m cnnlab WORDS...` does, without another start of Python."""
+    from cnnlab import cli
+
+    def do(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["cnnlab", *map(str, words)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return subprocess.CompletedProcess(words, status, *capsys.readouterr())
+
+    return do
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of real CIFAR-10 pictures: train/<class>/*.jpg, test/<class>/*.jpg."""

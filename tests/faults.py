@@ -105,8 +105,11 @@ def install(faults: list[list], counts: Counter) -> None:
         save_checkpoint(self, *arguments, **named)
 
     CheckpointFiles.save_checkpoint = saved
-    for kind in (Classifier, cnnlab.graph.GraphedClassifier):
+    for kind in (Classifier, cnnlab.graph.GraphedSteps):
+        replayable = hasattr(kind.training_step, "replayable")
         kind.training_step = counted(kind.training_step, "step")
+        if replayable:
+            kind.training_step.replayable = True
     Classifier.validation_step = counted(Classifier.validation_step, "validation")
     write_bytes, replace = Path.write_bytes, Path.replace
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from cnnlab.anatomy import layers
+from cnnlab.data.images import Shape
 from cnnlab.networks import BagOfWords, ConvNet
 
 
@@ -14,7 +15,7 @@ def test_question_1():
     For the fully connected layer the report takes an output of 128x128, and gets 3,221,225,472 weights. By its own
     formula the output has 1 + (256 - 128) / 1 = 129 pixels, and the layer 129^2 / 128^2 times as many.
     """
-    [layer] = layers(nn.Sequential(nn.Conv2d(3, 1, 128)), in_channels=3, image_size=256)
+    [layer] = layers(nn.Sequential(nn.Conv2d(3, 1, 128)), Shape(10, 3, 256, 256))
     assert layer.weights == 49_153
     assert layer.output == (1, 129, 129)
     assert layer.fully_connected == 256 * 256 * 3 * 129 * 129
@@ -27,7 +28,7 @@ def test_question_7():
     network = nn.Sequential(
         nn.Conv2d(1, 1, 3, stride=2), nn.MaxPool2d(2), nn.Conv2d(1, 1, 5, stride=1), nn.Conv2d(1, 1, 3, stride=3)
     )
-    found = layers(network, in_channels=1, image_size=96)
+    found = layers(network, Shape(10, 1, 96, 96))
     assert [(layer.receptive_field, layer.stride) for layer in found] == [(3, 2), (5, 4), (21, 4), (29, 12)]
     image = torch.rand(1, 1, 96, 96, requires_grad=True)
     for weights in network.parameters():
@@ -39,7 +40,7 @@ def test_question_7():
 
 
 def test_questions_8_to_11():
-    found = {layer.name: layer for layer in layers(ConvNet(), in_channels=3, image_size=32)}
+    found = {layer.name: layer for layer in layers(ConvNet(), Shape(10, 3, 32, 32))}
     outputs = {
         "conv1": (32, 32, 32),
         "pool1": (32, 16, 16),
@@ -60,13 +61,13 @@ def test_questions_8_to_11():
 
 @pytest.mark.parametrize("fully_convolutional", [False, True])
 def test_fully_connected_layers_see_what_their_convolutions_see(fully_convolutional):
-    found = layers(ConvNet(fully_convolutional=fully_convolutional), in_channels=3, image_size=32)
+    found = layers(ConvNet(fully_convolutional=fully_convolutional), Shape(10, 3, 32, 32))
     assert found[-1].receptive_field == 60
     assert sum(layer.multiply_adds for layer in found) == 23_152_400
 
 
 def test_question_12():
-    found = layers(BagOfWords(), in_channels=3, image_size=32)
+    found = layers(BagOfWords(), Shape(10, 3, 32, 32))
     assert sum(layer.weights for layer in found) == 10 * (1000 + 1)
     assert [layer.multiply_adds for layer in found] == [14**2 * 1000 * 6 * 6 * 3, 0, 10 * 1000]  # 14 x 14 patches
     assert found[0].receptive_field == 32
@@ -75,7 +76,7 @@ def test_question_12():
 def test_the_network_is_left_as_it_was():
     network = ConvNet(batch_norm=True)
     before = {name: values.clone() for name, values in network.state_dict().items()}
-    layers(network, in_channels=3, image_size=32)
+    layers(network, Shape(10, 3, 32, 32))
     assert network.training
     assert all(values.equal(before[name]) for name, values in network.state_dict().items())
     assert not network.conv1._forward_hooks

@@ -34,7 +34,7 @@ def generator(seed=0):
 def test_crop_flip_equals_torchvision(size, padding, mode):
     augmentation = CropFlip(size, padding, mode)
     index = torch.tensor([3, 3, 0, 11, 7, 8, 2, 1])
-    drawn = augmentation.draw(generator(), len(index), 32)
+    drawn = augmentation.draw(generator(), len(index), (32, 32))
     result = augmentation.apply(IMAGES.permute(0, 2, 3, 1).contiguous(), index, **drawn).permute(0, 3, 1, 2)
     for row, number in enumerate(index):
         expected = reference.pad(IMAGES[number], [padding], padding_mode=mode)
@@ -55,17 +55,17 @@ def test_center_leaves_an_image_of_the_crops_size_alone():
 
 
 def test_crops_reach_every_place_equally_often_and_half_are_flipped():
-    drawn = CropFlip(28).draw(generator(), 20_000, 32)
+    drawn = CropFlip(28).draw(generator(), 20_000, (32, 32))
     for corner in (drawn["top"], drawn["left"]):
         assert stats.chisquare(corner.bincount(minlength=5)).pvalue > 1e-3
     assert stats.binomtest(int(drawn["flip"].sum()), 20_000, 0.5).pvalue > 1e-3
-    assert not CropFlip(flip_probability=0).draw(generator(), 100, 32)["flip"].any()
+    assert not CropFlip(flip_probability=0).draw(generator(), 100, (32, 32))["flip"].any()
 
 
 def test_cutmix_equals_torchvision_with_a_box_for_every_image():
     augmentation = CutMix()
     images, labels = IMAGES.float(), one_hot(torch.arange(12) % 10, 10)
-    drawn = augmentation.draw(generator(), 12, 32)
+    drawn = augmentation.draw(generator(), 12, (32, 32))
     mixed, soft = augmentation.apply(images, labels, images.roll(1, 0), labels.roll(1, 0), **drawn)
     for row, (left, top, right, bottom) in enumerate(drawn["box"].tolist()):
         params = {
@@ -85,7 +85,7 @@ def test_cutmix_equals_torchvision_with_a_box_for_every_image():
 def test_cutmix_draws_boxes_as_torchvision_does(alpha):
     """Boxes before clipping have the area 1 - lambda, lambda from Beta(alpha, alpha); compared by distribution."""
     torch.manual_seed(0)
-    box = CutMix(alpha).draw(generator(), 3000, 32)["box"].double()
+    box = CutMix(alpha).draw(generator(), 3000, (32, 32))["box"].double()
     areas = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
     transform = v2.CutMix(alpha=alpha, num_classes=10)
     theirs = [(1 - transform.make_params([IMAGES.float()])["lam_adjusted"]) * 32**2 for _ in range(3000)]
@@ -94,7 +94,7 @@ def test_cutmix_draws_boxes_as_torchvision_does(alpha):
 
 def test_mixup_equals_torchvision_with_a_weight_for_every_image():
     images, labels = IMAGES.float(), one_hot(torch.arange(12) % 10, 10)
-    drawn = MixUp(0.4).draw(generator(), 12, 32)
+    drawn = MixUp(0.4).draw(generator(), 12, (32, 32))
     mixed, soft = MixUp().apply(images, labels, images.roll(1, 0), labels.roll(1, 0), **drawn)
     transform = v2.MixUp(num_classes=10)
     for row, share in enumerate(drawn["share"].tolist()):
@@ -105,7 +105,7 @@ def test_mixup_equals_torchvision_with_a_weight_for_every_image():
 
 @pytest.mark.parametrize("alpha", [1.0, 0.2])
 def test_mixup_weights_come_from_the_beta_distribution(alpha):
-    share = MixUp(alpha).draw(generator(), 5000, 32)["share"].double().numpy()
+    share = MixUp(alpha).draw(generator(), 5000, (32, 32))["share"].double().numpy()
     assert stats.kstest(share, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
@@ -117,7 +117,7 @@ def test_mixup_weights_come_from_the_beta_distribution(alpha):
 def test_affine_equals_torchvision(angle, x, y, scale, shear_x, shear_y, size):
     images = IMAGES[:3, :, :size, :size].float()
     parameters = (torch.tensor([float(value)] * 3) for value in (angle, x, y, scale, shear_x, shear_y))
-    result = Affine(padding_mode="constant").apply(images, inverse_matrix(*parameters, image_size=size))
+    result = Affine(padding_mode="constant").apply(images, inverse_matrix(*parameters, size=(size, size)))
     expected = reference.affine(
         images, angle, [x, y], scale, [shear_x, shear_y], interpolation=v2.InterpolationMode.BILINEAR
     )
@@ -125,14 +125,14 @@ def test_affine_equals_torchvision(angle, x, y, scale, shear_x, shear_y, size):
 
 
 def test_affine_draws_for_every_image_what_torchvision_draws():
-    ours = Affine(degrees=20, translate=0.1, scale=(0.8, 1.3), shear=10).draw(generator(), 4000, 32)["theta"]
+    ours = Affine(degrees=20, translate=0.1, scale=(0.8, 1.3), shear=10).draw(generator(), 4000, (32, 32))["theta"]
     theirs = v2.RandomAffine(20, translate=(0.1, 0.1), scale=(0.8, 1.3), shear=(-10, 10, -10, 10))
     torch.manual_seed(0)
     drawn = [theirs.make_params([IMAGES[0]]) for _ in range(4000)]
     columns = {name: torch.tensor([float(d[name]) for d in drawn]) for name in ("angle", "scale")}
     columns |= {name: torch.tensor([d["translate"][i] for d in drawn]).float() for i, name in enumerate("xy")}
     columns |= {f"shear_{name}": torch.tensor([d["shear"][i] for d in drawn]) for i, name in enumerate("xy")}
-    expected = inverse_matrix(**columns, image_size=32)
+    expected = inverse_matrix(**columns, size=(32, 32))
     for row in range(2):
         for column in range(3):
             assert stats.ks_2samp(ours[:, row, column].numpy(), expected[:, row, column].numpy()).pvalue > 1e-3
@@ -141,14 +141,14 @@ def test_affine_draws_for_every_image_what_torchvision_draws():
 
 def test_affine_reflects_at_the_edge():
     moved = Affine(padding_mode="reflect").apply(
-        IMAGES.float(), inverse_matrix(*(torch.tensor([float(v)] * 12) for v in (0, 3, 0, 1, 0, 0)), image_size=32)
+        IMAGES.float(), inverse_matrix(*(torch.tensor([float(v)] * 12) for v in (0, 3, 0, 1, 0, 0)), size=(32, 32))
     )
     torch.testing.assert_close(moved[..., :3], IMAGES[..., :3].flip(3).float(), rtol=0, atol=0.05)
 
 
 def test_color_equals_torchvision():
     augmentation, images = Color(0.9, 0.9, 0.9), IMAGES.float()
-    drawn = augmentation.draw(generator(), 12, 32)
+    drawn = augmentation.draw(generator(), 12, (32, 32))
     result = augmentation.apply(images, **drawn)
     for row in range(12):
         expected = images[row] / 255
@@ -158,7 +158,7 @@ def test_color_equals_torchvision():
 
 
 def test_color_draws_for_every_image_within_its_range():
-    drawn = Color(brightness=0.2, contrast=1.5, saturation=0).draw(generator(), 4000, 32)
+    drawn = Color(brightness=0.2, contrast=1.5, saturation=0).draw(generator(), 4000, (32, 32))
     assert stats.kstest(drawn["brightness"].numpy(), stats.uniform(0.8, 0.4).cdf).pvalue > 1e-3
     assert stats.kstest(drawn["contrast"].numpy(), stats.uniform(0, 2.5).cdf).pvalue > 1e-3
     assert drawn["saturation"].equal(torch.ones(4000))
@@ -167,18 +167,18 @@ def test_color_draws_for_every_image_within_its_range():
 def test_noise_is_normal_of_the_given_width_and_differs_from_image_to_image():
     images = torch.full((500, 3, 32, 32), 127.0)
     augmentation = Noise(0.1)
-    noise = (augmentation.apply(images, **augmentation.draw(generator(), 500, 32)) - images) / 25.5
+    noise = (augmentation.apply(images, **augmentation.draw(generator(), 500, (32, 32))) - images) / 25.5
     assert abs(noise.mean()) < 0.01
     assert abs(noise.std() - 1) < 0.01
     assert stats.kstest(noise.flatten()[::97].numpy(), "norm").pvalue > 1e-3
     assert len(noise[:, 0, 0, 0].unique()) > 490
-    assert Noise(5).apply(images, **augmentation.draw(generator(), 500, 32)).aminmax() == (0, 255)
+    assert Noise(5).apply(images, **augmentation.draw(generator(), 500, (32, 32))).aminmax() == (0, 255)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 5, 9])
 def test_blur_equals_torchvision(kernel_size):
     augmentation, images = Blur(kernel_size, (0.1, 3.0)), IMAGES.float()
-    drawn = augmentation.draw(generator(), 12, 32)
+    drawn = augmentation.draw(generator(), 12, (32, 32))
     result = augmentation.apply(images, **drawn)
     for row, sigma in enumerate(drawn["sigma"].tolist()):
         expected = reference.gaussian_blur(images[row], [kernel_size] * 2, [sigma] * 2)
@@ -190,7 +190,7 @@ def test_blur_equals_torchvision(kernel_size):
 
 def test_cutout_equals_torchvisions_erase():
     augmentation, images = Cutout(8), IMAGES.float() - 100
-    drawn = augmentation.draw(generator(), 12, 32)
+    drawn = augmentation.draw(generator(), 12, (32, 32))
     result = augmentation.apply(images, **drawn)
     for row, (left, top, right, bottom) in enumerate(drawn["box"].tolist()):
         zero = torch.zeros(3, bottom - top, right - left)
@@ -198,7 +198,7 @@ def test_cutout_equals_torchvisions_erase():
 
 
 def test_cutouts_centre_is_anywhere():
-    box = Cutout(7).draw(generator(), 32_000, 32)["box"]
+    box = Cutout(7).draw(generator(), 32_000, (32, 32))["box"]
     covered = torch.zeros(32)
     for x in range(32):
         covered[x] = ((box[:, 0] <= x) & (x < box[:, 2])).float().mean()
@@ -216,7 +216,7 @@ def test_trivial_augment_equals_torchvision(name, size):
     smooth = F.avg_pool2d(IMAGES[:2].float(), 9, 1, 4)[..., :size, :size].sub_(60).mul_(1.7).clamp_(0, 255).byte()
     image = torch.where(torch.arange(size) < size // 2, smooth[0], smooth[1].clamp(30, 200))
     change = torch.full((62,), CHANGES.index(name))
-    drawn = TrivialAugment.parameters(change, steps, signs, size)
+    drawn = TrivialAugment.parameters(change, steps, signs, (size, size))
     ours = TrivialAugment().apply(image.float().expand(62, -1, -1, -1), **drawn)
 
     policy = v2.TrivialAugmentWide()
@@ -237,14 +237,14 @@ def test_trivial_augment_equals_torchvision(name, size):
 
 
 def test_trivial_augment_draws_every_change_and_strength_equally_often():
-    drawn = TrivialAugment().draw(generator(), 28_000, 32)
+    drawn = TrivialAugment().draw(generator(), 28_000, (32, 32))
     assert stats.chisquare(drawn["change"].bincount(minlength=14)).pvalue > 1e-3
     strength = drawn["strength"][drawn["change"] == CHANGES.index("rotate")]
     assert stats.kstest(strength.numpy(), stats.uniform(-135, 270).cdf).statistic < 0.06
 
 
 def test_a_batch_of_all_changes_gives_each_image_its_own():
-    drawn = TrivialAugment().draw(generator(), 40, 32)
+    drawn = TrivialAugment().draw(generator(), 40, (32, 32))
     images = F.avg_pool2d(IMAGES.float(), 5, 1, 2).round().repeat(4, 1, 1, 1)[:40]
     together = TrivialAugment().apply(images, **drawn)
     for row in range(40):
@@ -259,7 +259,7 @@ PIXELWISE = (Affine(30, 0.2, (0.7, 1.4), 10), Color(0.5, 0.5, 0.5), Noise(0.2), 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_comes_in_is_left_alone_and_stays_in_range(augmentation, channels):
     images = IMAGES[:, :channels].float()
-    result = augmentation.apply(images, **augmentation.draw(generator(), 12, 32))
+    result = augmentation.apply(images, **augmentation.draw(generator(), 12, (32, 32)))
     assert images.equal(IMAGES[:, :channels].float())
     assert result.shape == images.shape
     assert result.dtype == torch.float32

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from cnnlab.classifier import Classifier, Sums, schedule, weight_groups
+from cnnlab.classifier import Classifier, schedule, weight_groups
 from cnnlab.config import CONF, instantiate
 from cnnlab.losses import CrossEntropy
 from cnnlab.networks import ConvNet
@@ -118,31 +118,6 @@ def test_flips_at_evaluation_take_the_mean_of_both():
     torch.testing.assert_close(
         classifier.training_step((IMAGES, LABELS), 0), F.cross_entropy(classifier(IMAGES), LABELS)
     )
-
-
-def test_sums_do_not_depend_on_when_they_were_looked_at_or_saved():
-    generator = torch.Generator().manual_seed(0)
-    batches = [
-        (
-            torch.rand((), generator=generator) * 10.0**-k,
-            torch.randn(num, 5, generator=generator),
-            torch.arange(num) % 5,
-        )
-        for k, num in enumerate((7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 3))
-    ]
-    whole, looked_at = Sums(), Sums()
-    for number, batch in enumerate(batches):
-        whole.add(*batch)
-        looked_at.add(*batch)
-        if number % 3 == 1:
-            looked_at.mean_loss()
-        if number == 5:
-            state, looked_at = looked_at.state_dict(), Sums()
-            looked_at.load_state_dict(state, torch.device("cpu"))
-    assert whole.totals().equal(looked_at.totals())
-    loss = sum(float(loss) * len(labels) for loss, _, labels in batches)
-    correct = sum(int((logits.argmax(1) == labels).sum()) for _, logits, labels in batches)
-    assert whole.totals().tolist() == pytest.approx([loss, correct, 80])
 
 
 def test_gradients_of_float16_are_clipped_before_a_fused_optimizer_steps():

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -35,7 +35,7 @@ from cnnlab.config import (
     plain,
     run_id,
 )
-from cnnlab.data.images import DataSet, Images
+from cnnlab.data.images import DataSet, Images, Shape
 from cnnlab.data.module import ImageData
 from cnnlab.job import Job
 from cnnlab.launch import WAYS
@@ -258,7 +258,7 @@ def test_a_job_is_resolved_and_plain_whoever_does_it(monkeypatch):
 
 FILES = sorted(CONF.glob("*/*.yaml"))  # not those below conf/hydra, which are no part of a run
 OVERLAYS = ("experiment", "debug")
-LISTS = ("aug", "logger", "callbacks")
+LISTS = ("aug", "metrics", "logger", "callbacks")
 RESERVED = {"_target_", "_partial_"}
 
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}={file.stem}")
@@ -353,8 +353,16 @@ def makes_a_scalar(loss: Callable[..., torch.Tensor]) -> None:
 
 
 def offers_images(source: Any) -> None:
-    assert source.image_size == 32
-    assert all(callable(getattr(source, verb)) for verb in ("check", "digest", "load"))
+    assert all(callable(getattr(source, verb)) for verb in ("digest", "load"))
+
+
+def counts(metric: Any) -> None:
+    metric.update(torch.eye(10), torch.arange(10))
+    assert metric.compute() == 1
+
+
+def is_a_module(kind: Callable[..., Any]) -> None:
+    assert issubclass(kind, LightningModule)
 
 
 MADE: dict[str, type | Callable[[Any], None]] = {
@@ -363,13 +371,15 @@ MADE: dict[str, type | Callable[[Any], None]] = {
     "aug": Augmentation,
     "model": torch.nn.Module,
     "loss": makes_a_scalar,
+    "metrics": counts,
     "optim": makes_optimizer,
     "sched": makes_scheduler,
     "trainer": Trainer,
     "logger": Logger,
     "callbacks": Callback,
 }
-FACTS = {"num_classes": 10, "channels": 3, "image_size": 32}
+FACTS = Shape(10, 3, 32, 32).facts()
+KNOWN = {"data": FACTS | {"num_train": 45_000}, "run": {"test_flips": False, "warmup_epochs": 0.0, "val_fraction": 0.1}}
 GIVEN = {  # what the run adds; the tests' machine has a processor
     "trainer": {"accelerator": "cpu", "precision": "32-true", "logger": False, "enable_checkpointing": False},
     "logger": {"save_dir": "run"},
@@ -384,6 +394,9 @@ def test_every_option_makes_what_its_group_is_for(file):
         return
     if group == "launcher":  # what cnnlab.launch reads; it makes no object
         assert node["way"] in WAYS
+        return
+    if group == "module":  # which is made of all the others
+        is_a_module(hydra.utils.get_object(node["_target_"]))
         return
     made = instantiate(filled(node, FACTS) | GIVEN.get(group, {}))
     assert isinstance(made, functools.partial) == (group in ("optim", "sched"))
@@ -505,8 +518,10 @@ def limits() -> dict[str, str]:
 def test_a_limit_is_about_its_value(name):
     for path, limit in limits_of_file(name).items() if not name.startswith(OVERLAYS) else ():
         names = [node for node in ast.walk(ast.parse(limit)) if isinstance(node, ast.Name)]
-        inner = {node.id for node in names if isinstance(node.ctx, ast.Store)} | {"len", "all"}
-        assert {node.id for node in names} - inner == ({path.rpartition(".")[2]} if limit else set())
+        inner = {node.id for node in names if isinstance(node.ctx, ast.Store)} | {"len", "all", "min", "max"}
+        used, beside = {node.id for node in names} - inner, set(option_file(name)) | {"data", "run"}
+        assert path.rpartition(".")[2] in used or not limit
+        assert used <= beside
 
 
 def test_nothing_dead_is_left_out_of_the_identity():
@@ -514,12 +529,19 @@ def test_nothing_dead_is_left_out_of_the_identity():
     assert [left_out for left_out in NOT_IDENTITY if not any(path.startswith(f"{left_out}.") for path in paths)] == []
 
 
+def shipped_beside(path: str) -> Iterator[tuple[str, Any]]:
+    """The values that one file sets beside a value, by their names."""
+    parent = path.rpartition(".")[0]
+    yield from ((other.rpartition(".")[2], value) for other, value in shipped() if other.rpartition(".")[0] == parent)
+
+
 def test_every_default_keeps_its_limit():
     known = limits()
     limited = [(path, value) for path, value in shipped() if path in known and not str(value).startswith("$")]
     assert len(limited) > 20
     for path, value in limited:
-        check_value(path, value, value, known[path])
+        beside = dict(shipped_beside(path))
+        check_value(path, value, value, known[path], beside | KNOWN)
 
 
 BOUNDARIES: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {  # knob: allowed, refused
@@ -547,10 +569,10 @@ BOUNDARIES: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {  # knob: allowed,
 @pytest.mark.parametrize(("path", "allowed", "refused"), [(path, *values) for path, values in BOUNDARIES.items()])
 def test_the_bounds_of_a_knob(path, allowed, refused):
     for value in allowed:
-        check_value(path, value, None, limits()[path])
+        check_value(path, value, None, limits()[path], KNOWN)
     for value in refused:
         with pytest.raises(UserError, match=rf"^{re.escape(path)}=.* is not allowed; it must satisfy "):
-            check_value(path, value, None, limits()[path])
+            check_value(path, value, None, limits()[path], KNOWN)
 
 
 TYPES: dict[str, tuple[Any, Sequence[Any], Sequence[Any]]] = {  # default, accepted, refused

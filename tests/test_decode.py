@@ -24,7 +24,7 @@ def test_every_format_is_read(tmp_path, suffix):
     kind = {"jfif": "jpeg"}.get(suffix)
     Image.new("RGB", (9, 7), RED).save(tmp_path / f"image.{suffix}", kind)
     assert images_in([tmp_path]).images == [str(tmp_path / f"image.{suffix}")]
-    decoded = read_image(tmp_path / f"image.{suffix}", 8)
+    decoded = read_image(tmp_path / f"image.{suffix}", (8, 8))
     assert decoded.pixels.shape == (8, 8, 3)
     assert np.abs(decoded.pixels.astype(int) - RED).max() <= 3
     assert decoded.lost == ""
@@ -35,7 +35,7 @@ def test_a_program_called_png_is_not_run(tmp_path):
     program = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n"
     (tmp_path / "image.png").write_text(program)
     with pytest.raises(OSError, match="cannot identify image file"):
-        read_image(tmp_path / "image.png", 8)
+        read_image(tmp_path / "image.png", (8, 8))
 
 
 def test_what_is_no_regular_file_is_not_read(tmp_path):
@@ -44,14 +44,14 @@ def test_what_is_no_regular_file_is_not_read(tmp_path):
     (tmp_path / "folder.png").mkdir()
     for name in ("pipe", "device", "folder"):
         with pytest.raises(OSError, match="not a regular file"):
-            read_image(tmp_path / f"{name}.png", 8)
+            read_image(tmp_path / f"{name}.png", (8, 8))
 
 
 def test_a_file_of_too_many_bytes_is_not_read(tmp_path):
     with open(tmp_path / "image.png", "wb") as file:
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(ValueError, match="bytes are more than"):
-        read_image(tmp_path / "image.png", 8)
+        read_image(tmp_path / "image.png", (8, 8))
 
 
 def png(width: int, height: int) -> bytes:
@@ -76,7 +76,7 @@ def test_memory_is_bounded_on_either_side(tmp_path, size):
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UNREADABLE):
-        read_image(tmp_path / "image.png", 32)
+        read_image(tmp_path / "image.png", (32, 32))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
 
 
@@ -86,7 +86,7 @@ def test_large_images_are_read_one_at_a_time(tmp_path):
     code = (
         "import re, sys; from concurrent.futures import ThreadPoolExecutor; import numpy\n"
         "from cnnlab.data.decode import read_image\n"
-        "with ThreadPoolExecutor(8) as pool: list(pool.map(lambda _: read_image(sys.argv[1], 32), range(5)))\n"
+        "with ThreadPoolExecutor(8) as pool: list(pool.map(lambda _: read_image(sys.argv[1], (32, 32)), range(5)))\n"
         "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])"
     )
     words = [sys.executable, "-c", code, tmp_path / "image.png"]
@@ -99,7 +99,7 @@ def test_ink_on_transparent_ground_is_seen_on_the_background(tmp_path, backgroun
     ink = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     ink.paste((0, 0, 0, 255), (0, 0, 8, 4))
     ink.save(tmp_path / "image.png")
-    pixels = read_image(tmp_path / "image.png", 8, background).pixels
+    pixels = read_image(tmp_path / "image.png", (8, 8), background).pixels
     expected = {"black": (0, 0, 0), "white": (255, 255, 255), "#102030": (16, 32, 48)}[background]
     assert pixels[0, 0].tolist() == [0, 0, 0]
     assert tuple(pixels[7, 0].tolist()) == expected
@@ -108,22 +108,22 @@ def test_ink_on_transparent_ground_is_seen_on_the_background(tmp_path, backgroun
 def test_sixteen_bits_of_grey_are_scaled_and_more_are_refused(tmp_path):
     values = np.array([[0, 128, 129, 65_535]], np.uint16).repeat(4, 0)
     Image.fromarray(values).save(tmp_path / "grey.png")
-    assert read_image(tmp_path / "grey.png", 4).pixels[0, :, 0].tolist() == [0, 0, 1, 255]
+    assert read_image(tmp_path / "grey.png", (4, 4)).pixels[0, :, 0].tolist() == [0, 0, 1, 255]
     for kind in (np.int32, np.float32):
         Image.fromarray(values.astype(kind)).save(tmp_path / "grey.tif")
         with pytest.raises(ValueError, match="grey values of 32 bits"):
-            read_image(tmp_path / "grey.tif", 4)
+            read_image(tmp_path / "grey.tif", (4, 4))
 
 
 def test_what_a_format_loses_is_told(tmp_path):
     first, second = Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), "blue")
     for suffix in ("gif", "webp", "png", "tif"):
         first.save(tmp_path / f"image.{suffix}", save_all=True, append_images=[second])
-        decoded = read_image(tmp_path / f"image.{suffix}", 8)
+        decoded = read_image(tmp_path / f"image.{suffix}", (8, 8))
         assert decoded.lost == "several frames, of which only the first is used"
         assert np.abs(decoded.pixels.astype(int) - RED).max() <= 4
     first.convert("CMYK").save(tmp_path / "image.jpg")
-    assert "CMYK" in read_image(tmp_path / "image.jpg", 8).lost
+    assert "CMYK" in read_image(tmp_path / "image.jpg", (8, 8)).lost
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, about what it skips
@@ -141,7 +141,7 @@ def test_damaged_files_are_unreadable_and_nothing_else(tmp_path):
                 content[generator.randrange(min(len(content), 300))] = generator.randrange(256)
             path.write_bytes(content)
             with contextlib.suppress(UNREADABLE):
-                read_image(path, 8)
+                read_image(path, (8, 8))
 
 
 def test_folders_are_searched_with_links_and_without_what_is_hidden(tmp_path):
@@ -169,7 +169,7 @@ def test_names_are_bytes(tmp_path):
     os.rename(tmp_path / "image.png", name)
     [path] = images_in([tmp_path]).images
     assert os.fsencode(path) == name
-    assert read_image(path, 4).pixels.shape == (4, 4, 3)
+    assert read_image(path, (4, 4)).pixels.shape == (4, 4, 3)
 
 
 def test_a_folder_without_images_is_refused(tmp_path):

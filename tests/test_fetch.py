@@ -238,8 +238,8 @@ def assert_same(file: Path, train: Part, test: Part) -> None:
     for images, part in ((data.train, train), (data.test, test)):
         assert images.pixels.dtype == np.uint8
         assert np.array_equal(images.pixels.transpose(0, 2, 3, 1), part.pixels)
-        assert images.labels.dtype == np.int64
-        assert np.array_equal(images.labels, part.labels)
+        assert images.targets.dtype == np.int64
+        assert np.array_equal(images.targets, part.labels)
         assert images.classes == CLASSES
 
 
@@ -279,7 +279,7 @@ def test_load_returns_what_was_put_in(server: Server) -> None:
         for images, part in ((data.train, TRAIN), (data.test, TEST)):
             assert images.classes == CLASSES
             assert np.array_equal(images.pixels, part.pixels.transpose(0, 3, 1, 2))
-            assert np.array_equal(images.labels, part.labels)
+            assert np.array_equal(images.targets, part.labels)
 
 
 @pytest.mark.parametrize("flock", [0, ENOLCK, ENOSYS])
@@ -308,7 +308,7 @@ def test_archives_pickled_by_python_3_are_read_too(protocol: int, tmp_path: Path
     train, test = read_archive(archive)
     for images, part in ((train, TRAIN), (test, TEST)):
         assert np.array_equal(images.pixels, part.pixels.transpose(0, 3, 1, 2))
-        assert np.array_equal(images.labels, part.labels)
+        assert np.array_equal(images.targets, part.labels)
 
 
 # ------------------------------------------------------------------------------------------------------ bad servers
@@ -506,7 +506,7 @@ def test_an_archive_that_cannot_be_locked_is_used(server: Server, cache: Path) -
     (cache / ARCHIVE).write_bytes(server.content)
     (cache / f"{ARCHIVE}.lock").mkdir()
     (cache / f"{server.source('/x').prepared.name}.lock").mkdir()
-    assert np.array_equal(server.source("/x").load().train.labels, TRAIN.labels)
+    assert np.array_equal(server.source("/x").load().train.targets, TRAIN.labels)
     assert server.requests == []
 
 
@@ -613,7 +613,7 @@ def test_a_pickle_in_the_cache_is_not_executed(server: Server, cache: Path, tmp_
         np.save(hostile, np.array([PAYLOADS["system"]], dtype=object))
     digest = hashlib.sha256(file.name.encode() + b"\0" + hostile.getvalue()).hexdigest()  # by somebody who knows how
     file.write_bytes(f"{digest}\n".encode() + hostile.getvalue())
-    assert np.array_equal(server.source("/x").load().train.labels, TRAIN.labels)
+    assert np.array_equal(server.source("/x").load().train.targets, TRAIN.labels)
     assert "allow_pickle=False" in caplog.text
     assert not (tmp_path / "executed").exists()
 

@@ -38,7 +38,7 @@ def test_pixels_labels_and_classes(tmp_path):
     write_pictures(tmp_path / "root")
     data = source(tmp_path / "root").load()
     assert data.train.classes == ("cat", "dog")
-    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.train.targets.tolist() == [0, 0, 0, 1, 1, 1]
     files = sorted((tmp_path / "root" / "train").glob("*/*"))
     expected = np.stack([np.asarray(Image.open(file)) for file in files]).transpose(0, 3, 1, 2)
     assert np.array_equal(data.train.pixels, expected)
@@ -89,7 +89,7 @@ def test_images_of_every_format_and_in_sub_folders_are_read_and_others_are_told(
     folder = source(root)
     folder.check()
     folder.check()
-    assert folder.load().train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert folder.load().train.targets.tolist() == [0, 0, 0, 1, 1, 1]
     assert capsys.readouterr().err == (
         f"{root}: 3 files are not images (.txt 1, outside the folders of the classes 1, .heic 1) and were left out.\n"
     )
@@ -204,7 +204,7 @@ def test_a_pipe_and_a_bomb_are_skipped(tmp_path):
     os.mkfifo(root / "train" / "cat" / "pipe.png")
     (root / "train" / "dog" / "zero.png").symlink_to("/dev/zero")
     (root / "train" / "dog" / "bomb.png").write_bytes(png(1, 80_000_000))
-    assert source(root, unreadable="skip").load().train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert source(root, unreadable="skip").load().train.targets.tolist() == [0, 0, 0, 1, 1, 1]
     with pytest.raises(UserError, match="cannot be read as an image"):
         source(root).load()
 
@@ -215,7 +215,7 @@ def test_a_broken_link_is_named_or_skipped(tmp_path):
     (root / "train" / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(UserError, match=r"dog/gone.png cannot be read"):
         source(root).load()
-    assert source(root, unreadable="skip").load().train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert source(root, unreadable="skip").load().train.targets.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_a_corrupt_picture_is_named_or_skipped_and_counted(tmp_path, capsys):
@@ -227,5 +227,5 @@ def test_a_corrupt_picture_is_named_or_skipped_and_counted(tmp_path, capsys):
         source(root).load()
     assert not list(Path(os.environ["CNNLAB_CACHE"]).rglob("*.images"))
     data = source(root, unreadable="skip").load()
-    assert data.train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert data.train.targets.tolist() == [0, 0, 0, 1, 1]
     assert "1 unreadable images skipped" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, unset_fake_temporarily
 
 from benchmarks.launches import GPU, Pretended, bare, per_step, pretend, pretended_gpu
-from cnnlab import run
+from cnnlab import machine, run
 from cnnlab.augment import Color
 from cnnlab.classifier import Classifier
 from cnnlab.cli import configuration
@@ -18,7 +18,7 @@ from cnnlab.config import UserError, data_source, ours
 from cnnlab.data import module
 from cnnlab.data.images import load_once
 from cnnlab.data.module import ImageData
-from cnnlab.graph import GraphedClassifier
+from cnnlab.graph import graphed
 from cnnlab.networks import ConvNet
 from cnnlab.records import RunDirectory
 from cnnlab.trained import Trained
@@ -68,7 +68,10 @@ def test_predictions_stay_on_the_device():
     with pretended_gpu():
         one = Pretended("aug=crop_flip", "norm=standard", "test_flips=true")
         with unset_fake_temporarily():
-            model = Trained(one.data.norm, one.classifier.network, one.data.crop, True, one.data.classes, 32, bf16=True)
+            classes = one.data.data.train.classes
+            model = Trained(
+                one.data.norm, one.classifier.network, one.data.crop, True, classes, one.data.stored, bf16=True
+            )
         pretend(model.norm)
         logits = model(torch.empty(4, 3, 32, 32, dtype=torch.uint8, device=GPU))
     assert (logits.device, logits.shape) == (GPU, (4, 10))
@@ -112,20 +115,20 @@ def test_images_are_uploaded_once_for_all_runs_of_a_process():
 
 def test_evaluation_takes_fewer_large_images_at_once():
     cpu = torch.device("cpu")
-    assert [module.evaluated_together(cpu, size) for size in (16, 32, 64, 5000)] == [2000, 500, 125, 1]
-    assert module.evaluated_together(GPU, 32) == 2500
+    assert [module.evaluated_together(cpu, (size, size)) for size in (16, 32, 64, 5000)] == [2000, 500, 125, 1]
+    assert module.evaluated_together(GPU, (32, 32)) == 2500
 
 
 def test_a_gpu_that_torch_cannot_use_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run.unused_gpu(tmp_path) == ""
+    assert machine.unused_gpu(tmp_path) == ""
     (tmp_path / "nvidia0").touch()
-    assert run.unused_gpu(tmp_path)
+    assert machine.unused_gpu(tmp_path)
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "built without CUDA" in run.unused_gpu(tmp_path)
+    assert "built without CUDA" in machine.unused_gpu(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert run.unused_gpu(tmp_path) == ""
+    assert machine.unused_gpu(tmp_path) == ""
 
 
 @pytest.mark.skipif(
@@ -134,9 +137,9 @@ def test_a_gpu_that_torch_cannot_use_is_named(tmp_path, monkeypatch):
 )
 def test_the_peak_of_memory_is_that_of_one_run():
     np.ones(30_000_000).sum()  # 240 MB, let go of at once
-    before = run.peak_memory(torch.device("cpu"))
-    run.reset_peak_memory()
-    assert run.peak_memory(torch.device("cpu")) < before - 200_000_000
+    before = machine.peak_memory(torch.device("cpu"))
+    machine.reset_peak_memory()
+    assert machine.peak_memory(torch.device("cpu")) < before - 200_000_000
 
 
 def trained(folder: Path, *words: str) -> dict:
@@ -154,7 +157,8 @@ def test_an_operation_without_a_deterministic_kernel_is_refused_and_all_is_let_g
     forward = ConvNet.forward
 
     def puts(network: ConvNet, images: torch.Tensor) -> torch.Tensor:
-        return forward(network, images.clone().put_(torch.tensor([0]), torch.ones(1)))
+        image = images.clone().put_(torch.tensor([0]), torch.ones(1)) if network.training else images
+        return forward(network, image)
 
     monkeypatch.setattr(ConvNet, "forward", puts)
     with pytest.raises(UserError, match=r"deterministic=true, and put_ has no deterministic impl.*deterministic=false"):
@@ -169,7 +173,7 @@ def test_deterministic_holds_for_one_run_of_a_process(tmp_path):
 
 
 def test_a_recording_is_let_go():
-    classifier = GraphedClassifier(nn.Linear(2, 2), torch.optim.SGD, torch.optim.lr_scheduler.ConstantLR)
+    classifier = graphed(Classifier)(nn.Linear(2, 2), torch.optim.SGD, torch.optim.lr_scheduler.ConstantLR)
     classifier.replays, classifier.buffers_of_steps = {1: print}, {"images": torch.zeros(1)}
     classifier.network.weight.grad = torch.zeros(2, 2)
     classifier.release()

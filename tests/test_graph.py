@@ -14,6 +14,7 @@ from lightning import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from zygote import differences, left_by, only_run, said
 
+from cnnlab.classifier import Classifier
 from cnnlab.graph import unsupported
 
 COMMON = (
@@ -73,6 +74,16 @@ class SeesGradients(Callback):
         """As a callback does that logs their norm."""
 
 
+class OtherStep(Classifier):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * 2
+
+
+class Looks(Classifier):
+    def on_after_backward(self) -> None:
+        """As a module does that logs its gradients."""
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
@@ -89,6 +100,8 @@ class SeesGradients(Callback):
         ({"arguments": {"detect_anomaly": True}}, "detect_anomaly"),
         ({"arguments": {"benchmark": True, "max_steps": None}}, ""),
         ({"callback": SeesGradients()}, "on_before_optimizer_step"),
+        ({"module": OtherStep}, "the step of OtherStep may do more"),
+        ({"module": Looks}, "Looks has on_after_backward"),
     ],
 )
 def test_what_a_graph_cannot_do_is_said(given, reason):
@@ -102,7 +115,8 @@ def test_what_a_graph_cannot_do_is_said(given, reason):
     optimizer = given.get("optimizer", partial(torch.optim.SGD, fused=True))([torch.zeros(1)])
     scheduler = given.get("scheduler", partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9))
     data = SimpleNamespace(resident=given.get("resident", "device"))
-    said_of_it = unsupported(trainer, optimizer, scheduler, data, given.get("arguments", {}))
+    module = given.get("module", Classifier)
+    said_of_it = unsupported(trainer, optimizer, scheduler, data, given.get("arguments", {}), module)
     assert reason in said_of_it
     assert bool(reason) == bool(said_of_it)
 

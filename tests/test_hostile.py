@@ -24,7 +24,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cnnlab import cli
 from cnnlab.config import UserError, configuration, option_file
 from cnnlab.job import Job
 from cnnlab.opened import opened, with_other_data
@@ -69,22 +68,6 @@ def run(original: Path, tmp_path: Path) -> Path:
 
 
 Verb = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verb:
-    """Do what `python -m cnnlab WORDS...` does, without another start of Python."""
-
-    def do(*words: str | Path) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", ["cnnlab", *map(str, words)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return subprocess.CompletedProcess(words, status, *capsys.readouterr())
-
-    return do
 
 
 def refused(result: subprocess.CompletedProcess[str]) -> bool:
@@ -464,7 +447,7 @@ def test_sizes_that_fit_nothing_are_refused(run, verb):
     data = json.loads((run / "summary.json").read_text())["data"]
     for size in (0, 10**6, 28):
         for which in ("image_size", "input_size"):
-            change_summary(run, data=data | {which: size})
+            change_summary(run, data=data | {which: [size, 32]})
             assert refused(verb("predict", run, "image.png")) or (which, size) == ("input_size", 28)
 
 

@@ -57,7 +57,7 @@ def test_poisoned_labels_are_not_believed(tmp_path, caplog):
     path = tmp_path / "data.images"
     cached_data(path, lambda: (images(1), images(2)))
     poisoned(path, np.arange(4).tobytes(), np.arange(4)[::-1].tobytes())
-    assert cached_data(path, lambda: (images(1), images(2))).train.labels.tolist() == [0, 1, 2, 3]
+    assert cached_data(path, lambda: (images(1), images(2))).train.targets.tolist() == [0, 1, 2, 3]
     assert f"{path} is not what was written" in caplog.text
 
 
@@ -67,7 +67,7 @@ def test_a_copy_for_the_machine_is_verified_and_a_convenience(tmp_path, monkeypa
     cached_data(path, lambda: (images(1), images(2)))
     assert (node / path.name).read_bytes() == path.read_bytes()
     poisoned(node / path.name, np.arange(4).tobytes(), np.arange(4)[::-1].tobytes())
-    assert cached_data(path, lambda: pytest.fail("made twice")).train.labels.tolist() == [0, 1, 2, 3]
+    assert cached_data(path, lambda: pytest.fail("made twice")).train.targets.tolist() == [0, 1, 2, 3]
     monkeypatch.setenv("CNNLAB_NODE_DIR", "/dev/null/node")
     assert (cached_data(path, lambda: pytest.fail("made twice")).train.pixels == 1).all()
 
@@ -89,8 +89,8 @@ def records(claimed: tuple[int, ...], labels: np.ndarray) -> io.BytesIO:
     ("claimed", "labels", "said"),
     [
         ((1000, 1000, 1000, 3), np.array([1]), "1000"),
-        ((1, 4, 4, 3), np.array([2]), "labels without a class"),
-        ((1, 4, 4, 3), np.array([1.0]), "no images with labels"),
+        ((1, 4, 4, 3), np.array([2]), "and there are 2 classes"),
+        ((1, 4, 4, 3), np.array([1.0]), "are float64, not int64"),
     ],
     ids=["3 GB", "label without a class", "labels that are no numbers of classes"],
 )

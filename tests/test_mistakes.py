@@ -16,14 +16,23 @@ from cnnlab.data.folder import ImageFolder
 MISTAKES = {
     # names
     "unknown per": ("norm=pca norm.per=image", ["norm.per=image", "('channel', 'pixel')"]),
-    "too many components": ("norm=pca norm.num_components=3073 data=shapes", ["3073", "3072"]),
+    "too many components": (
+        "norm=pca norm.num_components=3073 data=shapes",
+        ["num_components=3073", "data.channels=3", "per=pixel"],
+    ),
     "warm-up longer than the training": ("warmup_epochs=5 trainer.max_epochs=5", ["warmup_epochs=5", "max_epochs=5"]),
-    "warm-up of onecycle": ("sched=onecycle warmup_epochs=1", ["sched=onecycle", "sched.pct_start"]),
-    "mirrored components": ("norm=pca test_flips=true", ["norm=pca", "norm.per=channel", "test_flips=false"]),
+    "warm-up of onecycle": ("sched=onecycle warmup_epochs=1", ["sched.pct_start=0.3", "with run.warmup_epochs=1"]),
+    "mirrored components": ("norm=pca test_flips=true", ["norm.per=pixel", "with run.test_flips=true"]),
     "smoothing of everything": ("loss.label_smoothing=1", ["loss.label_smoothing=1", "label_smoothing < 1"]),
     "scales from large to small": ("aug=scale aug.scale.scale=[1.2,0.8]", ["[1.2,0.8]", "scale[0] <= scale[1]"]),
-    "crop larger than the image, padded": ("aug=pad_crop_flip aug.pad_crop_flip.size=36", ["36 pixels", "at most 32"]),
-    "filter larger than the image": ("aug=blur aug.blur.kernel_size=65", ["kernel_size=65", "Type 63 or less"]),
+    "crop larger than the image, padded": (
+        "aug=pad_crop_flip aug.pad_crop_flip.size=36",
+        ["aug.pad_crop_flip.size=36", "with data.height=32, data.width=32"],
+    ),
+    "filter larger than the image": (
+        "aug=blur aug.blur.kernel_size=65",
+        ["kernel_size=65", "kernel_size < 2 * min(data.height, data.width)", "data.height=32"],
+    ),
     "half a channel": ("model.channels=[1.5,2]", ["model.channels=[1.5,2]", "c % 1 == 0"]),
     "average of more than everything": ("optim=rmsprop optim.alpha=99", ["optim.alpha=99", "alpha < 1"]),
     "knob of an option that was not chosen": ("+aug.cutmix.alpha=0.5", ["aug.cutmix", "aug offers", "cutmix"]),
@@ -44,7 +53,7 @@ MISTAKES = {
     "mistyped strategy": ("trainer.strategy=dpp", ["strategy=dpp", "'ddp'"]),
     "mistyped mode": ("callbacks=early_stopping callbacks.early_stopping.mode=maxx", ["mode=maxx", "'max'"]),
     "metric that there is none of": (
-        "callbacks=early_stopping callbacks.early_stopping.monitor=val/accuracy",
+        "data=shapes data.num_train=200 callbacks=early_stopping callbacks.early_stopping.monitor=val/accuracy",
         ["monitor=val/accuracy", "val/acc"],
     ),
     "steps of several batches": ("+trainer.accumulate_grad_batches=2", ["accumulate_grad_batches", "batch_size"]),
@@ -85,14 +94,23 @@ MISTAKES = {
         "data=shapes data.num_train=100",
         ["batch_size=128", "the 90 images", "batch_size=90"],
     ),
-    "crop larger than the image": ("aug=crop_flip aug.crop_flip.size=40", ["40 pixels", "32 pixels", "at most 32"]),
-    "too small for three poolings": ("data=shapes data.image_size=7", ["7 pixels", "3 times", "at least 8 pixels"]),
-    "two crops": ("aug=[crop_flip,pad_crop_flip]", ["crops twice", "crop_flip, pad_crop_flip"]),
+    "crop larger than the image": (
+        "aug=crop_flip aug.crop_flip.size=40",
+        ["aug.crop_flip.size=40", "size <= min(data.height, data.width)", "data.height=32"],
+    ),
+    "too small for three poolings": (
+        "data=shapes data.image_size=7",
+        ["model.channels=[32,64,64]", "2 ** len(channels) <= ", "data.height=7"],
+    ),
+    "two crops": (
+        "data=shapes data.num_train=200 aug=[crop_flip,pad_crop_flip]",
+        ["Several crops", "crop_flip, pad_crop_flip"],
+    ),
     "batch that devices cannot share": (
         "trainer=ddp trainer.devices=3",
         ["batch_size=128", "equally by 3", "a multiple of 3"],
     ),
-    "Nesterov without momentum": ("optim.nesterov=true", ["optim.nesterov=true", "optim.momentum="]),
+    "Nesterov without momentum": ("optim.nesterov=true", ["optim.nesterov=true", "momentum > 0", "with momentum=0.0"]),
     "early stopping on nothing": ("callbacks=early_stopping val_fraction=0", ["val/acc", "val_fraction"]),
     # what must not be done
     "target": ("optim._target_=os.system", ["optim._target_=os.system", "optim/my_option.yaml"]),
@@ -115,10 +133,13 @@ MISTAKES = {
     "trainer as a mapping": ("trainer={}", ["trainer={}", "Use trainer="]),
     "noise beyond everything": ("data=shapes data.noise=1e308", ["data.noise=1e+308", "noise <= 1"]),
     "scale beyond everything": ("aug=scale aug.scale.scale=[1,1e300]", ["[1,1e+300]", "scale[1] <= 100"]),
-    "square beyond everything": ("aug=cutout aug.cutout.size=1000000000", ["cutout.size=1000000000", "less than 64"]),
+    "square beyond everything": (
+        "aug=cutout aug.cutout.size=1000000000",
+        ["cutout.size=1000000000", "size < 2 * max(data.height, data.width)"],
+    ),
     "loss that is to rise": (
-        "callbacks=early_stopping callbacks.early_stopping.monitor=val/loss",
-        ["mode=max with monitor=val/loss", "Use callbacks.early_stopping.mode=min"],
+        "data=shapes data.num_train=200 callbacks=early_stopping callbacks.early_stopping.monitor=val/loss",
+        ["monitor=val/loss with mode=max", "Use mode=min"],
     ),
     "cache that is nowhere": ("cache_dir=", ["cache_dir", "CNNLAB_CACHE"]),
     "no augmentation in a list": ("-m aug=[]", ["aug=[]", "none"]),
@@ -211,8 +232,8 @@ def test_corrupt_pictures_are_skipped_and_counted(capsys):
     cats = list(range(10))
     dogs = [number for number in range(10) if number not in (3, 7)]
     assert data.train.pixels[:, 0, 0, 0].tolist() == [10 * number for number in cats + dogs]
-    assert data.train.labels.tolist() == [0] * 10 + [1] * 8
-    assert data.test.labels.tolist() == [0, 0, 1, 1]
+    assert data.train.targets.tolist() == [0] * 10 + [1] * 8
+    assert data.test.targets.tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("num", [1, 3])

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from PIL import Image
+from zygote import differences, left_by, only_run, said
+
+from cnnlab.records import headline, in_words, reported
 
 DATA = ("data=shapes", "data.num_train=200", "data.num_test=50", "batch_size=20", "trainer.max_epochs=1")
 SMALL = (*DATA, "trainer.accelerator=cpu", "logger=none", "norm=standard")
@@ -111,7 +115,7 @@ def test_a_function_of_another_package(project):
         (("model=tower", "model.sise=3"), "model.size"),
         (("model=tower", "model.size=medium"), "size=medium is none of small, large"),
         (("model=tower", "model.labels=3"), "gives (1, 3) for one image"),
-        (("model=tower", "model.labels=data.number"), "data.num_classes, data.channels, data.image_size"),
+        (("model=tower", "model.labels=data.number"), "data.num_classes, data.channels, data.height"),
         (("model=tower", "model._target_=os.system"), "is not allowed"),
         (("loss=focal", "loss.gamma=-1"), "loss.gamma=-1 is not allowed; it must satisfy gamma >= 0"),
         (("loss=focal", "loss.gamma=much"), "loss.gamma=much is not a finite number"),
@@ -141,3 +145,158 @@ def test_a_stranger_names_no_folder_of_options(project, tmp_path):
     os.chown(project / "pyproject.toml", 12345, 12345)
     result = typed(project, "train", *SMALL, "model=tower")
     assert (result.returncode, "there is no 'tower'" in result.stderr) == (2, True)
+
+
+# --------------------------------------------------------------------------------------- everything, killed and used
+
+FAST = (
+    *("data.num_train=400", "data.num_test=80", "batch_size=40", "trainer.max_epochs=2", "trainer.accelerator=cpu"),
+    *("checkpoint.every_n_steps=3", "optim=adafactor"),
+)
+BROUGHT = {
+    "own crop and mixer, a hundred grey classes, a head with a rate of its own, Lightning's average": (
+        *("data=grey", "data.num_train=1200", "data.num_test=200", "model=tower", "model.head_rate=10"),
+        *("metrics=[acc,top5,f1,auroc]", "aug=[rows,halves]", "callbacks=average"),
+        *("optim=sgd", "sched=cyclic", "norm=standard"),
+    ),
+    "four channels, a function of another package": (
+        *("data=four_channels", "model=timm_resnet18", "norm=zca", "data.num_train=80", "data.num_test=20"),
+        *("batch_size=10", "val_fraction=0.25", "optim=sgd"),
+    ),
+    "several labels, chosen by their F1": (
+        *("data=labels", "model=tower", "loss=bce", "metrics=f1_of_labels", "select_on=val/f1_of_labels"),
+        *("aug=halves", "norm=standard"),
+    ),
+    "numbers": (
+        *("data=numbers", "model=cnn", "model.hidden=20", "loss=mse", "metrics=mae", "select_on=val/mae"),
+        *("select_mode=min", "norm=standard", "sched=plateau", "sched.mode=min"),
+    ),
+    "images that workers fetch, and move at random": (
+        *("data=on_the_fly", "model=tower", "norm=standard", "aug=[rows,cutmix]", "sampling=balanced"),
+    ),
+    "an autoencoder": ("experiment=autoencoder", "data=four_channels", "optim=adam"),
+}
+
+
+@pytest.fixture
+def own(project: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The project's options, for this process and for others."""
+    monkeypatch.setenv("CNNLAB_CONF", str(project / "conf"))
+    monkeypatch.syspath_prepend(str(project))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "own"]:
+        del sys.modules[name]
+    return {"CNNLAB_CONF": str(project / "conf")}
+
+
+@pytest.mark.parametrize("name", BROUGHT)
+def test_it_is_killed_and_goes_on_bit_for_bit_and_is_used(zygote, verb, own, tmp_path, name):
+    command = (*FAST, *BROUGHT[name])
+    plain, output = tmp_path / "plain", tmp_path / "outputs"
+    assert zygote.run(plain, command=command, environment=own)["status"] == 0, said(plain)
+    for number in (2, 3):  # in the first epoch, and in the second
+        killed = zygote.run(output, command=command, environment=own, faults=[("last.ckpt", number, "SIGKILL")])
+        assert killed["status"] == -9, said(output)
+    assert zygote.run(output, command=command, environment=own)["status"] == 0, said(output)
+    assert differences(left_by(plain), left_by(output)) == []
+    assert "Warning" not in said(plain)
+    run, summary = only_run(output), json.loads((only_run(output) / "summary.json").read_text())
+    assert zygote.run(output, command=command, environment=own)["status"] == 0
+    assert f"done before, {headline(summary)}" in said(output)
+
+    evaluated = verb("evaluate", run)
+    if "autoencoder" in name:
+        assert (evaluated.returncode, "only its own module knows" in evaluated.stderr) == (2, True)
+        return
+    assert evaluated.returncode == 0, evaluated.stderr
+    found = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    assert {f"test/{key}": found[key] for key in ("loss", *summary["choices"]["metrics"].split("+"))} == {
+        key: value for key, value in summary["metrics"].items() if key.startswith("test/")
+    }
+    Image.new("L", (50, 30), 90).save(tmp_path / "image.png")
+    predicted = verb("predict", run, tmp_path / "image.png", "--format", "json")
+    assert predicted.returncode == 0, predicted.stderr
+    [answer] = json.loads(predicted.stdout)
+    assert len(answer["top"]) == min(3, len(summary["data"]["classes"]))
+    exported = verb("export", run, "--format", "torch")
+    assert exported.returncode == 0, exported.stderr
+    assert "differ from the run's by at most" in exported.stdout
+    assert verb("show", run, "--picture", tmp_path / "image.png").returncode == 0
+    assert verb("report", output, "--out", tmp_path / "report").returncode == 0
+    assert f"{in_words(reported(summary))}" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_fetched_images_do_not_depend_on_the_number_of_workers(zygote, own, tmp_path):
+    command = (*FAST, *BROUGHT["images that workers fetch, and move at random"], "model.scale=2")
+    outputs = [tmp_path / str(num) for num in (0, 3)]
+    for output in outputs:
+        words = f"data.num_workers={output.name}"
+        assert zygote.run(output, words, command=command, environment=own)["status"] == 0, said(output)
+    first, second = map(left_by, outputs)
+    assert differences(first, second) == []
+
+
+def test_distillation_depends_on_what_the_teacher_is(zygote, own, tmp_path):
+    common = (*FAST, "data=grey", "data.num_train=1000", "model=tower", "norm=standard", "trainer.max_epochs=1")
+    teachers = []
+    for seed in (0, 1):
+        teacher = tmp_path / f"teacher{seed}"
+        assert zygote.run(teacher, f"seed={seed}", command=common, environment=own)["status"] == 0, said(teacher)
+        teachers.append(only_run(teacher))
+    student = (*common, "module=distillation", f"module.teacher={tmp_path}/teacher")
+    shutil.copytree(teachers[0], tmp_path / "teacher")
+    outputs = tmp_path / "student"
+    assert zygote.run(outputs, command=student, environment=own)["status"] == 0, said(outputs)
+    first = only_run(outputs)
+    assert json.loads((first / "summary.json").read_text())["choices"]["module"] == "distillation"
+    shutil.rmtree(tmp_path / "teacher")
+    shutil.copytree(teachers[1], tmp_path / "teacher")
+    assert zygote.run(outputs, command=student, environment=own)["status"] == 0
+    assert len(list((outputs / "runs").glob("*/summary.json"))) == 2  # another teacher is another run
+    shutil.rmtree(tmp_path / "teacher")
+    assert zygote.run(outputs, command=student, environment=own)["status"] == 2
+    assert "module.teacher=" in said(outputs)
+    assert "must satisfy is_run(teacher)" in said(outputs)
+
+
+def test_what_only_watches_is_no_part_of_the_run(zygote, own, tmp_path):
+    command = (*FAST, "data=four_channels", "model=tower")
+    output = tmp_path / "outputs"
+    assert zygote.run(output, "callbacks=[keep,rates]", command=command, environment=own)["status"] == 0, said(output)
+    assert len(list((only_run(output) / "keep").glob("*.ckpt"))) == 6
+    assert zygote.run(output, command=command, environment=own)["status"] == 0
+    assert "done before" in said(output)
+    assert zygote.run(output, "callbacks=swa", command=command, environment=own)["status"] == 2
+    assert "callbacks=swa is not supported: its average is neither tested nor in the checkpoints" in said(output)
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (
+            ("data=labels", "model=tower", "metrics=f1_of_labels"),
+            "CrossEntropy is for data that are multiclass",
+        ),
+        (("data=labels", "model=tower", "loss=bce"), "metrics.acc is for data that are multiclass"),
+        (("data=numbers", "model=tower", "loss=mse", "metrics=mae", "aug=cutmix"), "aug=cutmix is for data that are"),
+        (("data=grey", "model=tower", "metrics=[acc,f1]", "select_on=val/f2"), "select_on=val/f2 is not measured"),
+        (("data=numbers", "model=cnn", "loss=mse", "metrics=mae", "select_on=val/mae"), "its lower values are the bet"),
+        (("data=grey", "model=tower", "loss=mse"), "takes no outputs"),
+        (("module=autoencoder", "data=grey", "model=hourglass"), "takes no argument metrics"),
+        (("experiment=autoencoder", "data=grey", "test_flips=true"), "test_flips=True: own.modules.Autoencoder takes"),
+        (
+            ("experiment=autoencoder", "data=grey", "aug=rows", "aug.rows.num_rows=29"),
+            "num_rows=29 is more than the 28",
+        ),
+        (("data=grey", "model=tower", "aug=[rows,crop_flip]"), "Several crops are chosen"),
+        (("data=grey", "model=hourglass"), "gives (1, 1, 28, 40) for one image"),
+        (("data=grey", "model=cnn", "model.channels=[1,1,1,1,1]"), "images of 28x40 pixels cannot be halved 5 times"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_does_not_fit_together_is_one_sentence(zygote, own, tmp_path, words, what):
+    output = tmp_path / "outputs"
+    sized = (*FAST, "data.num_train=1200") if "data=grey" in words else FAST
+    assert zygote.run(output, command=(*sized, *words), environment=own)["status"] == 2, said(output)
+    assert what in said(output)
+    assert said(output).count("\n") == 1
+    assert not list(output.rglob("summary.json"))

@@ -11,7 +11,7 @@ AUGMENTATIONS = {"crop_flip": CropFlip(), "cutmix": CutMix()}
 
 
 def plan(seed=0, epoch=0, augmentations=AUGMENTATIONS):
-    return draw_epoch(seed, epoch, INDICES, augmentations, image_size=32)
+    return draw_epoch(seed, epoch, INDICES, augmentations, size=(32, 32))
 
 
 def test_every_image_comes_once():

@@ -144,7 +144,7 @@ def test_only_regular_files_are_opened(tmp_path):
 def test_predictions_may_have_a_larger_label_than_the_true_ones(tmp_path):
     run = RunDirectory(tmp_path)
     predicted, labels = np.array([299, 3, 256]), np.array([2, 3, 0])
-    run.write_predictions(predicted, labels, np.ones(3))
+    run.write_predictions(labels, predicted, np.ones(3))
     run.write_summary(INTERRUPTED | {"data": {"classes": [str(number) for number in range(300)]}})
     assert [values.tolist() for values in run.predictions()[:2]] == [predicted.tolist(), labels.tolist()]
 
@@ -155,7 +155,7 @@ INTERRUPTED = {"run": "run", "choices": {"optim": "sgd"}, "changes": {}, "seed":
 def test_metrics_and_summary_round_trip(tmp_path):
     run = RunDirectory(tmp_path)
     rows = [{"epoch": 1, "train/loss": 0.1 + 0.2}, {"epoch": 2, "train/loss": 1e-17, "test/acc": 0.5}]
-    run.write_metrics(rows, ("epoch", "train/loss", "test/acc"))
+    run.write_metrics(rows)
     assert run.metrics() == rows
     assert run.summary() == {}
     run.write_summary(INTERRUPTED)

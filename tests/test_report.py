@@ -117,19 +117,20 @@ def make_run(folder: Path, seed: int, accuracy: float, choices: dict | None = No
         "seed": seed,
         "overrides": [*(f"{group}={option}" for group, option in choices.items()), f"seed={seed}", "launcher=local"],
         "selected_on": "val/acc",
+        "select_mode": "max",
         "best_epoch": 3,
         "epochs_done": 3,
         "metrics": {"test/acc": accuracy, "val/acc": accuracy, "test/loss": 1 - accuracy},
         "train_seconds": 60.0,
         "images_per_second": 1000.0,
         "num_weights": 10,
-        "data": {"classes": ["cat", "dog"], "fingerprint": "f" * 64, "num_train": 90},
+        "data": {"classes": ["cat", "dog"], "task": "multiclass", "fingerprint": "f" * 64, "num_train": 90},
         "environment": {"device": "cpu", "precision": "32-true", "torch": "2.15.0"},
         "code_digest": "c" * 64,
     }
     run.write_summary(summary | more)
     labels = np.repeat([0, 1], 100)
-    run.write_predictions(np.where(np.arange(200) < wrong, 1, labels), labels, np.ones(200))
+    run.write_predictions(labels, np.where(np.arange(200) < wrong, 1, labels), np.ones(200))
     rows = [
         {
             "epoch": epoch,
@@ -140,7 +141,7 @@ def make_run(folder: Path, seed: int, accuracy: float, choices: dict | None = No
         }
         for epoch in (1, 2, 3)
     ]
-    run.write_metrics(rows, list(rows[0]))
+    run.write_metrics(rows)
     return run.path
 
 
@@ -168,12 +169,12 @@ def test_question_answer_and_ranking(two_by_two):
         "aug=none, optim=sgd",
         "aug=cutmix, optim=sgd",
     ]
-    best = sweep.ranking[0].accuracy
+    best = sweep.ranking[0].score
     assert (best.num, best.mean) == (3, pytest.approx(0.702))
     assert re.match(r"aug=none, optim=adam has the highest: 0\.7020 ± 0\.0\d+ \(n = 3\)\. It leads", sweep.answer())
     effects = {effect.value: effect for effect in sweep.effects("optim")}
     assert effects["sgd"].to_first.estimate.mean == pytest.approx(-0.1)
-    assert effects["sgd"].accuracy.num == 3
+    assert effects["sgd"].score.num == 3
 
 
 def test_what_cannot_be_told_apart_is_said(tmp_path):
@@ -193,7 +194,7 @@ def test_one_run_of_each_is_no_answer_over_seeds(tmp_path):
     "other",
     [
         {"code_digest": "d" * 64},
-        {"data": {"classes": ["cat", "dog"], "fingerprint": "e" * 64}},
+        {"data": {"classes": ["cat", "dog"], "task": "multiclass", "fingerprint": "e" * 64}},
         {"environment": {"device": "cpu", "precision": "bf16-mixed", "torch": "2.15.0"}},
         {"changes": {"optim.lr": 0.5}},
     ],
@@ -203,7 +204,7 @@ def test_only_seeds_are_averaged_over(tmp_path, other):
     make_run(tmp_path, 0, 0.7)
     make_run(tmp_path, 1, 0.8, **other)
     sweep = sweep_of(tmp_path)
-    assert [place.accuracy.num for place in sweep.ranking] == [1, 1]
+    assert [place.score.num for place in sweep.ranking] == [1, 1]
     assert len({sweep.label(place.setting) for place in sweep.ranking}) == 2
 
 
@@ -211,7 +212,7 @@ def test_runs_of_other_configurations_are_not_averaged_whatever_their_settings_s
     for seed, setting in enumerate(("a" * 64, "a" * 64, "b" * 64)):  # an option's file was edited before the last one
         make_run(tmp_path, seed, 0.5 + 0.1 * seed, setting=setting)
     sweep = sweep_of(tmp_path)
-    assert sorted(place.accuracy.num for place in sweep.ranking) == [1, 2]
+    assert sorted(place.score.num for place in sweep.ranking) == [1, 2]
     assert "configuration=bbbbbbbbbbbb has the highest" in sweep.answer()
     assert "configuration: aaaaaaaaaaaa, bbbbbbbbbbbb" in page.markdown(sweep) + page.page(sweep)
 
@@ -267,7 +268,7 @@ def test_a_default_is_a_value_too(tmp_path):
     assert sweep.values("optim.lr") == ["0.01", "0.1"]
     assert sweep.question() == "Which lr (0.01, 0.1) gives the highest test accuracy?"
     text = page.page(sweep)
-    for figure in ("training loss over epochs for", "held-out loss over epochs for", "Test accuracy against"):
+    for figure in ("training loss over epochs for", "held-out loss over epochs for", "test accuracy against"):
         assert f'aria-label="{figure}' in text
 
 
@@ -281,7 +282,7 @@ def test_bad_directories_are_named_and_left_out(two_by_two):
     )
     make_run(two_by_two, 8, 0.9, status="interrupted")
     sweep = sweep_of(two_by_two)
-    assert sweep.ranking[0].accuracy.num == 3
+    assert sweep.ranking[0].score.num == 3
     lines = "\n".join(page.outside(sweep))
     for words in (
         "half: left out: ",
@@ -336,7 +337,7 @@ def test_comparison_in_three_lines(two_by_two, command, tmp_path):
     for path in find([two_by_two]):
         right = 90 if "adam" in path.name else 80
         predicted = np.array([0] * right + [1] * (100 - right))
-        RunDirectory(path).write_predictions(predicted, np.zeros(100, dtype=np.int64), np.ones(100))
+        RunDirectory(path).write_predictions(np.zeros(100, dtype=np.int64), predicted, np.ones(100))
     result = command("-m", "cnnlab", "compare", "optim=adam,aug=none", "optim=sgd,aug=none", "--runs", str(two_by_two))
     assert result.returncode == 0, result.stderr
     first, second, third, curves = result.stdout.splitlines()
@@ -466,8 +467,8 @@ def test_class_names_are_text_and_those_that_cannot_be_drawn_are_numbers():
 
 
 def test_a_figure_that_cannot_be_drawn_is_a_warning(tmp_path, caplog):
-    pictures.corruptions(tmp_path / "missing" / "corruptions.png", {"noise": [0.5]}, 0.9)
-    assert "corruptions.png could not be drawn: FileNotFoundError" in caplog.text
+    pictures.reliability(tmp_path / "missing" / "reliability.png", [(0.5, 0.5, 1)], 0.1)
+    assert "reliability.png could not be drawn: FileNotFoundError" in caplog.text
 
 
 def test_the_page_names_the_classes_that_its_figure_numbers(tmp_path):
@@ -482,7 +483,7 @@ def test_a_thousand_classes_have_a_figure_a_page_and_a_summary_that_fit(tmp_path
     names = [f"n{number:08d}" for number in range(1000)]
     run = RunDirectory(make_run(tmp_path, 0, 0.9, data={"classes": names, "fingerprint": "f" * 64, "num_train": 90}))
     labels = np.repeat(np.arange(1000), 2)
-    run.write_predictions(labels[::-1], labels, np.ones(2000))
+    run.write_predictions(labels, labels[::-1], np.ones(2000))
     assert np.array_equal(run.confusion(1000), np.fliplr(np.eye(1000) * 2))
     begun = time.monotonic()
     pictures.confusion(run.path / "confusion.png", run.confusion(1000), names)

@@ -678,3 +678,21 @@ def test_one_of_several_processes_is_hit(undisturbed_ranks, tmp_path, name):
     assert run_ranks(output, num_ranks) == 0
     assert differences(undisturbed, left_by(output)) == []
     SURVIVED.append((f"{num_ranks} processes", name))
+
+
+def test_accumulated_gradients_are_those_of_larger_batches_and_go_on(zygote, tmp_path):
+    common = (
+        *("data=shapes", "data.num_train=400", "data.num_test=60", "model.channels=[8,8,8]", "model.hidden=32"),
+        *("norm=standard", "aug=pad_crop_flip", "trainer.max_epochs=2", "trainer.accelerator=cpu", "sched=cosine"),
+        *("callbacks=ema", "callbacks.ema.decay=0.5", "checkpoint.every_n_steps=1", "optim.lr=0.1"),
+    )
+    whole, halves, killed = (tmp_path / name for name in ("whole", "halves", "killed"))
+    assert zygote.run(whole, "batch_size=40", command=common)["status"] == 0, said(whole)
+    accumulated = (*common, "batch_size=20", "+trainer.accumulate_grad_batches=2")
+    assert zygote.run(halves, command=accumulated)["status"] == 0, said(halves)
+    losses = [[float(row["val/loss"]) for row in left_by(output)["rows"]] for output in (whole, halves)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    for step in (8, 9):  # within a pair, and between two
+        assert zygote.run(killed, command=accumulated, faults=[("step", step, "SIGKILL")])["status"] == -9
+    assert zygote.run(killed, command=accumulated)["status"] == 0
+    assert differences(left_by(halves), left_by(killed)) == []

@@ -18,8 +18,8 @@ def test_training_and_test_pictures_differ_and_classes_are_balanced():
     data = Shapes(1000, 200).load()
     assert data.train.pixels.shape == (1000, 3, 32, 32)
     assert data.train.pixels.dtype == np.uint8
-    assert np.bincount(data.train.labels).tolist() == [100] * 10
-    assert np.bincount(data.test.labels).tolist() == [20] * 10
+    assert np.bincount(data.train.targets).tolist() == [100] * 10
+    assert np.bincount(data.test.targets).tolist() == [20] * 10
     assert not np.array_equal(data.train.pixels[:200], data.test.pixels)
     assert len({picture.tobytes() for picture in data.train.pixels}) == 1000
 

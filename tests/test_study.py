@@ -356,14 +356,14 @@ def finished(run, status="done", started="2026-01-01", **more) -> None:
     """Write a run directory as train.py leaves it."""
     directory = RunDirectory(run.path)
     environment = {"device": "cpu", "precision": "32-true", "torch": "2", "commit": "c" * 40, "dirty": True}
-    data = {"num_train": 300, "num_test": 50, "fingerprint": "f", "classes": ["cat", "dog"]}
+    data = {"num_train": 300, "num_test": 50, "fingerprint": "f", "classes": ["cat", "dog"], "task": "multiclass"}
     summary = {"status": status, "seed": run.seed, "started": started, "code_digest": "d", "best_epoch": 1}
-    summary |= {"run": run.path.name, "choices": {}, "changes": {}, "selected_on": "test/acc"}
+    summary |= {"run": run.path.name, "choices": {}, "changes": {}, "selected_on": "test/acc", "select_mode": "max"}
     summary |= {"train_seconds": 1.0, "images_per_second": 1.0}
     summary |= {"environment": environment, "data": data, "metrics": {"test/acc": 0.5, "last/test/acc": 0.5}, **more}
     directory.write_summary(summary)
     row = {name: 0.5 for name in results.MEASURED if not name.startswith("val")}
-    directory.write_metrics([{"epoch": 1, **row}], ["epoch", *results.MEASURED])
+    directory.write_metrics([{"epoch": 1, **row}])
 
 
 def test_new_results_replace_old_ones_and_others_are_kept(tmp_path):

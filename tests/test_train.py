@@ -19,8 +19,9 @@ from lightning import seed_everything
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cnnlab.config import CONF, instantiate, options
+from cnnlab.data.images import Shape
 from cnnlab.parts import make_network
-from cnnlab.records import COLUMNS, RunDirectory
+from cnnlab.records import RunDirectory
 from cnnlab.run import train
 
 SMALL = (
@@ -99,7 +100,7 @@ def test_the_summary_says_what_was_run_and_what_came_out(finished):
     assert summary["epochs_done"] == 2
     assert summary["num_weights"] == sum(values.numel() for values in weights(run).values())
     data = summary["data"]
-    assert (data["num_train"], data["num_held_out"], data["num_test"], data["input_size"]) == (630, 70, 100, 28)
+    assert (data["num_train"], data["num_held_out"], data["num_test"], data["input_size"]) == (630, 70, 100, [28, 28])
     confusion = RunDirectory(run).confusion(10)
     assert confusion.sum() == 100
     assert {"device", "precision", "torch", "lightning", "commit", "dirty"} <= set(summary["environment"])
@@ -115,8 +116,7 @@ def test_metrics_have_a_row_per_epoch_and_test_images_are_touched_at_the_end_alo
     run, _ = finished
     table = rows(run)
     assert [row["epoch"] for row in table] == ["1", "2"]
-    assert list(table[0]) == [name for name in COLUMNS if name not in TIMES]
-    assert all(row["test/acc"] == row["test/loss"] == "" for row in table)
+    assert list(table[0]) == ["epoch", "train/loss", "train/acc", "val/loss", "val/acc", "lr"]
     assert all(0 <= float(row["val/acc"]) <= 1 for row in table)
 
 
@@ -234,7 +234,7 @@ def test_images_in_host_memory_give_the_same_results(tmp_path):
 def test_the_reports_protocol_evaluates_the_test_images_after_every_epoch(tmp_path):
     summary = train_here(tmp_path / "run", "val_fraction=0")
     table = rows(tmp_path / "run")
-    assert all(row["test/acc"] and not row["val/acc"] for row in table)
+    assert all(row["test/acc"] and "val/acc" not in row for row in table)
     assert summary["selected_on"] == "test/acc"
     assert summary["data"]["num_train"] == 700
     assert summary["metrics"]["last/test/acc"] == float(table[-1]["test/acc"])
@@ -295,7 +295,7 @@ def test_every_option_trains_one_batch(tmp_path, group, option):
     assert all(math.isfinite(value) for value in summary["metrics"].values())
     if option != "ema":  # whose checkpoint hardly moves in one step
         seed_everything(config.seed, verbose=False)
-        untrained = make_network(config.model, 10, 3, summary["data"]["input_size"]).state_dict()
+        untrained = make_network(config.model, Shape(10, 3, *summary["data"]["input_size"])).state_dict()
         trained = weights(run.path)
         names = [name for name in untrained if name.endswith("weight")]
         assert names

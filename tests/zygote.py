@@ -8,10 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-from cnnlab.records import RunDirectory
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("epoch_seconds", "images_per_second")
@@ -71,8 +70,8 @@ def said(output: Path) -> str:
 
 
 def only_run(output: Path) -> Path:
-    [run] = (output / "runs").glob("shapes-*")
-    return run
+    [summary] = (output / "runs").glob("*/summary.json")
+    return summary.parent
 
 
 def left_by(output: Path) -> dict:
@@ -87,7 +86,10 @@ def left_by(output: Path) -> dict:
         checkpoints[name] = {key: saved[key] for key in kept if key in saved}
         checkpoints[name]["random"] = [process["random"] for process in saved["records"]["processes"]]
     summary = json.loads((run / "summary.json").read_text())
-    predictions = RunDirectory(run).predictions()
+    predictions = {}
+    if (run / "predictions.npz").exists():
+        with np.load(run / "predictions.npz") as arrays:
+            predictions = {name: torch.from_numpy(values.astype(np.float64)) for name, values in arrays.items()}
     board = EventAccumulator(str(run), size_guidance={"images": 0})
     board.Reload()
     points = {
@@ -99,9 +101,14 @@ def left_by(output: Path) -> dict:
         "rows": rows,
         "checkpoints": checkpoints,
         "summary": {key: summary[key] for key in ("status", "metrics", "best_epoch", "epochs_done")},
-        "predictions": [torch.from_numpy(values) for values in predictions],
+        "predictions": predictions,
         "points": points,
-        "filters": [(event.step, event.encoded_image_string) for event in board.Images("filters")],
+        "filters": [
+            (event.step, event.encoded_image_string)
+            for tag in board.Tags()["images"]
+            if tag == "filters"
+            for event in board.Images(tag)
+        ],
         "files": sorted(path.name for path in run.rglob("*") if "tfevents" not in path.name),
     }
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnlab.config import UserError
-from cnnlab.data.images import DataSet, Images, cached_data, expand, make_folder
+from cnnlab.data.images import DataSet, Images, Shape, cached_data, expand, make_folder
 from cnnlab.readers import open_regular
 from cnnlab.records import lock_file
 
@@ -42,10 +42,8 @@ class CIFAR10:
         timeout: seconds without a byte after which an attempt has failed; a source has three.
     """
 
-    name = "cifar10"
-    image_size = 32
     num_train = 50_000
-    num_classes = 10
+    shape = Shape(num_classes=10, channels=3, height=32, width=32)
 
     def __init__(self, sources: Sequence[str], sha256: str, cache_dir: str, timeout: float = 30.0):
         self.sources, self.sha256, self.timeout = list(sources), str(sha256).lower(), timeout
@@ -55,9 +53,6 @@ class CIFAR10:
                 raise ValueError(f"data.sources has {source}, but only https:// is fetched from")
         if len(self.sha256) != 64:
             raise ValueError(f"data.sha256={sha256} is not a SHA-256, which has 64 hexadecimal digits")
-
-    def check(self) -> None:
-        """What can be missing is fetched when the run starts."""
 
     def digest(self) -> str:
         """The archive's: it decides the pictures."""

@@ -51,19 +51,24 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read_image` 
 
 
 class Decoded(NamedTuple):
-    """An image, (image_size, image_size, 3) uint8, and what was lost when it was decoded, in words."""
+    """An image, (H, W, C) uint8, and what was lost when it was decoded, in words."""
 
     pixels: np.ndarray
     lost: str
 
 
-def read_image(path: str | os.PathLike[str], image_size: int, background: str = "black") -> Decoded:
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of images of so many channels, as Pillow names them
+
+
+def read_image(
+    path: str | os.PathLike[str], size: tuple[int, int], background: str = "black", channels: int = 3
+) -> Decoded:
     """Decode an image of any size and mode.
 
     It is upright, as its EXIF data say. Transparent parts show the background. It is resized by Pillow's bicubic
     filter, antialiased, and squeezed if it is not square. 16 bits of grey are scaled to 8.
 
-    background: a name or #rrggbb, as CSS has them.
+    size: height and width. background: a name or #rrggbb, as CSS has them. channels: 3 for RGB, 1 for grey, 4 for RGBA.
 
     Raises: one of UNREADABLE, also for grey values of 32 bits or floating point, whose range nobody knows.
     """
@@ -80,12 +85,13 @@ def read_image(path: str | os.PathLike[str], image_size: int, background: str = 
         elif image.mode == "CMYK":
             lost = "CMYK colors, which are converted without a color profile"
         with _large if image.width * image.height > LARGE else nullcontext():
-            rgb = _upright_rgb(image, background)
-            size = (image_size, image_size)
-            return Decoded(np.asarray(rgb if rgb.size == size else rgb.resize(size, Image.Resampling.BICUBIC)), lost)
+            upright = _upright(image, background, MODES[channels])
+            if upright.size != size[::-1]:
+                upright = upright.resize(size[::-1], Image.Resampling.BICUBIC)
+            return Decoded(np.asarray(upright).reshape(*size, channels), lost)
 
 
-def _upright_rgb(image: Image.Image, background: str) -> Image.Image:
+def _upright(image: Image.Image, background: str, mode: str) -> Image.Image:
     import numpy as np
 
     ImageOps.exif_transpose(image, in_place=True)
@@ -94,10 +100,10 @@ def _upright_rgb(image: Image.Image, background: str) -> Image.Image:
     if image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # rounded; 65,535 becomes 255
-    if image.has_transparency_data:
+    if image.has_transparency_data and mode != "RGBA":
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image if image.mode == mode else image.convert(mode)
 
 
 def open_image(path: str | os.PathLike[str]) -> BufferedReader:

@@ -23,7 +23,7 @@ from cnnlab.cache import cached
 from cnnlab.config import UserError
 from cnnlab.data import decode
 from cnnlab.data.decode import SUFFIXES, UNREADABLE, Decoded, described, images_below, open_image, read_image
-from cnnlab.data.images import DataSet, Images, cached_data, expand
+from cnnlab.data.images import DataSet, Images, Shape, cached_data, expand
 from cnnlab.text import say
 
 PARTS = ("train", "test")
@@ -39,8 +39,6 @@ class ImageFolder:
         unreadable: "stop" with an error at an image that cannot be decoded, or "skip" and count it.
         background: what shows where an image is transparent: the name of a color, or #rrggbb.
     """
-
-    name = "image_folder"
 
     def __init__(
         self, root: str, cache_dir: str, image_size: int = 32, unreadable: str = "stop", background: str = "black"
@@ -86,8 +84,8 @@ class ImageFolder:
         return sum(map(len, self._files("train").values()))
 
     @property
-    def num_classes(self) -> int:
-        return len(self._files("train"))
+    def shape(self) -> Shape:
+        return Shape(len(self._files("train")), 3, self.image_size, self.image_size)
 
     def _files(self, part: str) -> dict[str, list[str]]:
         """The paths of the images of every class, in the order of the bytes of their names.
@@ -170,7 +168,7 @@ class ImageFolder:
     def _read(self, file: str) -> Decoded | None:
         """An image; None if it cannot be read and such images are to be skipped."""
         try:
-            return read_image(file, self.image_size, self.background)
+            return read_image(file, (self.image_size, self.image_size), self.background)
         except UNREADABLE as error:
             if self.unreadable == "skip":
                 return None

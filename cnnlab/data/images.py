@@ -1,4 +1,4 @@
-"""Images in memory: uint8 pixels, labels, class names; their fingerprint, cache file and stratified split.
+"""Images in memory: uint8 pixels, targets, class names; their fingerprint, cache file and stratified split.
 
 NumPy alone, imported when pictures are read: checking a configuration takes neither it nor torch. Pixels have the shape
 (N, C, H, W) and the memory layout (N, H, W, C), which is what pictures decode to, what torch calls channels_last, and
@@ -7,12 +7,13 @@ what lets a batch be gathered pixel by pixel.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from cnnlab.cache import cached
 from cnnlab.config import UserError
@@ -21,19 +22,105 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What the data decide about a network and all else that depends on them. Option files refer to it as data.NAME.
+
+    Attributes:
+        num_classes: number of classes, of labels, or of numbers: of the network's outputs.
+        channels, height, width: of the images.
+        task: "multiclass", one class per image; "multilabel", any number of labels; or "regression", numbers.
+    """
+
+    num_classes: int
+    channels: int
+    height: int
+    width: int
+    task: str = "multiclass"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+    @property
+    def image_size(self) -> int | list[int]:
+        """The height of a square image; otherwise [height, width]."""
+        return self.height if self.height == self.width else [*self.size]
+
+    def resized(self, size: tuple[int, int]) -> Shape:
+        return replace(self, height=size[0], width=size[1])
+
+    def facts(self) -> dict[str, Any]:
+        """By the names that option files use after `data.`."""
+        return {**asdict(self), "image_size": self.image_size}
+
+    def __str__(self) -> str:
+        return f"{self.channels}x{self.height}x{self.width}"
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Pictures of one size with their classes.
+    """Images of one size with their targets.
 
     Attributes:
         pixels: (N, C, H, W) uint8.
-        labels: (N,) int64, an index into `classes`.
-        classes: the class names.
+        targets: (N,) int64, an index into `classes`; or (N, K) float32: 1 for every label that an image has and 0 for
+            the others, or K numbers.
+        classes: the names of the classes, the labels, or the numbers.
+        weights: (N,) of training images, for sampling=weighted; None: there are none.
     """
 
-    pixels: np.ndarray
-    labels: np.ndarray
+    pixels: np.ndarray  # or cnnlab.data.fetched.Fetched
+    targets: np.ndarray
     classes: tuple[str, ...]
+    weights: np.ndarray | None = None
+
+    @functools.cached_property
+    def task(self) -> str:
+        """See `Shape`. Targets of which every one is 0 or 1 are labels."""
+        if self.targets.ndim == 1:
+            return "multiclass"
+        return "multilabel" if ((self.targets == 0) | (self.targets == 1)).all() else "regression"
+
+    def wrong(self) -> str:
+        """What is not as described above, in words; empty if nothing is."""
+        pixels, targets = self.pixels, self.targets
+        if str(pixels.dtype) != "uint8" or pixels.ndim != 4 or not pixels.shape[1]:
+            return f"pixels are {pixels.dtype} of shape {pixels.shape}, not (N, C, H, W) uint8"
+        if len(targets) != len(pixels):
+            return f"there are {len(pixels)} images and {len(targets)} targets"
+        if targets.ndim == 1:
+            if str(targets.dtype) != "int64":
+                return f"targets (N,) are {targets.dtype}, not int64"
+            if len(targets) and not 0 <= targets.min() <= targets.max() < len(self.classes):
+                return f"targets are from {targets.min()} to {targets.max()}, and there are {len(self.classes)} classes"
+        elif targets.ndim != 2 or str(targets.dtype) != "float32" or targets.shape[1] != len(self.classes):
+            names = f"{len(self.classes)} names"
+            return f"targets are {targets.dtype} of shape {targets.shape} with {names}, not (N, K) float32 with K names"
+        elif not (abs(targets) < 1e30).all():
+            return "targets are not finite"
+        return ""
+
+
+def fetches(images: Images) -> bool:
+    """Whether images are fetched when they are needed (cnnlab.data.fetched), and not held in an array."""
+    return hasattr(images.pixels, "batches")
+
+
+def at_places(images: Images) -> Callable[[Any], np.ndarray]:
+    """A function that gives images as they are drawn, (n, H, W, C) uint8, for an array of their places."""
+
+    def found(places: Any) -> np.ndarray:
+        import numpy as np
+
+        if not fetches(images):
+            return images.pixels[places].transpose(0, 2, 3, 1)
+        import torch
+
+        return np.asarray(images.pixels[torch.as_tensor(places)])
+
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,16 +131,21 @@ class DataSet:
     test: Images
     fingerprint: str
 
+    @functools.cached_property
+    def shape(self) -> Shape:
+        _, channels, height, width = self.train.pixels.shape
+        return Shape(len(self.train.classes), channels, height, width, self.train.task)
+
 
 def fingerprint(*parts: Images) -> str:
-    """SHA-256 over shapes, pixels, labels and class names."""
+    """SHA-256 over shapes, pixels, targets and class names."""
     import numpy as np
 
     sha = hashlib.sha256()
     for images in parts:
         sha.update(repr((images.pixels.shape, images.classes)).encode())
         sha.update(np.ascontiguousarray(images.pixels.transpose(0, 2, 3, 1)).data)
-        sha.update(np.ascontiguousarray(images.labels).data)
+        sha.update(np.ascontiguousarray(images.targets).data)
     return sha.hexdigest()
 
 
@@ -93,7 +185,7 @@ def _write(data: DataSet, file: BinaryIO) -> None:
     np.save(file, np.array(data.fingerprint))
     for images in (data.train, data.test):
         np.save(file, images.pixels.transpose(0, 2, 3, 1))
-        np.save(file, images.labels)
+        np.save(file, images.targets)
 
 
 def _read(file: BinaryIO) -> DataSet:
@@ -101,26 +193,26 @@ def _read(file: BinaryIO) -> DataSet:
     import numpy as np
 
     classes, sha, *arrays = (np.lib.format.read_array(file, allow_pickle=False) for _ in range(6))
-    for pixels, labels in (arrays[:2], arrays[2:]):
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or labels.dtype != np.int64 or labels.shape != pixels.shape[:1]:
-            raise ValueError("it holds no images with labels")
-        if labels.min(initial=0) < 0 or labels.max(initial=0) >= len(classes):
-            raise ValueError("it has labels without a class")
+    if any(pixels.ndim != 4 for pixels in arrays[::2]):
+        raise ValueError("it holds no images")
     train, test = (
-        Images(pixels.transpose(0, 3, 1, 2), labels, tuple(classes.tolist()))
-        for pixels, labels in (arrays[:2], arrays[2:])
+        Images(pixels.transpose(0, 3, 1, 2), targets, tuple(classes.tolist()))
+        for pixels, targets in (arrays[:2], arrays[2:])
     )
+    if wrong := train.wrong() or test.wrong():
+        raise ValueError(wrong)
     return DataSet(train, test, str(sha))
 
 
-def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the images kept and held out: `fraction` of each class, rounded, is held out.
 
-    labels: (N,) int64 -> two sorted arrays of int64, together 0 ... N-1.
+    targets: (N,) int64, or (N, K): then all images are one class -> two sorted arrays of int64, together 0 ... N-1.
     """
     import numpy as np
 
     generator = np.random.default_rng(seed)
+    labels = targets if targets.ndim == 1 else np.zeros(len(targets), dtype=np.int64)
     held_out = [
         generator.permutation(indices)[: round(fraction * len(indices))]
         for indices in (np.flatnonzero(labels == label) for label in np.unique(labels))
@@ -131,38 +223,26 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
 
 
 class Source(Protocol):
-    """What every data set option offers. Nothing here takes torch, but for pictures that torch draws.
-
-    Attributes:
-        prepared: the file that is made by the first `load` and read by every other one; None: there is none.
-    """
-
-    name: str
-    image_size: int
-
-    @property
-    def prepared(self) -> Path | None: ...
-
-    @property
-    def num_train(self) -> int: ...
-
-    @property
-    def num_classes(self) -> int: ...
-
-    def check(self) -> None:
-        """Refuse, with a UserError, what can be seen to be wrong without reading pictures."""
+    """What a data set option must offer; what it may offer besides, see `offered`. To be checked it needs no torch."""
 
     def digest(self) -> str:
-        """What decides the pictures, as a SHA-256; quick.
-
-        A source whose arguments name a place, and not what lies there, has a method `identity` as well: it returns what
-        stands for the content in the identity of a run.
-        """
+        """What decides images and targets, as a SHA-256; quick."""
         ...
 
     def load(self) -> DataSet:
-        """The pictures, prepared if need be."""
+        """Images and targets, prepared if need be."""
         ...
+
+
+def offered(source: Source, name: str) -> Any:
+    """What a source may offer; None if it does not.
+
+    name: "shape", a Shape, and "num_train", the number of its training images: known before it is loaded.
+        "check", a function: refuses, with a UserError, what can be seen to be wrong without reading images.
+        "identity", a function, of a source whose arguments name a place and not what lies there: what stands for the
+        content in the identity of a run. "prepared", the file that the first `load` makes and all others read.
+    """
+    return getattr(source, name, None)
 
 
 _loaded: dict[str, DataSet] = {}
@@ -173,7 +253,13 @@ def load_once(source: Source) -> DataSet:
     digest = source.digest()
     if digest not in _loaded:
         _loaded.clear()
-        _loaded[digest] = source.load()
+        data = source.load()
+        if wrong := data.train.wrong() or data.test.wrong():
+            raise UserError(f"{type(source).__name__} gives data that cannot be used: {wrong}.")
+        if len({images.pixels.shape[1:] for images in (data.train, data.test)}) > 1:
+            sizes = " and ".join(str(images.pixels.shape[1:]) for images in (data.train, data.test))
+            raise UserError(f"{type(source).__name__} gives training and test images of different shapes: {sizes}.")
+        _loaded[digest] = data
     return _loaded[digest]
 
 

@@ -10,26 +10,35 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from cnnlab.augment import Augmentation
+from cnnlab.augment import Augmentation, Size
 
 Plan = dict[str, Tensor]
 
 
 def draw_epoch(
-    seed: int, epoch: int, indices: Tensor, augmentations: Mapping[str, Augmentation], image_size: int
+    seed: int,
+    epoch: int,
+    indices: Tensor,
+    augmentations: Mapping[str, Augmentation],
+    size: Size,
+    weights: Tensor | None = None,
 ) -> Plan:
     """The plan of one epoch: `index`, the images in their order, and `NAME/KEY` for everything that is drawn.
 
     Order and augmentations have generators of their own: two runs that differ in their augmentation see the same order.
 
-    indices: (N,) int64, the training images -> tensors of N rows, on the CPU.
+    indices: (N,) int64, the training images; size: of what is stored weights: (N,) how often an
+    image comes, as a multiple of others; None: each comes once -> tensors of N rows, on the CPU.
     """
-    order = torch.randperm(len(indices), generator=generator(seed, epoch, "order"))
+    num, chance = len(indices), generator(seed, epoch, "order")
+    order = (
+        torch.randperm(num, generator=chance) if weights is None else weights.multinomial(num, True, generator=chance)
+    )
     plan = {"index": indices[order]}
     for name, augmentation in augmentations.items():
-        drawn = augmentation.draw(generator(seed, epoch, name), len(indices), image_size)
+        drawn = augmentation.draw(generator(seed, epoch, name), len(indices), size)
         plan |= {f"{name}/{key}": value for key, value in drawn.items()}
-        image_size = augmentation.output_size(image_size)
+        size = augmentation.output_size(size)
     return plan
 
 

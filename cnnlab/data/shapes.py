@@ -13,7 +13,7 @@ import hashlib
 import math
 from pathlib import Path
 
-from cnnlab.data.images import DataSet, Images, fingerprint
+from cnnlab.data.images import DataSet, Images, Shape, fingerprint
 
 CLASSES = ("circle", "ring", "square", "triangle", "pentagon", "star", "cross", "heart", "crescent", "arrow")
 
@@ -41,12 +41,9 @@ class Shapes:
         self.num_train, self.num_test, self.image_size = num_train, num_test, image_size
         self.noise, self.clutter, self.drawing_seed = noise, clutter, drawing_seed
 
-    name = "shapes"
-    prepared = None
-    num_classes = len(CLASSES)
-
-    def check(self) -> None:
-        """Nothing can be missing."""
+    @property
+    def shape(self) -> Shape:
+        return Shape(len(CLASSES), 3, self.image_size, self.image_size)
 
     def digest(self) -> str:
         """The arguments and this file decide the pictures."""

@@ -15,7 +15,7 @@ from cnnlab.readers import BrokenFileError
 from cnnlab.records import RunDirectory
 from cnnlab.report.runs import Run, Setting, find, grouped, read, varied
 from cnnlab.report.statistics import difference, estimate, mcnemar
-from cnnlab.report.sweep import with_interval
+from cnnlab.report.sweep import amount, with_interval
 
 
 def chosen(what: str, among: Path) -> Setting:
@@ -64,17 +64,22 @@ def names(first: Setting, second: Setting) -> list[str]:
 def compare(first: Setting, second: Setting) -> list[str]:
     """Three lines: the difference, how sure it is, and what the images say."""
     labels = names(first, second)
-    accuracy = [estimate(list(group.by_seed.values())) for group in (first, second)]
-    a, b = (f"{label}: {with_interval(value)}" for label, value in zip(labels, accuracy, strict=True))
+    measures = [group.runs[0].measure for group in (first, second)]
+    if measures[0] != measures[1]:
+        raise UserError(f"One is reported by {measures[0]} and the other by {measures[1]}: these are not compared.")
+    scores = [estimate(list(group.by_seed.values())) for group in (first, second)]
+    a, b = (f"{label}: {with_interval(value)}" for label, value in zip(labels, scores, strict=True))
     gap = difference(first.by_seed, second.by_seed)
-    points = f"{100 * gap.estimate.mean:+.2f} points"
+    sign = "+" if gap.estimate.mean >= 0 else ""
+    points = sign + amount(measures[0], gap.estimate.mean)
     if math.isinf(gap.estimate.half_width):
         sure = f"{points}; with one run of each, nothing can be said of other seeds."
     else:
         how = f"paired over {gap.estimate.num} seeds" if gap.paired else "over different seeds"
         verdict = "" if gap.distinguishable else ": cannot be told from noise"
         size = f"effect size {gap.effect_size:.1f}, p = {gap.p_value:.2g}"
-        sure = f"{points} ± {100 * gap.estimate.half_width:.2f} (95%, {how}; {size}){verdict}."
+        spread = amount(measures[0], gap.estimate.half_width).removesuffix(" points")
+        sure = f"{points} ± {spread} (95%, {how}; {size}){verdict}."
     return [f"{a}; {b}.", f"Difference: {sure}", images(first.runs, second.runs)]
 
 

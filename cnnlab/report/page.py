@@ -24,7 +24,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from cnnlab.records import atomic_path, write_text
+from cnnlab.records import atomic_path, in_words, write_text
 from cnnlab.report import pictures
 from cnnlab.report.statistics import estimate
 from cnnlab.report.sweep import Sweep, with_interval
@@ -60,31 +60,31 @@ def default_folder(paths: Sequence[Path]) -> Path:
 
 def ranking_table(sweep: Sweep) -> list[list[str]]:
     """Head and rows: the settings, best first."""
-    head = [*sweep.axes, "test accuracy", "95% interval", "n", "behind the best", "best epoch", "seconds"]
+    head = [*sweep.axes, sweep.name, "95% interval", "n", "behind the best", "best epoch", "seconds"]
     rows = [head]
     for place in sweep.ranking:
-        accuracy = place.accuracy
-        interval = f"{accuracy.low:.4f} to {accuracy.high:.4f}" if accuracy.num > 1 else "one run"
+        score = place.score
+        interval = f"{score.low:.4f} to {score.high:.4f}" if score.num > 1 else "one run"
         behind = ""
         if place.to_best:
             gap = place.to_best.estimate
             behind = f"{gap.mean:.4f}" + (f" ± {gap.half_width:.4f}" if math.isfinite(gap.half_width) else "")
-            behind += "" if place.to_best.distinguishable or accuracy.num < 2 else " (not told apart)"
+            behind += "" if place.to_best.distinguishable or score.num < 2 else " (not told apart)"
         values = [place.setting.value(axis) for axis in sweep.axes]
-        last = (str(accuracy.num), behind, place.best_epochs(), f"{place.seconds():.0f}")
-        rows.append([*values, f"{accuracy.mean:.4f}", interval, *last])
+        last = (str(score.num), behind, place.best_epochs(), f"{place.seconds():.0f}")
+        rows.append([*values, f"{score.mean:.4f}", interval, *last])
     return rows
 
 
 def effects_table(sweep: Sweep, axis: str) -> list[list[str]]:
-    rows = [[axis, "mean test accuracy", "difference to the first", "p"]]
+    rows = [[axis, f"mean {sweep.name}", "difference to the first", "p"]]
     for effect in sweep.effects(axis):
         change, p_value = "", ""
         if effect.to_first:
             gap = effect.to_first.estimate
             change = f"{gap.mean:+.4f}" + (f" ± {gap.half_width:.4f}" if math.isfinite(gap.half_width) else "")
             p_value = f"{effect.to_first.p_value:.2g}" if math.isfinite(effect.to_first.p_value) else "-"
-        rows.append([effect.value, with_interval(effect.accuracy), change, p_value])
+        rows.append([effect.value, with_interval(effect.score), change, p_value])
     return rows
 
 
@@ -205,13 +205,14 @@ STYLE: dict[Any, Any] = pictures.STYLE | {
 
 
 def curves(sweep: Sweep) -> str:
-    """Loss and accuracy over epochs, a colour for a setting: the mean over seeds, and a band over all of them.
+    """Loss and what is reported over epochs, a colour for a setting: the mean over seeds, and a band over all of them.
 
     Two figures that stand below each other on a phone, and the names of the colours.
     """
     places = list(zip(sweep.ranking[:CURVES], COLORS, strict=False))
     figures = []
-    for metric, name in (("loss", "loss"), ("acc", "accuracy")):
+    for metric in dict.fromkeys(("loss", sweep.measure.partition("/")[2])):
+        name = in_words(metric)
         with matplotlib.rc_context(STYLE):
             figure = _figure(5.4, 3.9)
             axis = figure.subplots()
@@ -233,7 +234,7 @@ def curves(sweep: Sweep) -> str:
 
 
 def by_value(sweep: Sweep, axis: str) -> str:
-    """What a swept number does, the rest as in the best setting: loss over epochs; accuracy against its values.
+    """What a swept number does, the rest as in the best setting: loss over epochs; what is reported against its values.
 
     The first two figures have the form of the lab report's figures 1 and 2.
     """
@@ -264,19 +265,19 @@ def by_value(sweep: Sweep, axis: str) -> str:
         panel = figure.subplots()
         lines = groups if len(groups) > 1 else sweep.groups
         found = [(float(group.value(axis)), estimate(list(group.by_seed.values()))) for group in lines]
-        values, means = [value for value, _ in found], [accuracy.mean for _, accuracy in found]
-        spread = [accuracy.half_width if math.isfinite(accuracy.half_width) else 0 for _, accuracy in found]
+        values, means = [value for value, _ in found], [score.mean for _, score in found]
+        spread = [score.half_width if math.isfinite(score.half_width) else 0 for _, score in found]
         joined = "o-" if len(groups) > 1 else "o"
         panel.errorbar(values, means, spread, fmt=joined, color=COLORS[0], capsize=3)
         if min(values) > 0 and max(values) >= 10 * min(values):
             panel.set_xscale("log")
-        panel.set(xlabel=axis, ylabel="test accuracy")
-        figures.append(svg(figure, f"Test accuracy against {axis}"))
+        panel.set(xlabel=axis, ylabel=sweep.name)
+        figures.append(svg(figure, f"{sweep.name} against {axis}"))
     return f'<div class="pair">{"".join(figures)}</div>'
 
 
 def heat_map(sweep: Sweep) -> str:
-    """Mean test accuracy over two axes."""
+    """What is reported, as a mean, over two axes."""
     first, second = sweep.axes
     rows, columns = sweep.values(first), sweep.values(second)
     cells = np.full((len(rows), len(columns)), np.nan)
@@ -295,8 +296,8 @@ def heat_map(sweep: Sweep) -> str:
             if not math.isnan(cells[row, column]):
                 color = "white" if cells[row, column] < middle else "black"
                 axis.text(column, row, f"{cells[row, column]:.3f}", ha="center", va="center", color=color)
-        figure.colorbar(shown, label="test accuracy")
-        return svg(figure, f"Mean test accuracy over {first} and {second}")
+        figure.colorbar(shown, label=sweep.name)
+        return svg(figure, f"Mean {sweep.name} over {first} and {second}")
 
 
 def confusion(sweep: Sweep) -> str:
@@ -344,7 +345,7 @@ def page(sweep: Sweep) -> str:
     if sweep.ranking:
         held = ", ".join(f"{name} {value}" for name, value in sweep.held.items())
         body.append(
-            f"<p>Held: {html.escape(held)}. Accuracy is on the test images, at the epoch chosen by "
+            f"<p>Held: {html.escape(held)}. The {html.escape(sweep.name)} is at the epoch chosen by "
             f"{html.escape(str(sweep.ranking[0].setting.runs[0].summary['selected_on']))}; intervals are "
             f"Student's t over seeds.</p>"
         )

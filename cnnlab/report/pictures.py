@@ -19,7 +19,7 @@ from matplotlib.font_manager import get_font
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from cnnlab.records import atomic_path, log
+from cnnlab.records import atomic_path, in_words, log
 from cnnlab.report.runs import Setting
 
 PARTS = {"train": ("training", "C0"), "val": ("validation", "C1"), "test": ("test", "C3")}
@@ -71,31 +71,34 @@ def drawable(classes: Sequence[str], longest: int = 24) -> list[str]:
 
 
 @figure
-def curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> None:
-    """Loss and accuracy over epochs out of the rows of metrics.csv."""
-    figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots(1, 2)
+def curves(path: Path, rows: Sequence[Mapping[str, float]], title: str, metric: str = "acc") -> None:
+    """Loss and a metric over epochs out of the rows of metrics.csv."""
+    kinds = list(dict.fromkeys(("loss", metric)))
+    figure = matplotlib.figure.Figure(figsize=(5 * len(kinds), 4), layout="constrained")
+    axes = figure.subplots(1, len(kinds), squeeze=False)[0]
     epochs = [row["epoch"] for row in rows]
-    for axis, metric, label in zip(axes, ("loss", "acc"), ("loss", "accuracy"), strict=True):
+    for axis, metric in zip(axes, kinds, strict=True):
         for part, (name, color) in PARTS.items():
             values = [row.get(f"{part}/{metric}", math.nan) for row in rows]
             if not all(map(math.isnan, values)):
                 axis.plot(epochs, values, color=color, label=name, marker=".")
-        axis.set(xlabel="epoch", ylabel=label)
+        axis.set(xlabel="epoch", ylabel=in_words(metric))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend()
-    axes[1].set_ylim(top=1)
+        if metric == "acc":
+            axis.set_ylim(top=1)
     figure.suptitle(title, fontsize=9 if len(title) < 120 else 6)
     save(figure, path)
 
 
 @figure
 def comparison(path: Path, settings: Sequence[tuple[str, Setting]]) -> None:
-    """Loss and accuracy of named settings over epochs: the mean over seeds and a band over all of them."""
-    figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for axis, metric, label in zip(axes, ("loss", "acc"), ("loss", "accuracy"), strict=True):
+    """Loss and what is reported, of named settings over epochs: the mean over seeds and a band over all of them."""
+    kinds = list(dict.fromkeys(("loss", settings[0][1].runs[0].measure.partition("/")[2])))
+    figure = matplotlib.figure.Figure(figsize=(5 * len(kinds), 4), layout="constrained")
+    axes = figure.subplots(1, len(kinds), squeeze=False)[0]
+    for axis, metric in zip(axes, kinds, strict=True):
         for place, (name, setting) in enumerate(settings):
             for part, dashes in (("train", "--"), (setting.held_out, "-")):
                 epochs, table = setting.over_epochs(f"{part}/{metric}")
@@ -103,7 +106,7 @@ def comparison(path: Path, settings: Sequence[tuple[str, Setting]]) -> None:
                 axis.plot(epochs, np.nanmean(table, axis=0), dashes, color=f"C{place}", label=said, marker=".")
                 if len(table) > 1:
                     axis.fill_between(epochs, np.nanmin(table, 0), np.nanmax(table, 0), color=f"C{place}", alpha=0.15)
-        axis.set(xlabel="epoch", ylabel=label)
+        axis.set(xlabel="epoch", ylabel=in_words(metric))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend()
@@ -149,6 +152,15 @@ def draw_confusion(axis: matplotlib.axes.Axes, counts: np.ndarray, classes: Sequ
             axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=color, fontsize=8)
 
 
+def as_rgb(images: np.ndarray) -> np.ndarray:
+    """Images of any number of channels to look at: (..., C) -> (..., 3) uint8. One is grey; of more, three."""
+    channels = images.shape[-1]
+    if channels == 1:
+        return images.repeat(3, -1)
+    missing = np.zeros((*images.shape[:-1], max(3 - channels, 0)), dtype=images.dtype)
+    return np.concatenate((images[..., :3], missing), -1)
+
+
 def tiled(images: np.ndarray, columns: int = 8, scale: int = 6) -> np.ndarray:
     """Small pictures (N, h, w, C) side by side, each enlarged without smoothing: (H, W, C) uint8."""
     num, height, width, channels = images.shape
@@ -163,7 +175,7 @@ def tiled(images: np.ndarray, columns: int = 8, scale: int = 6) -> np.ndarray:
 @figure
 def mistakes(
     path: Path,
-    pixels: np.ndarray,
+    pixels: Callable[[np.ndarray], np.ndarray],
     labels: np.ndarray,
     predicted: np.ndarray,
     confidence: np.ndarray,
@@ -172,11 +184,12 @@ def mistakes(
 ) -> None:
     """The wrong predictions that were made with the greatest confidence, each with its caption.
 
-    pixels: (N, H, W, C) uint8; labels, predicted, confidence: (N,).
+    pixels: gives images, (n, H, W, C) uint8, for their places; labels, predicted, confidence: (N,).
     """
     names = drawable(classes, longest=12)
     wrong = np.flatnonzero(labels != predicted)
     worst = wrong[np.argsort(-confidence[wrong].astype(float), kind="stable")][:num]
+    images = as_rgb(pixels(worst)) if len(worst) else np.zeros((0, 1, 1, 3))
     columns, rows = 8, max(-(-len(worst) // 8), 1)
     side, caption, margin = 1.0, 0.5, 0.25  # a picture is 1 wide; its class and the predicted one stand above it
     width, height = columns * (side + margin) + margin, rows * (side + caption) + margin + 0.6 * caption
@@ -186,7 +199,8 @@ def mistakes(
     for number, place in enumerate(worst):
         left = margin + number % columns * (side + margin)
         top = 1.6 * caption + number // columns * (side + caption)
-        axis.imshow(pixels[place], extent=(left, left + side, top + side, top))
+        down, across = (side * length / max(images.shape[1:3]) for length in images.shape[1:3])
+        axis.imshow(images[number], extent=(left, left + across, top + down, top))
         said = f"{names[labels[place]]}\nnot {names[predicted[place]]}, {confidence[place]:.2f}"
         axis.text(left + side / 2, top - 0.06, said, fontsize=8, ha="center", va="bottom")
     axis.set(xlim=(0, width), ylim=(height, 0))
@@ -215,46 +229,31 @@ def reliability(path: Path, bins: Sequence[tuple[float, float, int]], error: flo
 
 
 @figure
-def corruptions(path: Path, found: Mapping[str, Sequence[float]], clean: float) -> None:
-    """Accuracy against the strength of each corruption, 0 (none) to 5."""
-    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
-    axis = figure.subplots()
-    for kind, accuracies in found.items():
-        axis.plot(range(len(accuracies) + 1), [clean, *accuracies], "o-", label=kind)
-    axis.set(xlabel="strength", ylabel="accuracy")
-    axis.set_ylim(bottom=0)
-    axis.grid(alpha=0.3)
-    axis.legend()
-    save(figure, path)
-
-
-@figure
 def sheet(path: Path, originals: np.ndarray, augmented: np.ndarray, columns: int = 10, scale: int = 3) -> None:
     """Originals, and below each what the network sees in its place.
 
     originals: (N, H, W, C), augmented: (N, h, w, C), both uint8.
     """
-    cell = max(originals.shape[1], augmented.shape[1]) + 2
+    height, width = (max(originals.shape[axis], augmented.shape[axis]) + 2 for axis in (1, 2))
 
     def row(images: np.ndarray) -> np.ndarray:
-        canvas = np.full((cell, cell * columns, 3), 255, dtype=np.uint8)
-        margin = (cell - images.shape[1]) // 2
-        for place, image in enumerate(images):
-            canvas[margin : margin + image.shape[0], place * cell + margin : place * cell + margin + image.shape[1]] = (
-                image
-            )
+        canvas = np.full((height, width * columns, 3), 255, dtype=np.uint8)
+        top, left = (height - images.shape[1]) // 2, (width - images.shape[2]) // 2
+        for place, image in enumerate(as_rgb(images)):
+            first = place * width + left
+            canvas[top : top + image.shape[0], first : first + image.shape[1]] = image
         return canvas
 
     rows = []
     for first in range(0, len(originals), columns):
         rows += [row(originals[first : first + columns]), row(augmented[first : first + columns])]
-        rows.append(np.full((6, cell * columns, 3), 255, dtype=np.uint8))
+        rows.append(np.full((6, width * columns, 3), 255, dtype=np.uint8))
     write_png(path, np.concatenate(rows[:-1]).repeat(scale, 0).repeat(scale, 1))
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """pixels: (H, W, C) uint8."""
+    """pixels: (H, W, C) uint8, see `as_rgb`."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png")
+    Image.fromarray(as_rgb(pixels)).save(buffer, "png")
     with atomic_path(path) as partial:
         partial.write_bytes(buffer.getvalue())

@@ -26,14 +26,14 @@ class PlannedRun:
         model: the chosen option.
         epochs: how many it trains at most.
         rerun: whether it begins anew.
-        num_train: images in an epoch.
+        num_train: images in an epoch, if that is known.
     """
 
     path: Path
     changes: dict[str, str]
     model: str
     epochs: int
-    num_train: int
+    num_train: int | None
     rerun: bool
 
     @classmethod
@@ -61,7 +61,7 @@ def print_plan(configs: Sequence[DictConfig], output_dir: Path) -> None:
         left = 0 if state == "done" else job.epochs - len(RunDirectory(job.path).rows())
         epochs = job.epochs if job.rerun else left
         speed = speeds.get(job.model)
-        time = epochs * job.num_train / speed if speed else None
+        time = epochs * job.num_train / speed if speed and job.num_train else None
         to_do, seconds, unknown = to_do + epochs, seconds + (time or 0), unknown + (time is None and epochs > 0)
         twice = f", typed {typed[job.path]} times" if typed[job.path] > 1 else ""
         changes = ", ".join(f"{name}={value}" for name, value in job.changes.items()) or "the defaults"

@@ -12,7 +12,7 @@ import numpy as np
 
 from cnnlab.config import as_typed, leaves
 from cnnlab.readers import BrokenFileError, Row
-from cnnlab.records import RunDirectory
+from cnnlab.records import RunDirectory, reported
 
 
 @dataclass
@@ -56,9 +56,19 @@ class Run:
             return {}
 
     @property
-    def accuracy(self) -> float:
-        """On the test images, at the best epoch."""
-        return float(self.summary["metrics"]["test/acc"])
+    def measure(self) -> str:
+        """What it is reported by: "test/acc"."""
+        return reported(self.summary)
+
+    @property
+    def higher(self) -> bool:
+        """Whether larger values of that are better."""
+        return self.summary.get("select_mode", "max") == "max"
+
+    @property
+    def score(self) -> float:
+        """The value of what it is reported by, at the best epoch."""
+        return float(self.summary["metrics"][self.measure])
 
     @property
     def cannot_be_averaged_over(self) -> tuple[tuple[str, str], ...]:
@@ -71,6 +81,7 @@ class Run:
             ("device", str(environment.get("device", ""))),
             ("devices", str(environment.get("num_devices", ""))),
             ("torch", str(environment.get("torch", ""))),
+            ("selected on", f"{self.summary.get('selected_on')} {self.summary.get('select_mode')}"),
             ("configuration", str(self.summary.get("setting", ""))[:12]),  # more than `settings` if a file was edited
         )
 
@@ -129,13 +140,13 @@ class Setting:
 
     @property
     def by_seed(self) -> dict[int, float]:
-        """Test accuracy by seed."""
-        return {run.seed: run.accuracy for run in self.runs}
+        """The value that is reported, by seed."""
+        return {run.seed: run.score for run in self.runs}
 
     @property
     def held_out(self) -> str:
         """What was evaluated after every epoch: "val", or "test" in the report's protocol."""
-        return "val" if "val/acc" in self.runs[0].rows[0] else "test"
+        return "val" if any(name.startswith("val/") for name in self.runs[0].rows[0]) else "test"
 
     def over_epochs(self, metric: str) -> tuple[list[int], np.ndarray]:
         """Epochs, and a row for every run: (runs, epochs); not a number where a run ended earlier."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cnnlab.readers import BrokenFileError
-from cnnlab.records import RunDirectory
+from cnnlab.records import RunDirectory, in_words
 from cnnlab.report.runs import Run, Setting, grouped, varied
 from cnnlab.report.statistics import Difference, Estimate, difference, estimate
 
@@ -25,12 +25,12 @@ class Place:
 
     Attributes:
         setting: the runs.
-        accuracy: test accuracy at the best epoch, over seeds.
+        score: the value that is reported, at the best epoch, over seeds.
         to_best: difference to the first place; None for the first itself.
     """
 
     setting: Setting
-    accuracy: Estimate
+    score: Estimate
     to_best: Difference | None
 
     def seconds(self) -> float:
@@ -49,12 +49,12 @@ class Effect:
 
     Attributes:
         value: as text.
-        accuracy: the mean over these combinations, by seed.
+        score: the mean over these combinations, by seed.
         to_first: difference to the first value; None for the first itself.
     """
 
     value: str
-    accuracy: Estimate
+    score: Estimate
     to_first: Difference | None
 
 
@@ -68,7 +68,16 @@ class Sweep:
 
     def __init__(self, runs: Sequence[Run], left_out: Sequence[tuple[Path, str]] = ()):
         self.runs, self.left_out = list(runs), list(left_out)
-        self.groups = grouped(runs)
+        found = grouped(runs)
+        first = found[0].runs[0] if found else None
+        self.measure, self.higher = (first.measure, first.higher) if first else ("test/acc", True)
+        self.groups = [group for group in found if group.runs[0].measure == self.measure]
+        self.left_out += [
+            (run.path, f"it is reported by {run.measure}, and others by {self.measure}")
+            for group in found
+            if group not in self.groups
+            for run in group.runs
+        ]
         self.axes = varied([group.runs[0] for group in self.groups])
         alike: dict[Any, list[Setting]] = {}
         for group in self.groups:
@@ -86,16 +95,30 @@ class Sweep:
 
     @cached_property
     def ranking(self) -> list[Place]:
-        """Best mean test accuracy first."""
-        ordered = sorted(self.groups, key=lambda group: -estimate(list(group.by_seed.values())).mean)
+        """Best mean first."""
+        sign = -1 if self.higher else 1
+        ordered = sorted(self.groups, key=lambda group: sign * estimate(list(group.by_seed.values())).mean)
         return [
             Place(
                 group,
                 estimate(list(group.by_seed.values())),
-                difference(ordered[0].by_seed, group.by_seed) if place else None,
+                self.lead(ordered[0], group) if place else None,
             )
             for place, group in enumerate(ordered)
         ]
+
+    def lead(self, first: Setting, second: Setting) -> Difference:
+        """By how much the first is better."""
+        pair = (first, second) if self.higher else (second, first)
+        return difference(pair[0].by_seed, pair[1].by_seed)
+
+    @property
+    def name(self) -> str:
+        """What is reported, in words: "test accuracy"."""
+        return in_words(self.measure)
+
+    def amount(self, value: float, half_width: float | None = None) -> str:
+        return amount(self.measure, value, half_width)
 
     @cached_property
     def apart(self) -> list[str]:
@@ -141,33 +164,37 @@ class Sweep:
         if not self.axes:
             return "How well does this setting do, over seeds?"
         parts = [f"{_short(axis)} ({_listed(self.values(axis))})" for axis in self.axes]
-        return f"Which {' and which '.join(parts)} gives the highest test accuracy?"
+        return f"Which {' and which '.join(parts)} gives the {self.superlative} {self.name}?"
+
+    @property
+    def superlative(self) -> str:
+        return "highest" if self.higher else "lowest"
 
     def answer(self) -> str:
         """The best setting and how sure that is, in one or two sentences."""
         if not self.ranking:
             return "No run has finished: there is no answer yet."
         best = self.ranking[0]
-        found = f"{self.label(best.setting)} has the highest: {with_interval(best.accuracy)}"
+        found = f"{self.label(best.setting)} has the {self.superlative}: {with_interval(best.score)}"
         if len(self.ranking) == 1:
             return f"{found[0].upper()}{found[1:]}."
         second = self.ranking[1]
         assert second.to_best is not None
         gap = second.to_best
         name = self.label(second.setting)
-        if min(best.accuracy.num, second.accuracy.num) < 2:
+        if min(best.score.num, second.score.num) < 2:
             return (
-                f"{found}. Next is {name}, {100 * gap.estimate.mean:.2f} points behind; with one run of a setting it "
+                f"{found}. Next is {name}, {self.amount(gap.estimate.mean)} behind; with one run of a setting it "
                 f"cannot be said whether another seed would turn this round: add 'seed=range(3)'."
             )
         if gap.paired and best.setting.by_seed.keys() != second.setting.by_seed.keys():
-            shared = f"{100 * gap.estimate.mean:+.2f} ± {100 * gap.estimate.half_width:.2f} points"
+            shared = self.amount(gap.estimate.mean, gap.estimate.half_width)
             return (
                 f"{found}, but it has other seeds than {name}, the next; over those that they share the difference is "
                 f"{shared}. Give both the same seeds."
             )
         how = "seed by seed" if gap.paired else "over seeds"
-        amount = f"{100 * gap.estimate.mean:.2f} ± {100 * gap.estimate.half_width:.2f} points {how}"
+        amount = f"{self.amount(gap.estimate.mean, gap.estimate.half_width)} {how}"
         if gap.distinguishable:
             return f"{found}. It leads {name}, the next, by {amount}."
         ties = [
@@ -214,8 +241,15 @@ class Sweep:
         return np.sum(counts, axis=0) if counts else np.zeros((0, 0), dtype=np.int64)
 
 
+def amount(measure: str, value: float, half_width: float | None = None) -> str:
+    """A difference as text: of accuracies in points."""
+    factor, digits, unit = (100, ".2f", " points") if measure.endswith("/acc") else (1, ".4f", "")
+    spread = "" if half_width is None else f" ± {factor * half_width:{digits}}"
+    return f"{factor * value:{digits}}{spread}{unit}"
+
+
 def with_interval(value: Estimate) -> str:
-    """A mean accuracy as text: "0.8123 ± 0.0045 (n = 3)"."""
+    """A mean as text: "0.8123 ± 0.0045 (n = 3)"."""
     return (
         f"{value.mean:.4f} ± {value.half_width:.4f} (n = {value.num})" if value.num > 1 else f"{value.mean:.4f} (n = 1)"
     )

@@ -10,8 +10,8 @@ from statistics import median
 
 from cnnlab.config import UserError
 from cnnlab.readers import BrokenFileError
-from cnnlab.records import RunDirectory
-from cnnlab.report.plan import in_words
+from cnnlab.records import RunDirectory, in_words
+from cnnlab.report import plan
 from cnnlab.report.runs import Run, find, read, varied
 from cnnlab.terminal import Table
 from cnnlab.text import say
@@ -25,19 +25,19 @@ def print_table(directories: Sequence[Path]) -> bool:
             runs.append(Run(path, RunDirectory(path).read_summary(), []))
         except BrokenFileError as error:
             damaged.append(f"damaged: {path}: {error.reason}")
-    done = sorted((run for run in runs if run.done), key=lambda run: -run.accuracy)
+    done = sorted((run for run in runs if run.done), key=lambda run: (run.measure, (-1) ** run.higher * run.score))
     columns = varied(done) + ["seed"] * (len({run.seed for run in done}) > 1)
-    table = Table(title=f"{len(done)} of {len(directories)} runs done, best test accuracy first")
+    table = Table(title=f"{len(done)} of {len(directories)} runs done, best {in_words_of(done)} first")
     for name in columns:
         table.add_column(name)
-    for name in ("test acc", "selected by", "best epoch", "seconds", "images/s"):
+    for name in (done[0].measure.replace("/", " ") if done else "", "selected by", "best epoch", "seconds", "images/s"):
         table.add_column(name, justify="right")
     table.add_column("run", overflow="fold")
     for run in done:
         summary = run.summary
         table.add_row(
             *(run.value(name) for name in columns),
-            f"{run.accuracy:.4f}",
+            f"{run.score:.4f}",
             f"{summary['selected_on']} {summary['metrics'][summary['selected_on']]:.4f}",
             str(summary["best_epoch"]),
             f"{summary['train_seconds']:.0f}",
@@ -57,6 +57,10 @@ def print_table(directories: Sequence[Path]) -> bool:
             f"Pictures of each run: {os.path.relpath(directories[0].parent)}/*/curves.png, confusion.png, samples.png"
         )
     return len(done) == len(directories)
+
+
+def in_words_of(runs: Sequence[Run]) -> str:
+    return " or ".join(dict.fromkeys(in_words(run.measure) for run in runs)) or "ones"
 
 
 def print_list(folder: Path, by: str | None, num: int) -> None:
@@ -80,16 +84,19 @@ def print_list(folder: Path, by: str | None, num: int) -> None:
     table = Table(title=f"{len(shown)} of {len(runs)} runs in {folder}")
     table.add_column("run", overflow="fold")
     table.add_column("status")
-    for name in ("epochs", "held-out acc", "test acc", *([by] if by and by != "test/acc" else []), "age"):
+    for name in ("epochs", "selected by", "", "test", *([by] if by else []), "age"):
         table.add_column(name, justify="right")
     for run in shown:
         metrics = run.summary.get("metrics", {})
-        held_out = max((row.get("val/acc", row.get("test/acc", 0.0)) for row in run.rows), default=None)
-        cells = [held_out, metrics.get("test/acc"), *([metrics[by]] if by and by != "test/acc" else [])]
+        selected = run.summary.get("selected_on", "")
+        found = [row[selected] for row in run.rows if selected in row]
+        held_out = (max if run.higher else min)(found) if found else None
+        cells = [held_out, run.score if run.done else None, *([metrics[by]] if by else [])]
         table.add_row(
             str(run.path.relative_to(folder)) if run.path != folder else run.path.name,
             state(run),
             str(len(run.rows)),
+            selected,
             *("" if cell is None else f"{cell:.4f}" for cell in cells),
             ago(time.time() - changed[run.path]),
         )
@@ -126,7 +133,7 @@ def print_status(folder: Path) -> None:
             run.path.name,
             status,
             f"{len(run.rows)}/{epochs}",
-            in_words(median(past) * (epochs - len(run.rows))) if past else "?",
+            plan.in_words(median(past) * (epochs - len(run.rows))) if past else "?",
             f"{ago(time.time() - (run.path / 'metrics.csv').stat().st_mtime)} ago" if run.rows else "",
             place.queued_as,
             f"on {place.host}" if status == "running" else run.summary.get("error", {}).get("message", ""),

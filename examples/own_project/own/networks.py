@@ -1,4 +1,4 @@
-"""A network of one's own. Its arguments have names that mean other things elsewhere, and that is fine."""
+"""Networks of one's own. Their arguments have names that mean other things elsewhere, and that is fine."""
 
 from collections.abc import Sequence
 
@@ -16,6 +16,7 @@ class Tower(nn.Sequential):
         time: slope of the leaky ReLUs for negative values.
         momentum: of the running statistics of batch norm; None: the mean over all batches.
         padding: as of a convolution, a number or "valid".
+        head_rate: of the last layer, as a multiple of optim.lr.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class Tower(nn.Sequential):
         time: float = 0.0,
         momentum: float | None = 1.0,
         padding: int | str = 1,
+        head_rate: float = 1.0,
     ):
         super().__init__()
         widths = {"small": 16, "large": 64}
@@ -41,7 +43,30 @@ class Tower(nn.Sequential):
         self.add_module("mean", nn.AdaptiveAvgPool2d(1))
         self.add_module("flatten", nn.Flatten())
         self.add_module("linear", nn.Linear(hidden[1], labels))
-        self.scale = scale
+        self.scale, self.head_rate = scale, head_rate
 
     def forward(self, images: Tensor) -> Tensor:
         return self.scale * super().forward(images)
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """The last layer learns at a rate of its own: lr_scale times optim.lr."""
+        head = self.get_submodule("linear")
+        body = [weight for name, weight in self.named_parameters() if not name.startswith("linear.")]
+        return [{"params": body}, {"params": head.parameters(), "lr_scale": self.head_rate}]
+
+
+class Hourglass(nn.Sequential):
+    """Down to a quarter of the size and up again: (B, planes, H, W) -> the same shape; H and W divisible by 4."""
+
+    def __init__(self, planes: int, hidden: int = 16):
+        super().__init__(
+            nn.Conv2d(planes, hidden, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(hidden, hidden, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(hidden, hidden, 3, padding=1),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(hidden, planes, 3, padding=1),
+        )

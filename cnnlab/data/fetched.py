@@ -1,0 +1,95 @@
+"""Images that are fetched when they are needed: a torch Dataset that is too big for memory, or decoded on the fly.
+
+They stand where otherwise an array holds all images, under the same plan: order, split, crops, augmentations, resume.
+What a dataset draws itself is seeded by the run's seed, the epoch and the image. So it is the same for any number of
+workers and processes, and when a run goes on in the middle of an epoch.
+"""
+
+import random
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cnnlab.config import UserError
+from cnnlab.signals import STOPPING
+
+Item = tuple[int, int]  # which image, and the seed of what is drawn for it
+
+
+class Fetched:
+    """The images of a torch Dataset; give it to `Images` in the place of an array of pixels.
+
+    Args:
+        dataset: its items are images, (C, H, W) uint8, tensors or arrays, or what begins with one: (image, label).
+        shape: (C, H, W).
+        num_workers: processes that fetch while the training goes on; 0: this process does.
+    """
+
+    dtype, ndim = np.dtype(np.uint8), 4
+
+    def __init__(self, dataset: Dataset, shape: tuple[int, int, int], num_workers: int = 2):
+        self.dataset, self.num_workers = dataset, num_workers
+        self.shape = (len(cast(Any, dataset)), *shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """(B,) int64 -> (B, H, W, C) uint8, fetched by this process."""
+        items = _Items(self)
+        return torch.stack([items[place, place] for place in index.tolist()])
+
+    def batches(self, batches: Sequence[Sequence[Item]]) -> Iterator[Tensor]:
+        """One after the other, (B, H, W, C) uint8 each, fetched ahead by the workers."""
+        workers = min(self.num_workers, len(batches))
+        yield from DataLoader(
+            _Items(self),
+            batch_sampler=cast(Any, batches),
+            num_workers=workers,
+            worker_init_fn=_undisturbed,
+            generator=torch.Generator(),
+        )
+
+
+class _Items(Dataset):
+    def __init__(self, images: Fetched):
+        self.images = images
+
+    def __getitem__(self, item: Item) -> Tensor:
+        index, seed = item
+        with seeded(seed):
+            found = self.images.dataset[index]
+        image = torch.as_tensor(np.asarray(found[0] if isinstance(found, tuple | list) else found))
+        if image.dtype != torch.uint8 or image.shape != self.images.shape[1:]:
+            raise UserError(
+                f"Item {index} of {type(self.images.dataset).__name__} is {tuple(image.shape)} {image.dtype}, and the "
+                f"data are said to be {self.images.shape[1:]} torch.uint8."
+            )
+        return image.permute(1, 2, 0)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within the block, the generators of torch, NumPy and Python begin with a seed; afterwards they go on."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+def _undisturbed(worker: int) -> None:
+    """The run decides when its workers end, whoever else gets the signal."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)

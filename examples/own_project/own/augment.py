@@ -1,0 +1,52 @@
+"""A crop and a mixer of one's own. What is random is drawn for a whole epoch; the rest is a function of batches."""
+
+import torch
+from torch import Tensor
+
+from cnnlab.augment import Crop, Mixer, Size
+
+
+class Rows(Crop):
+    """Some rows that lie together; at evaluation those in the middle.
+
+    Args:
+        num_rows: how many.
+    """
+
+    def __init__(self, num_rows: int = 20):
+        self.num_rows = num_rows
+
+    def output_size(self, size: Size) -> Size:
+        if self.num_rows > size[0]:
+            raise ValueError(f"num_rows={self.num_rows} is more than the {size[0]} that there are")
+        return self.num_rows, size[1]
+
+    def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
+        """top: (N,) int64."""
+        return {"top": torch.randint(size[0] - self.num_rows + 1, (num_images,), generator=generator)}
+
+    def apply(self, images: Tensor, index: Tensor, top: Tensor) -> Tensor:
+        rows = top[:, None] + torch.arange(self.num_rows, device=images.device)  # (B, num_rows)
+        return images[index[:, None], rows]
+
+    def center(self, images: Tensor) -> Tensor:
+        top = (images.shape[1] - self.num_rows) // 2
+        return images[:, top : top + self.num_rows]
+
+
+class Halves(Mixer):
+    """The left part of every image is its partner's, and so is its share of the target."""
+
+    tasks = ("multiclass", "multilabel")
+
+    def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
+        """share: (N,) float32."""
+        return {"share": torch.rand(num_images, generator=generator) / 2}
+
+    def apply(
+        self, images: Tensor, labels: Tensor, partners: Tensor, partner_labels: Tensor, share: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        column = torch.arange(images.shape[3], device=images.device)
+        left = column < (share * images.shape[3])[:, None]  # (B, W)
+        mixed = torch.where(left[:, None, None, :], partners, images)
+        return mixed, torch.lerp(labels, partner_labels, share[:, None])

@@ -1,0 +1,154 @@
+"""Loss and metrics of an epoch: whenever somebody looks at them, and however many processes had counted them."""
+
+import pytest
+import torch
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAUROC, MulticlassF1Score
+from torchmetrics.regression import MeanSquaredError
+
+from cnnlab.config import UserError
+from cnnlab.data.images import Shape
+from cnnlab.metrics import Accuracy, EpochMetrics, number
+from cnnlab.parts import make_metrics
+
+CPU = torch.device("cpu")
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def batches(*sizes: int) -> list[Batch]:
+    """Loss, logits, labels."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (
+            torch.rand((), generator=generator) * 10.0**-k,
+            torch.randn(num, 5, generator=generator),
+            torch.randint(5, (num,), generator=generator),
+        )
+        for k, num in enumerate(sizes)
+    ]
+
+
+def metrics() -> dict[str, Metric]:
+    return {"acc": Accuracy(), "f1": MulticlassF1Score(5), "auroc": MulticlassAUROC(5)}
+
+
+def counted(some: list[Batch]) -> EpochMetrics:
+    sums = EpochMetrics(metrics(), "multiclass", CPU)
+    for batch in some:
+        sums.add(*batch)
+    return sums
+
+
+EPOCH = batches(7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 3)
+
+
+def test_they_do_not_depend_on_when_they_were_looked_at_or_saved():
+    whole, looked_at = counted(EPOCH), counted([])
+    for place, batch in enumerate(EPOCH):
+        looked_at.add(*batch)
+        if place % 3 == 1:
+            looked_at.mean_loss()
+        if place == 5:
+            state, looked_at = looked_at.state_dict(), counted([])
+            looked_at.load_state_dicts([state], CPU)
+    found = whole.compute()
+    assert found == looked_at.compute()
+    correct = sum(int((logits.argmax(1) == labels).sum()) for _, logits, labels in EPOCH)
+    loss = sum(float(loss) * len(labels) for loss, _, labels in EPOCH)
+    assert found["acc"] == correct / 80
+    assert found["loss"] == pytest.approx(loss / 80)
+    _, logits, labels = (torch.stack([b[0] for b in EPOCH]), *(torch.cat([b[k] for b in EPOCH]) for k in (1, 2)))
+    assert found["f1"] == MulticlassF1Score(5)(logits, labels).item()
+    assert found["auroc"] == MulticlassAUROC(5)(logits, labels).item()
+
+
+def test_what_two_processes_had_counted_goes_on_in_one():
+    halves = [counted(EPOCH[:3]), counted(EPOCH[3:6])]
+    together = counted([])
+    together.load_state_dicts([half.state_dict() for half in halves], CPU)
+    for batch in EPOCH[6:]:
+        together.add(*batch)
+    assert together.compute() == pytest.approx(counted(EPOCH).compute())
+    assert together.compute()["acc"] == counted(EPOCH).compute()["acc"]
+
+
+def test_a_metric_that_cannot_be_put_together_says_so():
+    class Rank(Metric):
+        full_state_update = True
+        higher_is_better = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_state("seen", torch.tensor(0.0))
+
+        def update(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+            self.seen += 1
+
+        def compute(self) -> torch.Tensor:
+            return self.seen
+
+    sums = EpochMetrics({"rank": Rank()}, "regression", CPU)
+    sums.add(torch.ones(()), torch.rand(4, 1), torch.rand(4, 1))
+    state = sums.state_dict()
+    with pytest.raises(UserError, match="as many processes as the run began with"):
+        sums.load_state_dicts([state, state], CPU)
+
+
+def test_mixed_labels_count_as_the_one_with_the_largest_share():
+    sums = EpochMetrics({"acc": Accuracy()}, "multiclass", CPU)
+    logits = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    sums.add(torch.ones(()), logits, torch.tensor([[0.4, 0.6], [0.3, 0.7]]))
+    assert sums.compute() == {"loss": 1.0, "acc": 0.5}
+
+
+SHAPES = {task: Shape(3, 3, 8, 8, task) for task in ("multiclass", "multilabel", "regression")}
+
+
+def option(target: str, **arguments: object) -> dict[str, dict[str, object]]:
+    return {"m": {"_target_": target, **arguments}}
+
+
+@pytest.fixture(autouse=True)
+def any_target(monkeypatch):
+    monkeypatch.setattr("cnnlab.config.check_targets", lambda *_: None)
+
+
+F1 = "torchmetrics.classification.MulticlassF1Score"
+
+
+@pytest.mark.parametrize(
+    ("task", "node", "said"),
+    [
+        ("multiclass", option(F1, num_classes="data.num_classes", average=None), "gives 3 numbers"),
+        ("multiclass", option("torchmetrics.classification.MultilabelF1Score", num_labels=3), "cannot be computed"),
+        ("multilabel", option("cnnlab.metrics.Accuracy"), "is for data that are multiclass, and these are multilabel"),
+        (
+            "regression",
+            option("torchmetrics.classification.MultilabelF1Score", num_labels=3),
+            "cannot be computed for data that",
+        ),
+        ("multiclass", option(F1, num_classes="data.classes"), "data.classes is not known"),
+    ],
+)
+def test_a_metric_that_does_not_fit_the_data_is_refused(task, node, said):
+    with pytest.raises(UserError, match=said):
+        make_metrics(node, SHAPES[task])
+
+
+@pytest.mark.parametrize(
+    ("task", "node"),
+    [
+        ("multiclass", option(F1, num_classes="data.num_classes", average="macro")),
+        ("multilabel", option("torchmetrics.classification.MultilabelAUROC", num_labels="data.num_classes")),
+        ("regression", option("torchmetrics.regression.MeanSquaredError")),
+    ],
+)
+def test_one_that_does_has_seen_nothing_yet(task, node):
+    [metric] = make_metrics(node, SHAPES[task]).values()
+    assert not metric.update_called
+
+
+def test_one_number():
+    metric = MeanSquaredError()
+    metric.update(torch.ones(2), torch.zeros(2))
+    assert number("mse", metric) == 1
