@@ -1,6 +1,6 @@
 """python train.py [group=option ...] [key=value ...]: train one run; with -m, every combination of lists of values."""
 
-from cnnlab.train import main
+from cnnlab.main import main
 
 if __name__ == "__main__":
     main()

@@ -49,10 +49,10 @@ from torchvision.transforms import v2
 from cnnlab.augment import CropFlip
 from cnnlab.data.cifar10 import CIFAR10
 from cnnlab.data.images import DataSet, Images
-from cnnlab.data.module import ImageData
-from cnnlab.machine import computes_in_bf16, peak_memory
+from cnnlab.data.pipeline import ImageData
 from cnnlab.networks import ConvNet
 from cnnlab.normalize import Standard
+from cnnlab.train.machine import computes_in_bf16, peak_memory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BF16 = computes_in_bf16(DEVICE.type)

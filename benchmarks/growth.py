@@ -30,7 +30,7 @@ from table import DRAWN, ROOT, Bench, command, durations, save
 
 from cnnlab.data.cifar10 import CIFAR10
 from cnnlab.data.images import DataSet, Images
-from cnnlab.records import atomic_path
+from cnnlab.runs.files import atomic_path
 
 Points = list[dict[str, Any]]  # each with its "size"
 

@@ -31,14 +31,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cnnlab import augment, graph
-from cnnlab.classifier import Batch, make_optimizer
-from cnnlab.cli import configuration
-from cnnlab.config import instantiate
-from cnnlab.data import module
-from cnnlab.data.images import DataSet, Images, Shape
-from cnnlab.parts import assemble
-from cnnlab.records import write_text
+from cnnlab.augment import color
+from cnnlab.config.identity import configuration
+from cnnlab.config.objects import instantiate
+from cnnlab.config.shape import Shape
+from cnnlab.data import pipeline, resident
+from cnnlab.data.images import DataSet, Images
+from cnnlab.runs.files import write_text
+from cnnlab.train import graph
+from cnnlab.train.classifier import Batch
+from cnnlab.train.optimizers import make_optimizer
+from cnnlab.train.parts import assemble
 
 GPU = torch.device("cuda", 0)
 NO_KERNEL = (
@@ -84,7 +87,7 @@ def devices(tree: Any) -> set[str]:
 @contextmanager
 def pretended_gpu() -> Iterator[FakeTensorMode]:
     """Within the block tensors can claim to be on a GPU; those that are made are fake."""
-    real_draw = module.draw_epoch
+    real_draw = pipeline.draw_epoch
 
     def drawn(*arguments: Any) -> dict[str, Tensor]:
         with unset_fake_temporarily():
@@ -101,12 +104,12 @@ def pretended_gpu() -> Iterator[FakeTensorMode]:
             (torch.cuda, "set_rng_state", lambda *_: None),
             (torch.Tensor, "pin_memory", lambda values: values),
             (torch.Tensor, "backward", lambda loss: give_gradients()),
-            (module, "draw_epoch", drawn),
+            (pipeline, "draw_epoch", drawn),
             (graph, "capture", lambda work: work),
             (graph, "on_side_stream", lambda work, device: work()),
         ):
             stack.enter_context(patch.object(target, name, stand_in))
-        for cache in (augment.constant, module._uploaded):
+        for cache in (color.constant, resident._uploaded):
             cache.cache_clear()
             stack.callback(cache.cache_clear)
         yield stack.enter_context(mode)

@@ -14,8 +14,8 @@ from statistics import median
 
 from table import ROOT, ROWS, Numbers
 
-from cnnlab.records import write_text
 from cnnlab.report.page import markdown_table
+from cnnlab.runs.files import write_text
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "speed.md")
 

@@ -45,8 +45,8 @@ from rich.table import Table
 from cnnlab.data.cifar10 import CIFAR10
 from cnnlab.data.images import Images, cached_data
 from cnnlab.data.shapes import Shapes
-from cnnlab.provenance import git_state
-from cnnlab.records import now, write_text
+from cnnlab.runs.files import now, write_text
+from cnnlab.runs.provenance import git_state
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ("template", "template-bf16", "torchvision", "kornia", "plain")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from cnnlab.config import UserError
+from cnnlab.config.options import UserError
 
 
 class Accuracy(Metric):
@@ -56,7 +56,7 @@ class EpochMetrics:
 
     Args:
         metrics: by name; used here only, and reset.
-        task: what the targets are, see cnnlab.data.images.Shape.
+        task: what the targets are, see cnnlab.config.shape.Shape.
         device: where the batches are.
     """
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnlab.cache import cached
-from cnnlab.records import log
+from cnnlab.runs.cache import cached
+from cnnlab.runs.log import log
 
 
 class Normalization(nn.Module):

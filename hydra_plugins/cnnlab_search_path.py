@@ -1,9 +1,9 @@
-"""Hydra finds the options of a project before ours (see cnnlab.options)."""
+"""Hydra finds the options of a project before ours (see cnnlab.config.options)."""
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from cnnlab.options import folders
+from cnnlab.config.options import folders
 
 
 class OwnOptions(SearchPathPlugin):

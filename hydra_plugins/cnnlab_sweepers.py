@@ -17,10 +17,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from cnnlab.config import UserError, refuse
-from cnnlab.job import Job
-from cnnlab.overrides import check_overrides
-from cnnlab.records import RunDirectory
+from cnnlab.config.mistakes import refuse
+from cnnlab.config.options import UserError
+from cnnlab.config.overrides import check_overrides
+from cnnlab.launch.job import Job
+from cnnlab.runs.directory import RunDirectory
 
 
 class GridSweeper(Sweeper):
@@ -44,7 +45,7 @@ class GridSweeper(Sweeper):
             raise UserError(f"hydra/launcher={launcher} is not used. Type launcher=local, slurm or ray.")
 
     def sweep(self, arguments: list[str]) -> None:
-        from cnnlab.launch import sweep
+        from cnnlab.launch.sweep import sweep
 
         from_file = [f"{key}={values}" for key, values in self.params.items()]
         check_overrides(from_file)
@@ -72,7 +73,7 @@ class OptunaSweeper(GridSweeper):
     Args:
         params: the search space; what is typed comes before it.
         num_trials: runs, with those that are given up.
-        seed, prune_after: see cnnlab.search.Search.
+        seed, prune_after: see cnnlab.launch.search.Search.
     """
 
     def __init__(self, params: dict[str, str] | None, num_trials: int, seed: int, prune_after: int | None):
@@ -80,8 +81,8 @@ class OptunaSweeper(GridSweeper):
         self.num_trials = num_trials
 
     def sweep(self, arguments: list[str]) -> None:
-        from cnnlab.launch import begin_anew, in_turn, note, report
-        from cnnlab.search import check_trial, of_config
+        from cnnlab.launch.search import check_trial, of_config
+        from cnnlab.launch.sweep import begin_anew, in_turn, note, report
 
         if "launcher" in self.config:
             raise UserError("A search proposes a run when the one before has ended. Type it without launcher=.")

@@ -18,10 +18,12 @@ from signal import SIGTERM
 
 from omegaconf import DictConfig
 
-from cnnlab.check import check
-from cnnlab.config import UserError, configuration, refusing, run_path
-from cnnlab.job import die_with_parent
-from cnnlab.records import RunDirectory
+from cnnlab.config.check import check
+from cnnlab.config.identity import configuration, run_path
+from cnnlab.config.mistakes import refusing
+from cnnlab.config.options import UserError
+from cnnlab.launch.children import die_with_parent
+from cnnlab.runs.directory import RunDirectory
 from study import results
 from study.variants import BEST, SEARCH, Variant, settings, variants
 
@@ -99,11 +101,11 @@ def reevaluated(run: Planned) -> tuple[float, float] | None:
     path, config = run.path, run.config
     if not (path / "checkpoints" / "last.ckpt").exists() or RunDirectory(path).summary().get("status") != "done":
         return None
-    from cnnlab.config import data_source
+    from cnnlab.config.objects import data_source
     from cnnlab.data.images import Images, load_once
-    from cnnlab.evaluation import evaluate
-    from cnnlab.parts import make_data
-    from cnnlab.trained import open_run
+    from cnnlab.train.parts import make_data
+    from cnnlab.use.evaluation import evaluate
+    from cnnlab.use.trained import open_run
 
     model, _, _ = open_run(path, "last")
     data = load_once(data_source(config.data))

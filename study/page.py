@@ -12,11 +12,12 @@ import matplotlib.figure
 import numpy as np
 from PIL import Image
 
-from cnnlab.config import CONF
-from cnnlab.records import atomic_path, write_text
-from cnnlab.report.page import COLORS, markdown_table
+from cnnlab.config.options import CONF
+from cnnlab.report.figures import COLORS
+from cnnlab.report.page import markdown_table
 from cnnlab.report.runs import over_epochs
 from cnnlab.report.statistics import estimate
+from cnnlab.runs.files import atomic_path, write_text
 from study import measures
 from study.claims import (
     CLAIMS,

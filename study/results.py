@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from cnnlab.config import UserError
-from cnnlab.records import Row, RunDirectory, atomic_path
+from cnnlab.config.options import UserError
+from cnnlab.runs.directory import RunDirectory
+from cnnlab.runs.files import atomic_path
+from cnnlab.runs.readers import Row
 from study.variants import SEARCH
 
 FACTS = (  # columns of runs.csv

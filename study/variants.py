@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from cnnlab.config import CONF, differences
+from cnnlab.config.identity import differences
+from cnnlab.config.options import CONF
 
 BASELINE = "fig03"
 

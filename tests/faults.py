@@ -42,10 +42,11 @@ def install(faults: list[list], counts: Counter) -> None:
     """Count the points, and let things happen at some of them."""
     import torch
 
-    import cnnlab.callbacks
-    import cnnlab.graph
-    from cnnlab.checkpoint import CheckpointFiles
-    from cnnlab.classifier import Classifier
+    import cnnlab.train.graph
+    import cnnlab.train.graphable
+    import cnnlab.train.records
+    from cnnlab.train.checkpoint import CheckpointFiles
+    from cnnlab.train.classifier import Classifier
 
     networks: list = []
     files: list = []
@@ -105,7 +106,7 @@ def install(faults: list[list], counts: Counter) -> None:
         save_checkpoint(self, *arguments, **named)
 
     CheckpointFiles.save_checkpoint = saved
-    for kind in (Classifier, cnnlab.graph.GraphedSteps):
+    for kind in (Classifier, cnnlab.train.graph.GraphedSteps):
         replayable = hasattr(kind.training_step, "replayable")
         kind.training_step = counted(kind.training_step, "step")
         if replayable:
@@ -128,12 +129,12 @@ def install(faults: list[list], counts: Counter) -> None:
 
     Path.write_bytes, Path.replace = half_written, renamed
     if any(what == "forget" for _, _, what in faults):  # the negative control
-        cnnlab.callbacks.restore_random_states = lambda states: None
+        cnnlab.train.records.restore_random_states = lambda states: None
     if any(what == "nohup" for _, _, what in faults):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if graph := [what for _, _, what in faults if "graph" in what]:
-        cnnlab.graph.unsupported = lambda *of_the_run: ""
-        cnnlab.graph.capture = called_again if graph == ["graph"] else not_recorded
+        cnnlab.train.graphable.unsupported = lambda *of_the_run: ""
+        cnnlab.train.graph.capture = called_again if graph == ["graph"] else not_recorded
 
 
 def called_again(work):
@@ -233,7 +234,7 @@ def run(request: dict) -> dict:
 
 
 def main() -> None:
-    for name in ("cnnlab.data.shapes", "cnnlab.run", "train"):  # every forked run has them
+    for name in ("cnnlab.data.shapes", "cnnlab.train.run", "train"):  # every forked run has them
         importlib.import_module(name)
     print("ready", flush=True)
     for line in sys.stdin:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from cnnlab.anatomy import layers
-from cnnlab.data.images import Shape
+from cnnlab.config.shape import Shape
 from cnnlab.networks import BagOfWords, ConvNet
+from cnnlab.use.anatomy import layers
 
 
 def test_question_1():

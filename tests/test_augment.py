@@ -7,20 +7,11 @@ from scipy import stats
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
-from cnnlab.augment import (
-    Affine,
-    Blur,
-    Color,
-    CropFlip,
-    CutMix,
-    Cutout,
-    MixUp,
-    Noise,
-    in_order,
-    inverse_matrix,
-    one_hot,
-)
-from cnnlab.trivial_augment import CHANGES, NUM_STEPS, TrivialAugment
+from cnnlab.augment import Affine, Blur, Color, CropFlip, CutMix, Cutout, MixUp, Noise, TrivialAugment
+from cnnlab.augment.base import in_order
+from cnnlab.augment.geometry import inverse_matrix
+from cnnlab.augment.mix import one_hot
+from cnnlab.augment.trivial_augment import CHANGES, NUM_STEPS
 
 IMAGES = torch.randint(256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from test_config import composed
 
-from cnnlab import cache
-from cnnlab.check import check
-from cnnlab.config import UserError
+from cnnlab.config.check import check
+from cnnlab.config.options import UserError
+from cnnlab.runs import cache
 
 root_only = pytest.mark.skipif(os.getuid() != 0, reason="only root can act for another user")
 

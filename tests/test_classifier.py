@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from cnnlab.classifier import Classifier, schedule, weight_groups
-from cnnlab.config import CONF, instantiate
+from cnnlab.config.objects import instantiate
+from cnnlab.config.options import CONF
 from cnnlab.losses import CrossEntropy
 from cnnlab.networks import ConvNet
+from cnnlab.train.classifier import Classifier
+from cnnlab.train.optimizers import schedule, weight_groups
 
 NUM_EPOCHS, STEPS_PER_EPOCH = 4, 5
 

@@ -12,9 +12,11 @@ from hydra.errors import HydraException
 from hypothesis import HealthCheck, given, settings
 from omegaconf.errors import OmegaConfBaseException
 
-from cnnlab.check import check
-from cnnlab.config import UserError, configuration, explain, leaves, option_file, options
-from cnnlab.overrides import check_overrides
+from cnnlab.config.check import check
+from cnnlab.config.identity import configuration
+from cnnlab.config.mistakes import explain
+from cnnlab.config.options import UserError, leaves, option_file, options
+from cnnlab.config.overrides import check_overrides
 
 NUM = int(os.environ.get("CNNLAB_FUZZ", "40"))
 GROUPS = ("data", "norm", "aug", "model", "optim", "sched", "callbacks", "trainer", "logger", "debug", "experiment")

@@ -22,25 +22,18 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.augment import Augmentation
-from cnnlab.check import check, check_value
-from cnnlab.classifier import schedule
-from cnnlab.config import (
-    NOT_IDENTITY,
-    changes,
-    differences,
-    filled,
-    identity,
-    instantiate,
-    job_config,
-    plain,
-    run_id,
-)
-from cnnlab.data.images import DataSet, Images, Shape
-from cnnlab.data.module import ImageData
-from cnnlab.job import Job
-from cnnlab.launch import WAYS
+from cnnlab.config.check import check, check_value
+from cnnlab.config.identity import NOT_IDENTITY, changes, differences, identity, run_id
+from cnnlab.config.objects import filled, instantiate
+from cnnlab.config.options import CONF, UserError, allowed_targets, files, limits_of_file, option_file
+from cnnlab.config.shape import Shape
+from cnnlab.config.values import job_config, plain
+from cnnlab.data.images import DataSet, Images
+from cnnlab.data.pipeline import ImageData
+from cnnlab.launch.job import Job
+from cnnlab.launch.sweep import WAYS
 from cnnlab.normalize import Normalization, Unchanged
-from cnnlab.options import CONF, UserError, allowed_targets, files, limits_of_file, option_file
+from cnnlab.train.optimizers import schedule
 
 
 @functools.cache
@@ -137,10 +130,8 @@ def test_what_changes_the_result_changes_the_hash():
 
 ANOTHER_PROCESS = """
 import sys
-from hydra import compose, initialize_config_dir
-from cnnlab.config import CONF
-with initialize_config_dir(str(CONF), version_base="1.3"):
-    print(compose("train", sys.argv[1:], return_hydra_config=True).hydra.run.dir, end="")
+from cnnlab.config.identity import configuration
+print(configuration(sys.argv[1:]).hydra.run.dir, end="")
 """
 
 
@@ -392,7 +383,7 @@ def test_every_option_makes_what_its_group_is_for(file):
     if not node:
         assert file.stem == "none" or group in OVERLAYS
         return
-    if group == "launcher":  # what cnnlab.launch reads; it makes no object
+    if group == "launcher":  # what cnnlab.launch.sweep reads; it makes no object
         assert node["way"] in WAYS
         return
     if group == "module":  # which is made of all the others

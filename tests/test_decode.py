@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnlab.config import UserError
+from cnnlab.config.options import UserError
 from cnnlab.data.decode import MAX_BYTES, UNREADABLE, images_below, images_in, read_image
 
 RED = (200, 30, 40)

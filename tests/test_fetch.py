@@ -33,7 +33,7 @@ import trustme
 from conftest import ROOT, Command
 from PIL import Image
 
-from cnnlab.config import UserError
+from cnnlab.config.options import UserError
 from cnnlab.data import cifar10
 from cnnlab.data.cifar10 import ARCHIVE, CIFAR10, read_archive
 from cnnlab.data.images import cached_data

@@ -13,11 +13,11 @@ from PIL import Image
 from test_config import composed
 from test_decode import png
 
-from cnnlab import config
-from cnnlab.config import UserError
+from cnnlab.config import identity, objects, values
+from cnnlab.config.options import UserError
 from cnnlab.data import folder as module
 from cnnlab.data.folder import ImageFolder
-from cnnlab.opened import OpenedRun, with_other_data
+from cnnlab.use.opened import OpenedRun, with_other_data
 
 
 def write_pictures(root: Path, classes=("cat", "dog"), num=3, size=(32, 32)) -> None:
@@ -129,8 +129,8 @@ def test_background(tmp_path):
 
 def test_where_a_folder_lies_and_how_it_is_written_is_not_part_of_a_run(tmp_path, monkeypatch):
     def run(root: object, *words: str) -> str:
-        config._sources.clear()  # as in another process
-        return config.run_id(composed("data=image_folder", f"data.root='{root}'", *words))
+        objects._sources.clear()  # as in another process
+        return identity.run_id(composed("data=image_folder", f"data.root='{root}'", *words))
 
     root = tmp_path / "root"
     write_pictures(root)
@@ -154,9 +154,9 @@ def test_where_a_folder_lies_and_how_it_is_written_is_not_part_of_a_run(tmp_path
 @pytest.mark.parametrize("typed", [[], ["data.unreadable=skip"], ["norm=standard"]])
 def test_a_run_is_evaluated_on_its_folder_unless_another_one_is_given(typed):
     trained = composed("data=image_folder", "data.root=/a")
-    summary = {"choices": config.described(config.chosen(trained)), "data": {"image_size": 32}}
-    whole = config.job_config(trained)
-    kept = config.checked_config({key: whole[key] for key in ("data", "norm", "test_flips")})
+    summary = {"choices": identity.described(identity.chosen(trained)), "data": {"image_size": 32}}
+    whole = values.job_config(trained)
+    kept = objects.checked_config({key: whole[key] for key in ("data", "norm", "test_flips")})
     run = OpenedRun(Path("run"), Path("best.ckpt"), summary, kept)
     assert with_other_data(run, typed).data.root == "/a"
     assert with_other_data(run, [*typed, "data.root=/b"]).data.root == "/b"
@@ -187,7 +187,7 @@ def test_names_are_bytes_and_classes_are_utf8_in_any_locale(tmp_path):
 
 def test_a_folder_may_be_named_by_a_number(tmp_path):
     write_pictures(tmp_path / "2024")
-    assert config.data_source(composed("data=image_folder", "data.root=2024").data).num_train == 6
+    assert objects.data_source(composed("data=image_folder", "data.root=2024").data).num_train == 6
 
 
 def test_a_poisoned_digest_is_not_believed(tmp_path):
@@ -229,3 +229,21 @@ def test_a_corrupt_picture_is_named_or_skipped_and_counted(tmp_path, capsys):
     data = source(root, unreadable="skip").load()
     assert data.train.targets.tolist() == [0, 0, 0, 1, 1]
     assert "1 unreadable images skipped" in capsys.readouterr().out
+
+
+def test_images_that_do_not_fit_into_memory_are_refused_with_an_estimate(tmp_path, monkeypatch):
+    write_pictures(tmp_path / "root", num=300, size=(2, 2))
+    folder = source(tmp_path / "root", image_size=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sysconf", lambda name: 10_000)
+        with pytest.raises(
+            UserError, match=r"1,200 images of 1000x1000 pixels take 3\.6 GB .* has 0\.1\. Use a smaller"
+        ):
+            folder.load()
+
+    def decode(part: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(folder, "_decode", decode)
+    with pytest.raises(UserError, match="and there is not so much"):
+        folder.load()

@@ -10,18 +10,20 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, unset_fake_temporarily
 
 from benchmarks.launches import GPU, Pretended, bare, per_step, pretend, pretended_gpu
-from cnnlab import machine, run
 from cnnlab.augment import Color
-from cnnlab.classifier import Classifier
-from cnnlab.cli import configuration
-from cnnlab.config import UserError, data_source, ours
-from cnnlab.data import module
+from cnnlab.config.identity import configuration
+from cnnlab.config.objects import data_source
+from cnnlab.config.options import UserError
+from cnnlab.config.values import ours
+from cnnlab.data import resident
 from cnnlab.data.images import load_once
-from cnnlab.data.module import ImageData
-from cnnlab.graph import graphed
+from cnnlab.data.pipeline import ImageData
 from cnnlab.networks import ConvNet
-from cnnlab.records import RunDirectory
-from cnnlab.trained import Trained
+from cnnlab.runs.directory import RunDirectory
+from cnnlab.train import machine, run
+from cnnlab.train.classifier import Classifier
+from cnnlab.train.graph import graphed
+from cnnlab.use.trained import Trained
 
 RUNS = {
     "plain": (),
@@ -110,13 +112,13 @@ def test_images_are_uploaded_once_for_all_runs_of_a_process():
     with pretended_gpu():
         for _ in range(3):
             Pretended("norm=standard")
-        assert module._uploaded.cache_info().misses == 2  # training and test images
+        assert resident._uploaded.cache_info().misses == 2  # training and test images
 
 
 def test_evaluation_takes_fewer_large_images_at_once():
     cpu = torch.device("cpu")
-    assert [module.evaluated_together(cpu, (size, size)) for size in (16, 32, 64, 5000)] == [2000, 500, 125, 1]
-    assert module.evaluated_together(GPU, (32, 32)) == 2500
+    assert [resident.evaluated_together(cpu, (size, size)) for size in (16, 32, 64, 5000)] == [2000, 500, 125, 1]
+    assert resident.evaluated_together(GPU, (32, 32)) == 2500
 
 
 def test_a_gpu_that_torch_cannot_use_is_named(tmp_path, monkeypatch):

@@ -14,8 +14,8 @@ from lightning import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from zygote import differences, left_by, only_run, said
 
-from cnnlab.classifier import Classifier
-from cnnlab.graph import unsupported
+from cnnlab.train.classifier import Classifier
+from cnnlab.train.graphable import unsupported
 
 COMMON = (
     *("data=shapes", "data.num_train=800", "data.num_test=60", "batch_size=10", "model.channels=[8,8,8]"),

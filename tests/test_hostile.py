@@ -24,14 +24,15 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cnnlab.config import UserError, configuration, option_file
-from cnnlab.job import Job
-from cnnlab.opened import opened, with_other_data
-from cnnlab.records import CheckpointError, RunDirectory
+from cnnlab.config.identity import configuration
+from cnnlab.config.options import UserError, option_file
+from cnnlab.launch.job import Job
 from cnnlab.report import page, table
 from cnnlab.report.runs import find, read
 from cnnlab.report.sweep import Sweep
-from cnnlab.trained import open_run
+from cnnlab.runs.directory import CheckpointError, RunDirectory
+from cnnlab.use.opened import opened, with_other_data
+from cnnlab.use.trained import open_run
 
 SMALL = (
     *(

@@ -6,9 +6,10 @@ import resource
 import numpy as np
 import pytest
 
-from cnnlab.config import UserError
+from cnnlab.config.options import UserError
+from cnnlab.config.paths import expand
 from cnnlab.data import images as module
-from cnnlab.data.images import Images, cached_data, expand, fingerprint, load_once, stratified_split
+from cnnlab.data.images import Images, cached_data, fingerprint, load_once, stratified_split
 from cnnlab.data.shapes import Shapes
 
 LABELS = np.repeat(np.arange(5), [100, 200, 300, 50, 10])

@@ -22,11 +22,13 @@ from slurm import Slurm, descendants
 from test_processes import SMALL, summaries
 from test_resume import only_run
 
-from cnnlab import launch
-from cnnlab.config import configuration, data_source, run_path, targets
-from cnnlab.processes import Place
-from cnnlab.provenance import code_digest
-from cnnlab.records import RunDirectory
+from cnnlab.config.identity import configuration, run_path, targets
+from cnnlab.config.objects import data_source
+from cnnlab.config.processes import Place
+from cnnlab.launch import job_states, local
+from cnnlab.launch.sweep import begin_anew
+from cnnlab.runs.directory import RunDirectory
+from cnnlab.runs.provenance import code_digest
 
 EPOCHS = 25
 LONGER = (*SMALL, f"trainer.max_epochs={EPOCHS}")
@@ -110,12 +112,12 @@ def test_two_at_once_come_to_the_same(plain, tmp_path):
 
 
 def test_threads_are_the_cores_in_equal_shares_or_those_that_are_typed(monkeypatch):
-    monkeypatch.setattr(launch, "num_cores", lambda: 8)
+    monkeypatch.setattr(local, "num_cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert launch.share(OmegaConf.create({"threads": 5}), 2, 1) == 5
-    assert launch.share(OmegaConf.create({"threads": None}), 2, 1) == 3
+    assert local.share(OmegaConf.create({"threads": 5}), 2, 1) == 5
+    assert local.share(OmegaConf.create({"threads": None}), 2, 1) == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert [launch.share(OmegaConf.create({"threads": None}), *at_once) for at_once in ((2, 1), (2, 2), (9, 2))] == [
+    assert [local.share(OmegaConf.create({"threads": None}), *at_once) for at_once in ((2, 1), (2, 2), (9, 2))] == [
         *(4, 2, 1)
     ]
 
@@ -127,7 +129,7 @@ def test_a_resumed_sweep_has_the_threads_of_the_whole_one(in_turn, tmp_path):
     words = (*SMALL, "optim=sgd,adam", "launcher=local", "launcher.jobs_per_device=2")
     status, printed = ended(sweep(tmp_path, *words, OMP_NUM_THREADS=""))
     assert status == 0, printed
-    assert f"1 runs, 1 at once, {max(1, launch.num_cores() // 2)} threads" in printed
+    assert f"1 runs, 1 at once, {max(1, local.num_cores() // 2)} threads" in printed
 
 
 @pytest.mark.parametrize("changed", ["", "code_digest", "data_digest"])
@@ -135,17 +137,17 @@ def test_a_rerun_that_has_begun_is_resumed_unless_code_or_data_have_changed(tmp_
     """Or what has changed would be refused, with the advice to type what was typed."""
     config = configuration([*SMALL, f"output_dir={tmp_path}", "rerun=true"])
     run = RunDirectory(run_path(config))
-    launch.begin_anew(config)
+    begin_anew(config)
     digests = {"code_digest": code_digest(targets(config)), "data_digest": data_source(config.data).digest()}
     begun = {"run": run.path.name, "choices": {}, "changes": {}, "seed": 0, "status": "interrupted"}
     run.write_summary(begun | digests | ({changed: "another"} if changed else {}))
-    launch.begin_anew(config)
+    begin_anew(config)
     assert bool(run.summary()) == (not changed)
 
 
 def test_a_path_is_told_as_text(tmp_path, capsys):
     """A terminal would obey the control characters in it."""
-    launch.tell(SimpleNamespace(path=tmp_path / "run\x1b[31m"), 2)
+    job_states.tell(SimpleNamespace(path=tmp_path / "run\x1b[31m"), 2)
     assert "run\\x1b[31m: not started; 2 left" in capsys.readouterr().out
 
 
@@ -155,8 +157,8 @@ def test_threads_are_those_of_the_largest_run_of_the_sweep_though_it_is_done(mon
     def worker(environment: dict[str, str]) -> None:
         raise RuntimeError(environment["OMP_NUM_THREADS"])
 
-    monkeypatch.setattr(launch, "Worker", worker)
-    monkeypatch.setattr(launch, "num_cores", lambda: 8)
+    monkeypatch.setattr(local, "Worker", worker)
+    monkeypatch.setattr(local, "num_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS")
     jobs = [
         SimpleNamespace(config=OmegaConf.create({"trainer": {"devices": devices, "accelerator": "cpu"}}))
@@ -164,7 +166,7 @@ def test_threads_are_those_of_the_largest_run_of_the_sweep_though_it_is_done(mon
     ]
     for to_do in (jobs, jobs[:1]):
         with pytest.raises(RuntimeError, match=r"^4$"):
-            launch.locally(OmegaConf.create({"threads": None, "jobs_per_device": 1}), to_do, jobs)
+            local.locally(OmegaConf.create({"threads": None, "jobs_per_device": 1}), to_do, jobs)
 
 
 def test_a_killed_process_is_a_failed_run_and_the_others_go_on(tmp_path):
@@ -194,7 +196,7 @@ def test_a_killed_process_is_a_failed_run_and_the_others_go_on(tmp_path):
 
 LOSES_ITS_GPU = """
 import os, sys
-if sys.argv[0] == "-m" and "cnnlab.job" in sys.orig_argv and not os.path.exists("lost"):
+if sys.argv[0] == "-m" and "cnnlab.launch.job" in sys.orig_argv and not os.path.exists("lost"):
     import torch
     def fails(*_, **__):
         open("lost", "w").close()
@@ -390,7 +392,9 @@ def test_srun_starts_the_processes_and_sbatchs_script_is_one(slurm, tmp_path):
     assert result.returncode == 0, result.stderr
     [summary] = summaries(tmp_path / "outputs").values()
     assert (summary["status"], summary["environment"]["num_devices"]) == ("done", 2)
-    said = "from omegaconf import OmegaConf as o; from cnnlab.processes import place; print(place(o.create({trainer})))"
+    said = (
+        "import omegaconf as o; from cnnlab.config.processes import place as p; print(p(o.OmegaConf.create({trainer})))"
+    )
     script = "".join(
         f"{sys.executable} -c '{said.format(trainer=trainer)}'\n"
         for trainer in ('{"devices": 1, "num_nodes": 1}', '{"devices": 2, "num_nodes": 1}')

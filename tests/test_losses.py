@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cnnlab.classifier import Classifier
-from cnnlab.config import UserError
+from cnnlab.config.options import UserError
 from cnnlab.losses import Hinge
+from cnnlab.train.classifier import Classifier
 
 
 @pytest.mark.parametrize("soft", [False, True])

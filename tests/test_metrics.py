@@ -6,10 +6,10 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAUROC, MulticlassF1Score
 from torchmetrics.regression import MeanSquaredError
 
-from cnnlab.config import UserError
-from cnnlab.data.images import Shape
+from cnnlab.config.options import UserError
+from cnnlab.config.shape import Shape
 from cnnlab.metrics import Accuracy, EpochMetrics, number
-from cnnlab.parts import make_metrics
+from cnnlab.train.parts import make_metrics
 
 CPU = torch.device("cpu")
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -110,7 +110,7 @@ def option(target: str, **arguments: object) -> dict[str, dict[str, object]]:
 
 @pytest.fixture(autouse=True)
 def any_target(monkeypatch):
-    monkeypatch.setattr("cnnlab.config.check_targets", lambda *_: None)
+    monkeypatch.setattr("cnnlab.config.objects.check_targets", lambda *_: None)
 
 
 F1 = "torchmetrics.classification.MulticlassF1Score"

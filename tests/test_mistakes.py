@@ -9,7 +9,7 @@ from subprocess import CompletedProcess
 import pytest
 from PIL import Image
 
-from cnnlab.config import UserError
+from cnnlab.config.options import UserError
 from cnnlab.data.folder import ImageFolder
 
 # What is typed after `python train.py`, and what the answer must contain: what was given, what to type.
@@ -56,7 +56,7 @@ MISTAKES = {
         "data=shapes data.num_train=200 callbacks=early_stopping callbacks.early_stopping.monitor=val/accuracy",
         ["monitor=val/accuracy", "val/acc"],
     ),
-    "steps of several batches": ("+trainer.accumulate_grad_batches=2", ["accumulate_grad_batches", "batch_size"]),
+    "other batches than it says": ("+trainer.overfit_batches=1", ["overfit_batches", "debug=overfit"]),
     "no end of an epoch": ("+trainer.max_steps=4", ["max_steps", "trainer.max_epochs"]),
     "no evaluation": ("trainer.limit_val_batches=0", ["limit_val_batches=0", "limit_val_batches > 0"]),
     "two sweeps": ("-m experiment=fig01,fig03", ["experiment=fig01 is a sweep of its own", "optim.lr=0.0001,0.001"]),

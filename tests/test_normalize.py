@@ -12,7 +12,7 @@ from torch import Tensor
 from cnnlab import normalize
 from cnnlab.augment import CropFlip, CutMix
 from cnnlab.data.images import DataSet, Images
-from cnnlab.data.module import ImageData
+from cnnlab.data.pipeline import ImageData
 from cnnlab.normalize import PCA, ZCA, MinMax, Normalization, Robust, Standard, Unchanged, fit_once
 
 NORMS = (Unchanged, Standard, MinMax, Robust, PCA, ZCA)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cnnlab.config import UserError
-from cnnlab.overrides import check_overrides
+from cnnlab.config.options import UserError
+from cnnlab.config.overrides import check_overrides
 
 REFUSED = {
     "=1": "nothing before the equals sign",

@@ -12,7 +12,7 @@ from conftest import ROOT
 from PIL import Image
 from zygote import differences, left_by, only_run, said
 
-from cnnlab.records import headline, in_words, reported
+from cnnlab.runs.told import headline, in_words, reported
 
 DATA = ("data=shapes", "data.num_train=200", "data.num_test=50", "batch_size=20", "trainer.max_epochs=1")
 SMALL = (*DATA, "trainer.accelerator=cpu", "logger=none", "norm=standard")
@@ -130,6 +130,20 @@ def test_mistakes_are_one_paragraph(project, words, said):
     assert result.stderr.count("\n") == 1
 
 
+def test_help_lists_what_a_project_brings(project):
+    said = typed(project, "train", "--help").stdout
+    assert [
+        name for name in ("tower", "grey", "autoencoder", "f1_of_labels", "halves", "focal") if name not in said
+    ] == []
+
+
+def test_completion_offers_what_a_project_brings(project):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COMP_LINE": "python train.py model=t", "COMP_POINT": "22"}
+    command = [sys.executable, "train.py", "-sc", "query=bash"]
+    result = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.stdout.split() == ["model=timm_resnet18", "model=tower"], result.stderr
+
+
 def test_elsewhere_there_is_no_such_option(project, tmp_path):
     result = typed(tmp_path, "train", *SMALL, "model=tower")
     assert (result.returncode, "The group model offers bow, cnn" in result.stderr) == (2, True)
@@ -156,7 +170,7 @@ FAST = (
 BROUGHT = {
     "own crop and mixer, a hundred grey classes, a head with a rate of its own, Lightning's average": (
         *("data=grey", "data.num_train=1200", "data.num_test=200", "model=tower", "model.head_rate=10"),
-        *("metrics=[acc,top5,f1,auroc]", "aug=[rows,halves]", "callbacks=average"),
+        *("metrics=[acc,top5,f1,auroc]", "aug=[rows,halves]", "callbacks=[average,rates]"),
         *("optim=sgd", "sched=cyclic", "norm=standard"),
     ),
     "four channels, a function of another package": (

@@ -18,11 +18,11 @@ from conftest import ROOT, until
 from omegaconf import OmegaConf
 from test_resume import only_run, processes_of
 
-from cnnlab import job
-from cnnlab.config import UserError
-from cnnlab.processes import Place, first_host, place
-from cnnlab.records import RunDirectory
-from cnnlab.run import leave_process_group
+from cnnlab.config.options import UserError
+from cnnlab.config.processes import Place, first_host, place
+from cnnlab.launch import job
+from cnnlab.runs.directory import RunDirectory
+from cnnlab.train.machine import leave_process_group
 
 SMALL = (
     *("data=shapes", "data.num_train=800", "data.num_test=60", "batch_size=40", "model.channels=[8,8,8]"),
@@ -169,7 +169,7 @@ def test_torchrun_makes_the_same(swept, tmp_path):
 
 NCCL = """
 import sys
-if "cnnlab.job" in sys.orig_argv:
+if "cnnlab.launch.job" in sys.orig_argv:
     import torch.distributed as dist
     import torch.distributed.distributed_c10d as c10d
     from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -252,7 +252,7 @@ def test_a_process_that_does_not_answer_is_waited_for_so_long_and_no_longer(tmp_
 SLOW_TO_ARCHIVE = """
 import sys, time
 if any(word.endswith("train.py") for word in sys.orig_argv):
-    from cnnlab.records import RunDirectory
+    from cnnlab.runs.directory import RunDirectory
     put_aside = RunDirectory.put_aside
     def later(run):
         time.sleep(8)
@@ -284,7 +284,7 @@ def test_a_signal_while_a_failure_is_recorded_stops_what_comes_after(tmp_path, m
         write_summary(run, summary)
 
     write_summary = RunDirectory.write_summary
-    monkeypatch.setattr(job, "train", fails)
+    monkeypatch.setattr(job, "train_here", fails)
     monkeypatch.setattr(RunDirectory, "write_summary", signalled)
     assert job.train_and_record(OmegaConf.create(), RunDirectory(tmp_path), {}) == 143
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
@@ -299,7 +299,7 @@ def test_a_run_that_is_refused_once_it_is_open_says_why(tmp_path, monkeypatch):
         run.write_summary(begun)
         raise UserError("it has no deterministic implementation")
 
-    monkeypatch.setattr(job, "train", refuses)
+    monkeypatch.setattr(job, "train_here", refuses)
     with pytest.raises(UserError):
         job.train_and_record(OmegaConf.create(), run, {})
     assert (run.summary()["status"], run.summary()["error"]["type"]) == ("failed", "UserError")

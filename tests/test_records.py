@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from cnnlab import provenance
-from cnnlab.provenance import AFTERWARDS
-from cnnlab.readers import open_regular
-from cnnlab.records import BusyError, RunDirectory, atomic_path, log, write_text
 from cnnlab.report.runs import find
+from cnnlab.runs import provenance
+from cnnlab.runs.directory import BusyError, RunDirectory
+from cnnlab.runs.files import atomic_path, write_text
+from cnnlab.runs.log import log, logged
+from cnnlab.runs.provenance import AFTERWARDS
+from cnnlab.runs.readers import open_regular
 
 
 def test_what_a_thread_cannot_write_is_one_line(tmp_path, capsys):
@@ -27,7 +29,7 @@ def test_what_a_thread_cannot_write_is_one_line(tmp_path, capsys):
     def fails() -> None:
         raise FileNotFoundError(2, "No such file or directory", "events")
 
-    with RunDirectory(tmp_path).logged():
+    with logged(tmp_path):
         thread = threading.Thread(target=fails)
         thread.start()
         thread.join()
@@ -39,7 +41,7 @@ def test_what_a_thread_cannot_write_is_one_line(tmp_path, capsys):
 def test_a_log_that_is_a_fifo_is_left_alone(tmp_path, capsys):
     """Opening it would wait for somebody who reads it."""
     os.mkfifo(tmp_path / "train.log")
-    with RunDirectory(tmp_path).logged():
+    with logged(tmp_path):
         log.info("epoch 1")
     assert capsys.readouterr().out == "epoch 1\n"
 
@@ -96,7 +98,7 @@ WITHOUT = ROOT / "tests" / "without.py"
 @pytest.mark.parametrize(("call", "error"), [("fsync", EINVAL), ("chmod", EPERM), ("flock", EINVAL)])
 def test_file_systems_with_gaps_are_borne(tmp_path, call, error):
     code = (
-        "import sys; from pathlib import Path; from cnnlab.records import lock_file, write_text\n"
+        "import sys; from pathlib import Path; from cnnlab.runs.files import lock_file, write_text\n"
         "with lock_file(Path(sys.argv[1], 'lock')): write_text(Path(sys.argv[1], 'file'), 'text')"
     )
     words = [sys.executable, WITHOUT, call, str(error), "-c", code, tmp_path]
@@ -106,7 +108,7 @@ def test_file_systems_with_gaps_are_borne(tmp_path, call, error):
 
 
 def test_what_was_not_written_is_not_taken_for_written(tmp_path):
-    code = "from pathlib import Path; from cnnlab.records import write_text; write_text(Path('file'), '')"
+    code = "from pathlib import Path; from cnnlab.runs.files import write_text; write_text(Path('file'), '')"
     words = [sys.executable, WITHOUT, "fsync", str(EDQUOT), "-c", code]
     result = subprocess.run(words, capture_output=True, text=True, check=False)
     assert f"[Errno {EDQUOT}]" in result.stderr
@@ -119,11 +121,13 @@ def test_text_is_utf8_in_any_locale(tmp_path):
         import locale
         from pathlib import Path
         from cnnlab.console import outlive_terminal
-        from cnnlab.records import RunDirectory, log, write_text
+        from cnnlab.runs.directory import RunDirectory
+        from cnnlab.runs.files import write_text
+        from cnnlab.runs.log import log, logged
         assert locale.getencoding() == "ANSI_X3.4-1968"
         outlive_terminal()
         write_text(Path("text"), "caf\\xe9 \\u732b \\udce9")
-        with RunDirectory(Path()).logged():
+        with logged(Path()):
             log.info("\\u732b \\udce9")
         """
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -197,7 +201,7 @@ def test_killed_as_it_is_put_aside_a_run_is_in_one_piece_in_the_end(tmp_path, mo
         (run.path / name).mkdir()
     script = f"""if True:
         import os, pathlib
-        from cnnlab.records import RunDirectory
+        from cnnlab.runs.directory import RunDirectory
         rename, left = pathlib.Path.rename, {moved_before}
         def killed(path, target):
             global left
@@ -251,7 +255,7 @@ def test_changes_of_the_source_have_new_files_too(tmp_path, monkeypatch):
 DRIVER = """
 import subprocess, sys
 from pathlib import Path
-from cnnlab.records import RunDirectory
+from cnnlab.runs.directory import RunDirectory
 run = RunDirectory(Path(sys.argv[1]))
 with run.owned():
     words = [sys.executable, "-c", "input()"]
@@ -277,7 +281,7 @@ def test_the_processes_of_a_killed_driver_hold_the_directory_till_they_end(tmp_p
 HOLD = """
 import sys, time
 from pathlib import Path
-from cnnlab.records import RunDirectory
+from cnnlab.runs.directory import RunDirectory
 with RunDirectory(Path(sys.argv[1])).owned(sys.argv[2]):
     print("held", flush=True)
     time.sleep(float(sys.argv[3]))
@@ -313,11 +317,13 @@ def test_one_process_owns_it_without_flock_too(tmp_path):
 
 
 def test_the_digest_is_of_what_training_imports():
-    code = "import sys, cnnlab.job, cnnlab.run; print(*(name for name in sys.modules if name.startswith('cnnlab.')))"
+    code = (
+        "import sys, cnnlab.launch.job, cnnlab.train.run; print(*(m for m in sys.modules if m.startswith('cnnlab.')))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     imported = {f"{name.removeprefix('cnnlab.').replace('.', '/')}.py" for name in result.stdout.split()}
-    assert "classifier.py" in imported
-    assert imported.isdisjoint(AFTERWARDS)
+    assert "train/records.py" in imported
+    assert [name for name in imported if name.startswith(AFTERWARDS) and not name.startswith("report/")] == []
     assert all((ROOT / "cnnlab" / name).exists() for name in AFTERWARDS)
 
 
@@ -343,7 +349,7 @@ def test_a_second_process_waits_and_says_so(tmp_path, capsys):
 
 def test_messages_go_to_the_terminal_and_to_the_log_tracebacks_to_the_log_alone(tmp_path, capsys):
     before = list(log.handlers)
-    with RunDirectory(tmp_path).logged():
+    with logged(tmp_path):
         log.info("hello")
         try:
             raise RuntimeError("broken")

@@ -16,12 +16,12 @@ from conftest import BROWSER
 from PIL import Image
 from scipy import stats
 
-from cnnlab.config import UserError
-from cnnlab.records import RunDirectory
-from cnnlab.report import compare, page, pictures
+from cnnlab.config.options import UserError
+from cnnlab.report import compare, figures, page, pictures, tables
 from cnnlab.report.runs import find, read
 from cnnlab.report.statistics import difference, estimate, mcnemar
 from cnnlab.report.sweep import Sweep
+from cnnlab.runs.directory import RunDirectory
 
 VALUES = [0.71, 0.74, 0.69, 0.75]
 
@@ -251,7 +251,7 @@ def test_before_and_after_a_change_of_the_code(tmp_path, command):
 
 
 def test_what_trains_a_setting_again_has_no_words_about_how(two_by_two):
-    for command in page.commands(sweep_of(two_by_two)):
+    for command in tables.commands(sweep_of(two_by_two)):
         assert command.startswith("python train.py -m ")
         assert "launcher" not in command
         assert command.count("seed=") == 1
@@ -283,7 +283,7 @@ def test_bad_directories_are_named_and_left_out(two_by_two):
     make_run(two_by_two, 8, 0.9, status="interrupted")
     sweep = sweep_of(two_by_two)
     assert sweep.ranking[0].score.num == 3
-    lines = "\n".join(page.outside(sweep))
+    lines = "\n".join(tables.outside(sweep))
     for words in (
         "half: left out: ",
         "foreign: left out: ",
@@ -462,7 +462,7 @@ def test_class_names_are_text_and_those_that_cannot_be_drawn_are_numbers():
     figure = matplotlib.figure.Figure()
     with matplotlib.rc_context(pictures.STYLE):
         pictures.draw_confusion(figure.subplots(), np.eye(9), SCRIPTS)
-        page.svg(figure, "")  # a warning about a missing letter would be an error
+        figures.svg(figure, "")  # a warning about a missing letter would be an error
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == shown
 
 

@@ -19,10 +19,10 @@ from conftest import ROOT
 from faults import POINTS
 from zygote import COMMAND, Zygote, differences, left_by, only_run, said
 
-from cnnlab import checkpoint
-from cnnlab.callbacks import DivergedError, Records
-from cnnlab.checkpoint import CheckpointFiles
-from cnnlab.records import RunDirectory
+from cnnlab.runs.directory import RunDirectory
+from cnnlab.train import checkpoint
+from cnnlab.train.checkpoint import CheckpointFiles
+from cnnlab.train.records import DivergedError, Records
 
 
 def save(checkpoint: dict, path: Path) -> None:
@@ -616,7 +616,7 @@ def processes_of(output: Path) -> dict[int, int]:
             words, environment = ((folder / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
         except OSError:  # it has just ended
             continue
-        if b"cnnlab.job" in words and any(word.startswith(str(output).encode()) for word in words):
+        if b"cnnlab.launch.job" in words and any(word.startswith(str(output).encode()) for word in words):
             rank = next((int(line[11:]) for line in environment if line.startswith(b"LOCAL_RANK=")), 0)
             found[rank] = int(folder.name)
     return found

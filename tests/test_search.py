@@ -9,10 +9,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import TrialState
 from test_report import make_run
 
-from cnnlab.config import UserError
-from cnnlab.records import RunDirectory
+from cnnlab.config.options import UserError
+from cnnlab.launch.search import Search
 from cnnlab.report.runs import find, read
-from cnnlab.search import Search, hopeless
+from cnnlab.runs.directory import RunDirectory
+from cnnlab.runs.signals import hopeless
 
 SPACE = (
     "optim.lr=tag(log,interval(0.001,0.1))",
@@ -56,8 +57,8 @@ def composed_search():
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    from cnnlab.config import CONF
-    from cnnlab.search import of_config
+    from cnnlab.config.options import CONF
+    from cnnlab.launch.search import of_config
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield lambda *words: of_config(

@@ -4,7 +4,8 @@ import numpy as np
 from PIL import Image
 
 from cnnlab.augment import CropFlip
-from cnnlab.data.module import ImageData
+from cnnlab.data.loaders import samples
+from cnnlab.data.pipeline import ImageData
 from cnnlab.data.shapes import Shapes
 from cnnlab.normalize import ZCA
 from cnnlab.report.pictures import sheet
@@ -27,7 +28,7 @@ def test_show_writes_and_names_a_sheet(command, tmp_path):
 def test_samples_are_denormalised_and_below_their_originals(tmp_path):
     data = Shapes(200, 50).load()
     module = ImageData(data, ZCA(), {"crop_flip": CropFlip(28, flip_probability=0)}, batch_size=8, cache_dir=tmp_path)
-    originals, seen = module.samples(20)
+    originals, seen = samples(module, 20)
     assert (originals.shape, seen.shape) == ((20, 32, 32, 3), (20, 28, 28, 3))
     for original, crop in zip(originals.astype(int), seen.astype(int), strict=True):
         differences = [

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, until
 
-from cnnlab.config import CONF, UserError, configuration, run_path
-from cnnlab.records import RunDirectory
+from cnnlab.config.identity import configuration, run_path
+from cnnlab.config.options import CONF, UserError
 from cnnlab.report.statistics import estimate
+from cnnlab.runs.directory import RunDirectory
 from study import claims, measures, page, results
 from study.__main__ import KEPT, collect, commands, main, plan
 from study.claims import FAILS, HOLDS, UNKNOWN, Finding

@@ -18,11 +18,12 @@ from hydra import compose, initialize_config_dir
 from lightning import seed_everything
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cnnlab.config import CONF, instantiate, options
-from cnnlab.data.images import Shape
-from cnnlab.parts import make_network
-from cnnlab.records import RunDirectory
-from cnnlab.run import train
+from cnnlab.config.objects import instantiate
+from cnnlab.config.options import CONF, options
+from cnnlab.config.shape import Shape
+from cnnlab.runs.directory import RunDirectory
+from cnnlab.train.parts import make_network
+from cnnlab.train.run import train
 
 SMALL = (
     "data=shapes",

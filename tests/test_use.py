@@ -17,16 +17,17 @@ from test_resume import Zygote, said
 from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from cnnlab import explain
-from cnnlab.config import data_source
+from cnnlab.config.objects import data_source
+from cnnlab.config.shape import Shape
 from cnnlab.data.decode import read_image
-from cnnlab.data.images import Images, Shape, load_once
-from cnnlab.evaluation import Evaluation, evaluate
-from cnnlab.export import TOLERANCE, export
+from cnnlab.data.images import Images, load_once
 from cnnlab.normalize import Unchanged
-from cnnlab.opened import opened, with_other_data
-from cnnlab.records import RunDirectory
-from cnnlab.trained import Trained, open_run
+from cnnlab.runs.directory import RunDirectory
+from cnnlab.use import explain
+from cnnlab.use.evaluation import Evaluation, evaluate
+from cnnlab.use.export import TOLERANCE, export
+from cnnlab.use.opened import opened, with_other_data
+from cnnlab.use.trained import Trained, open_run
 
 SMALL = (
     *("data=shapes", "data.num_train=800", "data.num_test=120", "data.noise=0", "data.clutter=0", "batch_size=20"),
@@ -112,7 +113,7 @@ def test_calibration_error_is_torchmetrics():
 
 
 def save_test_images(run: Path, folder: Path) -> Path:
-    from cnnlab.config import data_source
+    from cnnlab.config.objects import data_source
     from cnnlab.data.images import load_once
 
     folder.mkdir()
@@ -199,7 +200,7 @@ def test_exported_files_give_the_runs_logits(trained, kind, form, tmp_path):
 
 
 def test_a_file_that_gives_other_logits_is_not_kept(trained, tmp_path, monkeypatch):
-    from cnnlab.config import UserError
+    from cnnlab.config.options import UserError
 
     model, _, _ = open_run(trained["linear"])
     model = model.float32_on_cpu()
@@ -291,8 +292,8 @@ def test_wrong_inputs_are_one_paragraph(trained, command, tmp_path):
 
 
 def test_other_classes_are_refused(trained):
-    from cnnlab.config import UserError
-    from cnnlab.evaluation import check_fits
+    from cnnlab.config.options import UserError
+    from cnnlab.use.evaluation import check_fits
 
     model, _, _ = open_run(trained["plain"])
     images = Images(np.zeros((1, 3, 32, 32), dtype=np.uint8), np.zeros(1, dtype=np.int64), ("unicorn",))

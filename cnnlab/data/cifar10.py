@@ -21,10 +21,12 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnlab.config import UserError
-from cnnlab.data.images import DataSet, Images, Shape, cached_data, expand, make_folder
-from cnnlab.readers import open_regular
-from cnnlab.records import lock_file
+from cnnlab.config.options import UserError
+from cnnlab.config.paths import expand, make_folder
+from cnnlab.config.shape import Shape
+from cnnlab.data.images import DataSet, Images, cached_data
+from cnnlab.runs.files import lock_file
+from cnnlab.runs.readers import open_regular
 
 if TYPE_CHECKING:
     import numpy as np

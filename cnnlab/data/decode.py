@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image, ImageOps
 
-from cnnlab.config import UserError
-from cnnlab.readers import open_regular
+from cnnlab.config.options import UserError
+from cnnlab.runs.readers import open_regular
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cnnlab.config import UserError
-from cnnlab.signals import STOPPING
+from cnnlab.config.options import UserError
+from cnnlab.runs.signals import STOPPING
 
 Item = tuple[int, int]  # which image, and the seed of what is drawn for it
 

@@ -19,11 +19,13 @@ from PIL import ImageColor
 from rich.console import Console
 from rich.progress import track
 
-from cnnlab.cache import cached
-from cnnlab.config import UserError
+from cnnlab.config.options import UserError
+from cnnlab.config.paths import expand
+from cnnlab.config.shape import Shape
 from cnnlab.data import decode
 from cnnlab.data.decode import SUFFIXES, UNREADABLE, Decoded, described, images_below, open_image, read_image
-from cnnlab.data.images import DataSet, Images, Shape, cached_data, expand
+from cnnlab.data.images import DataSet, Images, cached_data
+from cnnlab.runs.cache import cached
 from cnnlab.text import say
 
 PARTS = ("train", "test")
@@ -136,7 +138,15 @@ class ImageFolder:
 
     def load(self) -> DataSet:
         """Read the cached arrays; decode the images if there are none."""
-        return cached_data(self.prepared, lambda: (self._decode("train"), self._decode("test")))
+        num = sum(len(files) for part in PARTS for files in self._files(part).values())
+        size = num * 3 * self.image_size**2
+        fits = f"{num:,} images of {self.image_size}x{self.image_size} pixels take {size / 1e9:,.1f} GB of memory"
+        if size > (total := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+            raise UserError(f"{fits}, and this machine has {total / 1e9:,.1f}. Use a smaller data.image_size.")
+        try:
+            return cached_data(self.prepared, lambda: (self._decode("train"), self._decode("test")))
+        except MemoryError as error:
+            raise UserError(f"{fits}, and there is not so much. Use a smaller data.image_size.") from error
 
     @property
     def prepared(self) -> Path:

@@ -11,52 +11,17 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from cnnlab.cache import cached
-from cnnlab.config import UserError
+from cnnlab.config.options import UserError
+from cnnlab.config.paths import expand
+from cnnlab.config.shape import Shape
+from cnnlab.runs.cache import cached
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the data decide about a network and all else that depends on them. Option files refer to it as data.NAME.
-
-    Attributes:
-        num_classes: number of classes, of labels, or of numbers: of the network's outputs.
-        channels, height, width: of the images.
-        task: "multiclass", one class per image; "multilabel", any number of labels; or "regression", numbers.
-    """
-
-    num_classes: int
-    channels: int
-    height: int
-    width: int
-    task: str = "multiclass"
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.height, self.width
-
-    @property
-    def image_size(self) -> int | list[int]:
-        """The height of a square image; otherwise [height, width]."""
-        return self.height if self.height == self.width else [*self.size]
-
-    def resized(self, size: tuple[int, int]) -> Shape:
-        return replace(self, height=size[0], width=size[1])
-
-    def facts(self) -> dict[str, Any]:
-        """By the names that option files use after `data.`."""
-        return {**asdict(self), "image_size": self.image_size}
-
-    def __str__(self) -> str:
-        return f"{self.channels}x{self.height}x{self.width}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,16 +114,6 @@ def fingerprint(*parts: Images) -> str:
     return sha.hexdigest()
 
 
-def make_folder(path: Path) -> None:
-    """A folder of the cache. Raises: UserError if it is not there and cannot be made."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"The folder {path} cannot be made ({error.strerror}). Set cache_dir=FOLDER, or CNNLAB_CACHE."
-        ) from error
-
-
 def cached_data(path: Path, make: Callable[[], tuple[Images, Images]]) -> DataSet:
     """The data set kept in the file `path`; `make` gives its training and test images, and is called once for it.
 
@@ -234,17 +189,6 @@ class Source(Protocol):
         ...
 
 
-def offered(source: Source, name: str) -> Any:
-    """What a source may offer; None if it does not.
-
-    name: "shape", a Shape, and "num_train", the number of its training images: known before it is loaded.
-        "check", a function: refuses, with a UserError, what can be seen to be wrong without reading images.
-        "identity", a function, of a source whose arguments name a place and not what lies there: what stands for the
-        content in the identity of a run. "prepared", the file that the first `load` makes and all others read.
-    """
-    return getattr(source, name, None)
-
-
 _loaded: dict[str, DataSet] = {}
 
 
@@ -261,19 +205,3 @@ def load_once(source: Source) -> DataSet:
             raise UserError(f"{type(source).__name__} gives training and test images of different shapes: {sizes}.")
         _loaded[digest] = data
     return _loaded[digest]
-
-
-def expand(path: str | os.PathLike) -> Path:
-    """A path as a user types it, made absolute.
-
-    Raises: UserError for an empty one, and for ~ where there is no home.
-    """
-    if not os.fspath(path):
-        raise UserError("cache_dir is empty. Set it to a folder; set CNNLAB_CACHE to one, or not at all.")
-    try:
-        return Path(path).expanduser().absolute()
-    except RuntimeError as error:
-        raise UserError(
-            f"{path} names a home, and there is none ({error}). Set cache_dir=FOLDER or CNNLAB_CACHE to a folder that "
-            f"you may write to."
-        ) from error

@@ -7,10 +7,13 @@ so any number of processes sees the same batches, an epoch can be entered at any
 import hashlib
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cnnlab.augment import Augmentation, Size
+from cnnlab.augment.base import Augmentation, Size
+from cnnlab.config.options import UserError
+from cnnlab.data.images import Images
 
 Plan = dict[str, Tensor]
 
@@ -66,3 +69,17 @@ def of_process(plan: Plan, batch_size: int, rank: int = 0, world_size: int = 1, 
 def split_drawn(batch: Plan, name: str) -> Plan:
     """What was drawn for one augmentation: {"crop_flip/top": t, ...} -> {"top": t, ...}."""
     return {key.removeprefix(f"{name}/"): rows for key, rows in batch.items() if key.startswith(f"{name}/")}
+
+
+def sampling_weights(images: Images, index: np.ndarray, sampling: str) -> Tensor | None:
+    """(N,) float64, of the training images `index`; None if each comes once. Raises: UserError."""
+    if sampling == "uniform":
+        return None
+    if sampling == "balanced":
+        if images.task != "multiclass":
+            raise UserError(f"sampling=balanced is for data that are multiclass, and these are {images.task}.")
+        labels = images.targets[index]
+        return torch.from_numpy(1 / np.bincount(labels)[labels])
+    if images.weights is None:
+        raise UserError("sampling=weighted needs data that give weights, and these do not.")
+    return torch.from_numpy(images.weights[index].astype(np.float64))

@@ -13,7 +13,8 @@ import hashlib
 import math
 from pathlib import Path
 
-from cnnlab.data.images import DataSet, Images, Shape, fingerprint
+from cnnlab.config.shape import Shape
+from cnnlab.data.images import DataSet, Images, fingerprint
 
 CLASSES = ("circle", "ring", "square", "triangle", "pentagon", "star", "cross", "heart", "crescent", "arrow")
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnlab.config import UserError
-from cnnlab.readers import BrokenFileError
-from cnnlab.records import RunDirectory
+from cnnlab.config.options import UserError
 from cnnlab.report.runs import Run, Setting, find, grouped, read, varied
 from cnnlab.report.statistics import difference, estimate, mcnemar
 from cnnlab.report.sweep import amount, with_interval
+from cnnlab.runs.directory import RunDirectory
+from cnnlab.runs.readers import BrokenFileError
 
 
 def chosen(what: str, among: Path) -> Setting:

@@ -19,8 +19,10 @@ from matplotlib.font_manager import get_font
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from cnnlab.records import atomic_path, in_words, log
 from cnnlab.report.runs import Setting
+from cnnlab.runs.files import atomic_path
+from cnnlab.runs.log import log
+from cnnlab.runs.told import in_words
 
 PARTS = {"train": ("training", "C0"), "val": ("validation", "C1"), "test": ("test", "C3")}
 

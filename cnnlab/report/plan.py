@@ -10,9 +10,10 @@ from statistics import median
 
 from omegaconf import DictConfig
 
-from cnnlab.config import chosen, differences, num_trained_on, run_path
-from cnnlab.records import RunDirectory
+from cnnlab.config.identity import chosen, differences, run_path
+from cnnlab.config.objects import num_trained_on
 from cnnlab.report.runs import Run, find, read
+from cnnlab.runs.directory import RunDirectory
 from cnnlab.terminal import Table
 
 

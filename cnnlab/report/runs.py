@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from cnnlab.config import as_typed, leaves
-from cnnlab.readers import BrokenFileError, Row
-from cnnlab.records import RunDirectory, reported
+from cnnlab.config.options import leaves
+from cnnlab.config.values import as_typed
+from cnnlab.runs.directory import RunDirectory
+from cnnlab.runs.readers import BrokenFileError, Row
+from cnnlab.runs.told import reported
 
 
 @dataclass

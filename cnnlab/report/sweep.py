@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from cnnlab.readers import BrokenFileError
-from cnnlab.records import RunDirectory, in_words
 from cnnlab.report.runs import Run, Setting, grouped, varied
 from cnnlab.report.statistics import Difference, Estimate, difference, estimate
+from cnnlab.runs.directory import RunDirectory
+from cnnlab.runs.readers import BrokenFileError
+from cnnlab.runs.told import in_words
 
 MANY = 8  # more values than these are not listed
 

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from cnnlab.config import UserError
-from cnnlab.readers import BrokenFileError
-from cnnlab.records import RunDirectory, in_words
+from cnnlab.config.options import UserError
 from cnnlab.report import plan
 from cnnlab.report.runs import Run, find, read, varied
+from cnnlab.runs.directory import RunDirectory
+from cnnlab.runs.readers import BrokenFileError
+from cnnlab.runs.told import in_words
 from cnnlab.terminal import Table
 from cnnlab.text import say
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from cnnlab.classifier import Classifier
-from cnnlab.trained import open_run
+from cnnlab.train.classifier import Classifier
+from cnnlab.use.trained import open_run
 
 
 class Autoencoder(LightningModule):

@@ -1,0 +1,38 @@
+"""Augmentations of batches of images, each in two halves: drawing, and applying what was drawn.
+
+`draw` asks a generator for the parameters of all images of an epoch (cnnlab.data.plan). `apply` is a pure function of
+images and parameters and runs on the device. However the options are listed, they are applied in this order, and
+within one stage by name:
+
+    CROP       takes pixels out of the data set
+    GEOMETRY   moves pixels
+    COLOR      changes their values
+    QUALITY    what a camera does to them: blur, noise
+               (normalisation)
+    ERASE      removes parts
+    MIX        combines images and labels, each image with the one before it in the batch
+"""
+
+from cnnlab.augment.base import Augmentation, Crop, Mixer, Size, Stage
+from cnnlab.augment.color import Blur, Color, Noise
+from cnnlab.augment.crop import CropFlip
+from cnnlab.augment.geometry import Affine
+from cnnlab.augment.mix import CutMix, Cutout, MixUp
+from cnnlab.augment.trivial_augment import TrivialAugment
+
+__all__ = [
+    "Affine",
+    "Augmentation",
+    "Blur",
+    "Color",
+    "Crop",
+    "CropFlip",
+    "CutMix",
+    "Cutout",
+    "MixUp",
+    "Mixer",
+    "Noise",
+    "Size",
+    "Stage",
+    "TrivialAugment",
+]

@@ -1,0 +1,94 @@
+"""Random crops and mirror images, in one gather out of all images."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cnnlab.augment.base import Crop, Size, by
+
+
+class CropFlip(Crop):
+    """Random crops and left-right mirror images; the centre crop at evaluation.
+
+    Args:
+        size: height and width of the crop, in pixels: one number, or two.
+        padding: pixels put around the image first.
+        padding_mode: what they are: "reflect", the image mirrored at its edge, or "constant", black. Black borders
+            shift the statistics of batch normalisation away from those of the whole images seen at evaluation.
+        flip_probability: how often an image is mirrored.
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int] = 28,
+        padding: int = 0,
+        padding_mode: str = "reflect",
+        flip_probability: float = 0.5,
+    ):
+        height, width = (size, size) if isinstance(size, int) else size
+        if min(height, width) < 1 or padding < 0 or not 0 <= flip_probability <= 1:
+            raise ValueError(
+                f"size={size}, padding={padding}, flip_probability={flip_probability}: a crop takes size >= 1, "
+                f"padding >= 0 and a flip_probability from 0 to 1"
+            )
+        self.size, self.padding, self.padding_mode = (height, width), padding, known_padding(padding_mode)
+        self.flip_probability = flip_probability
+
+    def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
+        """top, left: (N,) int64, the crop's corner in the padded image; flip: (N,) bool."""
+        down, across = (whole + 2 * self.padding - part + 1 for whole, part in zip(size, self.size, strict=True))
+        return {
+            "top": torch.randint(down, (num_images,), generator=generator),
+            "left": torch.randint(across, (num_images,), generator=generator),
+            "flip": torch.rand(num_images, generator=generator) < self.flip_probability,
+        }
+
+    def output_size(self, size: Size) -> Size:
+        if self.size[0] > size[0] or self.size[1] > size[1]:  # padding is for training; evaluation sees the image alone
+            raise ValueError(f"a crop of {by(self.size)} pixels does not fit into images of {by(size)}")
+        if self.padding_mode == "reflect" and self.padding >= min(size):
+            raise ValueError(
+                f"images of {by(size)} pixels cannot be reflected into {self.padding} pixels of padding: use less, or "
+                f"padding_mode=constant"
+            )
+        return self.size
+
+    def apply(self, images: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
+        """Crops of the images `index`, in one gather.
+
+        images: (N, H, W, C) uint8; index, top, left: (B,) int64; flip: (B,) bool -> (B, h, w, C) uint8.
+        """
+        _, height, width, _ = images.shape
+        down, across = (torch.arange(length, device=images.device) for length in self.size)
+        rows = (top - self.padding)[:, None] + down  # (B, h)
+        columns = (left - self.padding)[:, None] + torch.where(flip[:, None], self.size[1] - 1 - across, across)
+        if not self.padding:
+            return _gather(images, index, rows, columns)
+        if self.padding_mode == "reflect":
+            return _gather(images, index, _reflect(rows, height), _reflect(columns, width))
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+        return _gather(images, index, rows.clamp(0, height - 1), columns.clamp(0, width - 1)) * inside[..., None]
+
+    def center(self, images: Tensor) -> Tensor:
+        """The centre of each image: (B, H, W, C) -> (B, h, w, C)."""
+        top, left = (round((whole - part) / 2) for whole, part in zip(images.shape[1:3], self.size, strict=True))
+        return images[:, top : top + self.size[0], left : left + self.size[1]]
+
+
+def known_padding(mode: str) -> str:
+    if mode not in ("reflect", "constant"):
+        raise ValueError(f"padding_mode={mode}: choose reflect or constant")
+    return mode
+
+
+def _reflect(place: Tensor, size: int) -> Tensor:
+    """Places outside 0 ... size-1 mirrored at the edge pixel: -1 -> 1, size -> size - 2."""
+    return (size - 1 - (size - 1 - place.abs()).abs()).clamp_(0)
+
+
+def _gather(images: Tensor, index: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """images (N, H, W, C); index (B,); rows (B, h); columns (B, w) -> (B, h, w, C)."""
+    _, height, width, channels = images.shape
+    pixel = ((index * height)[:, None] + rows)[:, :, None] * width + columns[:, None, :]  # (B, h, w)
+    return images.view(-1, channels).index_select(0, pixel.flatten()).view(*pixel.shape, channels)

@@ -1,0 +1,1 @@
+"""What a configuration means: options, identity, checks, mistakes. Does not import torch."""

@@ -1,0 +1,246 @@
+"""Run identity: what a configuration means. Does not import torch.
+
+A run is its configuration. `run_id` names the run directory: the chosen options, the knobs that differ from their
+option's file, and a hash of everything that can change the result. Where a run computes, how it logs and where its
+data are kept cannot, so they stay out of the hash (`NOT_IDENTITY`).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cnnlab.config.objects import data_source
+from cnnlab.config.options import (
+    CONF,
+    GROUPS,
+    LISTED,
+    OVERLAYS,
+    UserError,
+    changes_nothing,
+    default_option,
+    files,
+    leaves,
+    limits_of_file,
+    option_file,
+)
+from cnnlab.config.values import as_typed, job_config, plain
+
+UNNAMED = ("none", "constant", "cross_entropy", "acc", "classifier")  # options that do not show in the name
+NOT_IDENTITY = (
+    "name",
+    "output_dir",
+    "rerun",
+    "plan",
+    "on_busy",
+    "checkpoint",
+    "logger",
+    "launcher",
+    "trainer._target_",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.profiler",
+    "cache_dir",
+    "resident",
+    "cuda_graph",
+)
+NOT_OWN = (
+    "is not the run's own directory, whose name is made from its configuration. Use output_dir=FOLDER and name=NAME to "
+    "say where it is."
+)
+
+
+def run_id(config: DictConfig) -> str:
+    """The name of the run directory: options, changed knobs, hash; at most 120 characters.
+
+    config: the whole configuration, with its `hydra` node, which knows the chosen options.
+    """
+    choices = deciding(config)
+    names = [option for group in GROUPS for option in choices[group] if option not in UNNAMED]
+    if content := data_identity(config):
+        names.append(f"data={content[:6]}")
+    knobs = [f"{path.rsplit('.', 1)[-1]}={_canonical(value)}" for path, value in changes(config).items()]
+    name = re.sub(r"[^\w.=+-]+", "_", "-".join(names + knobs), flags=re.ASCII)
+    return f"{name[:111].rstrip('-_.')}-{identity(config)[:8]}"
+
+
+def run_path(config: DictConfig) -> Path:
+    """The run directory. config: with its `hydra` node."""
+    return Path(config.hydra.sweep.dir, config.hydra.sweep.subdir)
+
+
+def identity(config: DictConfig, without: str = "") -> str:
+    """SHA-256 over everything in the configuration that can change the result, but for the value at `without`.
+
+    An option counts by its name, and not by where its class is defined.
+    """
+    defaults, out = defaults_of(config), left_out(config)
+    kept = {
+        path: _canonical(value)
+        for path, value in leaves(job_config(config))
+        if not below(path, out) and path != without and not (path.endswith("._target_") and value == defaults.get(path))
+    }
+    kept |= {f"{group}=": "+".join(names) for group, names in deciding(config).items() if group in GROUPS}
+    if content := data_identity(config):
+        kept["data"] = content
+    kept |= {path: digest for path, limit in limits_of(config).items() if (digest := content_of(config, path, limit))}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def is_file(path: str) -> bool:
+    """Whether a value names a file. An option that says so for a value has the content in the identity of its runs."""
+    return Path(path).is_file()
+
+
+def is_run(path: str) -> bool:
+    """Whether a value names a run directory; as `is_file`, and the content is that of its best checkpoint."""
+    return is_file(str(Path(path, "checkpoints", "best.ckpt.sha256")))
+
+
+def content_of(config: DictConfig, path: str, limit: str) -> str:
+    """What stands for the content of a file or a run that a value names; empty if it names none."""
+    value = OmegaConf.select(config, path) if re.search(r"\bis_(file|run)\(", limit) else None
+    if not isinstance(value, str):
+        return ""
+    if is_run(value):
+        return Path(value, "checkpoints", "best.ckpt.sha256").read_text("utf-8").split()[0]
+    if is_file(value):
+        with open(value, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return ""
+
+
+def data_identity(config: DictConfig) -> str:
+    """What the data are, where the configuration only says where they lie; empty if it says it all.
+
+    Also empty for data that cannot be found or listed, which `check` refuses.
+    """
+    try:
+        source = data_source(config.data)
+        return source.identity() if hasattr(source, "identity") else ""
+    except (UserError, OmegaConfBaseException):
+        return ""
+
+
+def _canonical(value: Any) -> str:
+    """A value as text that does not depend on how it was typed: 1 and 1.0 are the same rate."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_canonical, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.15g}" if isinstance(value, int | float) else str(value)
+
+
+def chosen(config: DictConfig) -> dict[str, list[str]]:
+    """The chosen options of every group that is ours: {"optim": ["sgd"], "aug": ["crop_flip", "cutmix"], ...}."""
+    choices = {
+        group: [option]
+        for group, option in config.hydra.runtime.choices.items()
+        if option is not None and not group.startswith("hydra/") and group not in LISTED
+    }
+    return choices | {group: sorted(config[group]) for group in LISTED}
+
+
+def left_out(config: DictConfig) -> tuple[str, ...]:
+    """The paths of what changes no result: ours, and what the files of the chosen options say."""
+    paths = []
+    for group, names in chosen(config).items():
+        for option in names:
+            if option in files(group) and group not in OVERLAYS:
+                prefix = f"{group}.{option}" if group in LISTED else group
+                paths += [f"{prefix}.{key}".rstrip(".") for key in changes_nothing(f"{group}/{option}")]
+    return (*NOT_IDENTITY, *paths)
+
+
+def deciding(config: DictConfig) -> dict[str, list[str]]:
+    """The chosen options, but for those that change no result."""
+    choices, out = chosen(config), left_out(config)
+    return choices | {g: [name for name in choices[g] if f"{g}.{name}" not in out] for g in LISTED}
+
+
+def described(choices: Mapping[str, list[str]]) -> dict[str, str]:
+    """Choices as text: {"data": "cifar10", "norm": "none", "aug": "crop_flip+cutmix", ...}."""
+    return {group: "+".join(choices[group]) or "none" for group in (*GROUPS, "trainer")}
+
+
+DELETED = "deleted"  # stands for the value of an argument that was taken out, as in '~optim.lr'
+
+
+def changes(config: DictConfig) -> dict[str, Any]:
+    """What differs from train.yaml and the chosen options' files: {"optim.lr": 0.1, "optim.momentum": DELETED}."""
+    defaults, found = defaults_of(config), dict(leaves(job_config(config)))
+    changed = {path: value for path, value in found.items() if path not in defaults or value != defaults[path]}
+    left = {path.rsplit(".", depth)[0] for path in found for depth in range(path.count(".") + 1)}  # and what holds it
+    deleted = {
+        path: DELETED
+        for path in defaults
+        if path not in left and not any(path.startswith(f"{shorter}.") for shorter in found)
+    }
+    out = left_out(config)
+    return {path: value for path, value in (changed | deleted).items() if not below(path, out)}
+
+
+def differences(config: DictConfig) -> dict[str, str]:
+    """What a configuration changes against the defaults, as typed: group -> option, then path -> value.
+
+    config: with its `hydra` node.
+    """
+    options = described(chosen(config))
+    different = {group: option for group, option in options.items() if option != default_option(group)}
+    return different | {path: as_typed(value) for path, value in changes(config).items()}
+
+
+def targets(config: DictConfig) -> frozenset[str]:
+    """The import paths of what can change the result."""
+    found = leaves({group: plain(config[group]) for group in GROUPS})
+    return frozenset(str(value) for path, value in found if path.endswith("._target_"))
+
+
+def defaults_of(config: DictConfig) -> dict[str, Any]:
+    """What train.yaml and the files of the chosen options say before anything is overridden, by path.
+
+    A value that is another one's, ${optim.lr}, is what that one is in the configuration.
+    """
+    defaults = _of_files(config, lambda name: leaves(option_file(name)))
+    return {
+        path: OmegaConf.select(config, value[2:-1]) if re.fullmatch(r"\$\{[\w.]+\}", str(value)) else value
+        for path, value in defaults.items()
+    }
+
+
+def limits_of(config: DictConfig) -> dict[str, str]:
+    """What train.yaml and the files of the chosen options say that values must satisfy, by path."""
+    return _of_files(config, lambda name: limits_of_file(name).items())
+
+
+def _of_files(config: DictConfig, read: Callable[[str], Iterable[tuple[str, Any]]]) -> dict[str, Any]:
+    """What is read of train.yaml and of the files of the chosen options, by path in the configuration."""
+    found = dict(read("train"))
+    for group, names in chosen(config).items():
+        for option in names:
+            if option in files(group) and group not in OVERLAYS:
+                prefix = f"{group}.{option}." if group in LISTED else f"{group}."
+                found |= {prefix + path: said for path, said in read(f"{group}/{option}")}
+    return found
+
+
+def below(path: str, paths: tuple[str, ...]) -> bool:
+    """Whether a path is one of these, or lies in one."""
+    return any(path == one or path.startswith(f"{one}.") for one in paths)
+
+
+OmegaConf.register_new_resolver("run_id", lambda _root_: run_id(_root_), replace=True)
+
+
+def configuration(overrides: list[str]) -> DictConfig:
+    """The configuration that train.py would have for these overrides."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides, return_hydra_config=True)

@@ -1,0 +1,126 @@
+"""Objects out of a configuration: only what option files name is ever made. Does not import torch."""
+
+import difflib
+import functools
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import hydra.utils
+from omegaconf import DictConfig, OmegaConf
+
+from cnnlab.config.options import GROUPS, UserError, allowed_targets
+from cnnlab.config.values import plain
+
+
+def check_targets(config: Any, path: str = "") -> None:
+    """Refuse a configuration that would instantiate anything but the classes that the files in conf/ name.
+
+    It must be plain and resolved: what passes has no interpolation and no key that changes how Hydra instantiates it.
+    So what Hydra instantiates is what was seen here.
+
+    config: a node or a whole configuration, as plain containers. path: where the node is; below one of our groups only
+    that group's classes are allowed.
+
+    Raises: UserError.
+    """
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            place = f"{path}.{key}".lstrip(".")
+            if key == "_target_":
+                _check_target(place, value)
+            elif not isinstance(key, str) or (key != "_partial_" and re.fullmatch("_.*_", key)):
+                raise UserError(f"{place} is not allowed: the keys of an option are the arguments of its class.")
+            else:
+                check_targets(value, place)
+    elif isinstance(config, list):
+        for number, value in enumerate(config):
+            check_targets(value, f"{path}.{number}")
+    elif isinstance(config, str) and ("${" in config or config == "???"):
+        raise UserError(f"{path}={config} is not allowed: a value cannot refer to another one here. Type the value.")
+
+
+def _check_target(path: str, target: Any) -> None:
+    group = path.partition(".")[0]
+    allowed = allowed_targets(group if group in (*GROUPS, "trainer", "logger") else "*")
+    if not isinstance(target, str) or target not in allowed:
+        close = difflib.get_close_matches(str(target), allowed, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UserError(
+            f"{path}={target} is not allowed: only what the file of an option names is made.{hint} For a class of your "
+            f"own, write a file {group}/my_option.yaml with its _target_ in a folder that --config-dir names."
+        )
+
+
+def checked_config(tree: Any) -> DictConfig:
+    """A configuration made of plain containers, once `check_targets` has seen them: nothing is left to be resolved."""
+    check_targets(tree)
+    return OmegaConf.create(tree)
+
+
+def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
+    """hydra.utils.instantiate for allowed targets; a value that the class refuses becomes a UserError."""
+    node = plain(node) if isinstance(node, DictConfig) else node
+    check_targets(node)
+    try:
+        made = hydra.utils.instantiate(node, **arguments, _convert_="all")
+        if isinstance(made, functools.partial):
+            inspect.signature(made.func).bind_partial(**made.keywords)
+        return made
+    except TypeError as error:
+        raise UserError(f"{node['_target_']} refuses its arguments: {error}") from error
+    except hydra.errors.InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ImportError):
+            package = (cause.name or str(node["_target_"])).partition(".")[0]
+            raise UserError(
+                f"{node['_target_']} needs the package {package}, which is not installed ({cause}). Type pip install "
+                f"{package}, or choose another option."
+            ) from error
+        if (
+            isinstance(cause, ValueError | TypeError) or type(cause).__name__ == "MisconfigurationException"
+        ):  # Lightning's
+            raise UserError(f"{node['_target_']} refuses its arguments: {cause}") from error
+        raise (cause or error) from None
+
+
+def filled(node: DictConfig | Mapping[str, Any], facts: Mapping[str, Any], root: str = "data") -> dict[str, Any]:
+    """The arguments of an option with the facts about the data in place of their names, `data.num_classes`.
+
+    root: what the names begin with. Raises: UserError for a name that is none.
+    """
+
+    def value(given: Any) -> Any:
+        if isinstance(given, dict):
+            return {key: value(one) for key, one in given.items()}
+        if isinstance(given, list):
+            return [value(one) for one in given]
+        if not isinstance(given, str) or not given.startswith(f"{root}."):
+            return given
+        if (name := given.removeprefix(f"{root}.")) not in facts:
+            known = ", ".join(f"{root}.{fact}" for fact in facts)
+            raise UserError(f"{given} is not known. Use one of {known}.")
+        return facts[name]
+
+    return value(plain(node) if isinstance(node, DictConfig) else dict(node))
+
+
+_sources: dict[str, Any] = {}
+
+
+def data_source(node: DictConfig) -> Any:
+    """The object of conf/data, one for a data set and process: it remembers what it has seen on the disk."""
+    key = json.dumps(plain(node), sort_keys=True)
+    if key not in _sources:
+        _sources[key] = instantiate(node)
+    return _sources[key]
+
+
+def num_trained_on(config: DictConfig) -> int | None:
+    """Images in an epoch, of all that the data set has for training; None if that is not known before it is loaded."""
+    if (num := getattr(data_source(config.data), "num_train", None)) is None:
+        return None
+    num_train = round(num * (1 - config.val_fraction))
+    return min(num_train, config.num_train_images or num_train)

@@ -1,0 +1,210 @@
+"""The files of options: where they are, what they say, and which classes they name. Does not import torch.
+
+Every group of options is a folder of YAML files. A project has folders of its own, which are searched before ours: that
+of --config-dir, those of the variable CNNLAB_CONF, or the one that its pyproject.toml names:
+
+    [tool.cnnlab]
+    conf = "conf"
+
+What lies beside such a folder can be imported, so that its files can name classes of the project.
+
+What a value may be is said at the end of its comment, in brackets, as an expression of Python that names it:
+
+    scale: [0.9, 1.1] # of the image's size [len(scale) == 2 and 0 < scale[0] <= scale[1]]
+
+A file that says so for one of its values has them all checked, for their types too. The values of a file that says
+nothing are for its class to check. Other names in the expression are those of the option's other values, `data.NAME`
+for what the data are (see cnnlab.config.shape.Shape, and data.num_train), and `run.NAME` for any value of the run;
+`is_file(value)` and `is_run(value)` say that a value names a file or a run directory, whose content is part of the
+run's identity. A comment that ends with [changes nothing] keeps a value out of the run's identity, or the whole option
+if it has a line of its own.
+"""
+
+import functools
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import OmegaConf
+
+PACKAGE = Path(__file__).parents[1]
+CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+VARIABLE = "CNNLAB_CONF"
+
+# What a result is made of, in the order of its name.
+GROUPS = ("data", "norm", "aug", "model", "loss", "metrics", "optim", "sched", "module", "callbacks")
+LISTED = (
+    "aug",
+    "metrics",
+    "logger",
+    "callbacks",
+)  # groups of which several options can be chosen, each below its own name
+OVERLAYS = ("experiment", "debug")  # whose files change any group
+
+
+class UserError(Exception):
+    """Something the user can fix. The text says what was given, what is allowed and what to use. Exit status 2."""
+
+
+def folders() -> tuple[Path, ...]:
+    """The folders of option files, in the order in which they are searched; ours is the last one.
+
+    Raises: UserError if one that is named is not there.
+    """
+    named, current = os.environ.get(VARIABLE, ""), None
+    if not named:
+        with suppress(FileNotFoundError):  # somebody has removed the current folder
+            current = Path.cwd()
+    return _folders(named, current)
+
+
+@functools.cache
+def _folders(named: str, current: Path | None) -> tuple[Path, ...]:
+    own = [Path(name).absolute() for name in named.split(os.pathsep) if name] or list(_of_project(current))
+    for folder in own:
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder} is no folder of options. Use --config-dir FOLDER, {VARIABLE}, or conf in pyproject.toml."
+            )
+        beside = str(folder.parent)
+        if beside not in sys.path:  # last: a module of the project hides none that is installed
+            sys.path.append(beside)
+    return (*own, CONF)
+
+
+def _of_project(current: Path | None) -> Iterator[Path]:
+    """The folder that the next pyproject.toml names, here or above. That of another user is no project of ours."""
+    for folder in (current, *current.parents) if current else ():
+        file = folder / "pyproject.toml"
+        if os.path.isfile(file) and file.stat().st_uid in (os.geteuid(), 0):  # not where nothing may be looked at
+            try:
+                conf = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("cnnlab", {}).get("conf")
+            except (OSError, ValueError) as error:
+                raise UserError(f"{file} cannot be read: {error}.") from error
+            if isinstance(conf, str):
+                yield folder / conf
+            return
+
+
+def use_folders(named: list[str]) -> None:
+    """Search these folders before ours, in this process and in those that it starts."""
+    os.environ[VARIABLE] = os.pathsep.join(os.path.abspath(name) for name in named)
+
+
+def files(group: str) -> dict[str, Path]:
+    """The option files of a group by name, the first ones that are found. "*": of all groups, with the group's name."""
+    return _files(group, folders())
+
+
+@functools.cache
+def _files(group: str, searched: tuple[Path, ...]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for folder in reversed(searched):
+        for file in sorted(folder.glob(f"{group}/*.yaml")):  # those below conf/hydra are no part of a run
+            found[f"{file.parent.name}/{file.stem}" if group == "*" else file.stem] = file
+    return found
+
+
+def options(group: str) -> list[str]:
+    """The names of the options of a group."""
+    return sorted(files(group))
+
+
+@functools.cache
+def _content(path: Path) -> dict[str, Any]:
+    """What a file says, with the numbers that Hydra reads in it: to YAML alone, 1e-3 is text."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+
+
+def _path(name: str) -> Path:
+    return next(path for folder in folders() if (path := folder / f"{name}.yaml").exists())
+
+
+def option_file(name: str) -> dict[str, Any]:
+    """What an option's file says, with what it inherits: option_file("trainer/ddp")."""
+    content = dict(_content(_path(name)))
+    inherited: dict[str, Any] = {}
+    for parent in content.pop("defaults", []):
+        if "/" in name and isinstance(parent, str) and parent != "_self_":
+            inherited |= option_file(f"{name.rsplit('/', 1)[0]}/{parent}")
+    content.pop("hydra", None)
+    return inherited | content
+
+
+def limits_of_file(name: str) -> dict[str, str]:
+    """The values that an option's file checks, by path, with what each one must satisfy; that may be nothing."""
+    path = _path(name)
+    found = dict(_limits(path))
+    if "/" in name:
+        for parent in _content(path).get("defaults", []):
+            if isinstance(parent, str) and parent != "_self_":
+                found = limits_of_file(f"{name.rsplit('/', 1)[0]}/{parent}") | found
+    return found
+
+
+@functools.cache
+def _limits(path: Path) -> dict[str, str]:
+    text = path.read_text(encoding="utf-8")
+    lines = [*text.splitlines(), ""]
+
+    def walk(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, str]]:
+        for key, value in node.value:
+            if isinstance(value, yaml.MappingNode):
+                yield from walk(value, f"{prefix}{key.value}.")
+            elif isinstance(value, yaml.ScalarNode) or value.flow_style:
+                comment = lines[value.end_mark.line][value.end_mark.column :].replace("[changes nothing]", "")
+                said = re.search(r"#.*?\[((?:[^][]|\[[^][]*\])*)\]\s*$", comment)
+                yield f"{prefix}{key.value}", said[1] if said and re.search(rf"\b{key.value}\b", said[1]) else ""
+
+    root = yaml.compose(text)
+    found = dict(walk(root, "")) if isinstance(root, yaml.MappingNode) else {}
+    return found if any(found.values()) else {}
+
+
+def changes_nothing(name: str) -> frozenset[str]:
+    """What of an option is said to change no result, by "[changes nothing]" at the end of a comment.
+
+    The keys of values; an empty one if a line of its own says so, of the whole option.
+    """
+    path = _path(name)
+    lines = re.findall(r"^(?:(\w+):.*|)#.*\[changes nothing\]\s*$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    parents = (
+        parent for parent in _content(path).get("defaults", []) if isinstance(parent, str) and parent != "_self_"
+    )
+    inherited = (changes_nothing(f"{name.rsplit('/', 1)[0]}/{parent}") for parent in parents)
+    return frozenset(lines).union(*inherited)
+
+
+def default_option(group: str) -> str:
+    """The option that train.yaml chooses, joined by + if there are several."""
+    defaults = _content(_path("train"))["defaults"]
+    option = next(entry[group] for entry in defaults if isinstance(entry, dict) and group in entry)
+    return "+".join(option) if isinstance(option, list) else str(option)
+
+
+def allowed_targets(group: str = "*") -> frozenset[str]:
+    """The classes that the files of a group name, or those that change any group. Nothing else is instantiated."""
+    return frozenset(
+        target for folder in (group, *OVERLAYS) for file in files(folder).values() for target in _targets(file)
+    )
+
+
+@functools.cache
+def _targets(file: Path) -> tuple[str, ...]:
+    text = file.read_text(encoding="utf-8")
+    return tuple(found.strip("\"'") for found in re.findall(r"^\s*_target_:\s*(\S+)", text, re.MULTILINE))
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is not a dictionary, with its dotted path."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,54 @@
+"""What the data say about themselves before anything is read. Does not import NumPy or torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the data decide about a network and all else that depends on them. Option files refer to it as data.NAME.
+
+    Attributes:
+        num_classes: number of classes, of labels, or of numbers: of the network's outputs.
+        channels, height, width: of the images.
+        task: "multiclass", one class per image; "multilabel", any number of labels; or "regression", numbers.
+    """
+
+    num_classes: int
+    channels: int
+    height: int
+    width: int
+    task: str = "multiclass"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+    @property
+    def image_size(self) -> int | list[int]:
+        """The height of a square image; otherwise [height, width]."""
+        return self.height if self.height == self.width else [*self.size]
+
+    def resized(self, size: tuple[int, int]) -> Shape:
+        return replace(self, height=size[0], width=size[1])
+
+    def facts(self) -> dict[str, Any]:
+        """By the names that option files use after `data.`."""
+        return {**asdict(self), "image_size": self.image_size}
+
+    def __str__(self) -> str:
+        return f"{self.channels}x{self.height}x{self.width}"
+
+
+def offered(source: object, name: str) -> Any:
+    """What a source may offer; None if it does not.
+
+    name: "shape", a Shape, and "num_train", the number of its training images: known before it is loaded.
+        "check", a function: refuses, with a UserError, what can be seen to be wrong without reading images.
+        "identity", a function, of a source whose arguments name a place and not what lies there: what stands for the
+        content in the identity of a run. "prepared", the file that the first `load` makes and all others read.
+    """
+    return getattr(source, name, None)

@@ -1,0 +1,110 @@
+"""What Lightning iterates over: the steps of an epoch, the images of an evaluation; and reading images in parts."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnnlab.data.images import Images, fetches
+from cnnlab.data.plan import of_process
+from cnnlab.data.resident import evaluated_together
+
+ImageData = Any  # of cnnlab.data.pipeline, which makes these
+
+
+class Part:
+    """Images as evaluation sees them, read piece by piece: as much of a tensor (N, C, h, w) as normalisations need."""
+
+    def __init__(self, data: ImageData, part: str, index: Tensor):
+        self.data, self.part, self.index = data, part, index
+        self.shape = torch.Size((len(index), data.shape.channels, *data.shape.size))
+
+    def split(self, num: int) -> Iterator[Tensor]:
+        return (self.data.cropped(self.part, some) for some in self.index.split(num))
+
+
+def pixel_batches(images: Images, num: int) -> Iterator[Tensor]:
+    """All images in order, `num` at a time: (B, C, H, W) uint8."""
+    if not fetches(images):
+        yield from torch.from_numpy(images.pixels).split(num)
+        return
+    items = torch.arange(len(images.targets))[:, None].expand(-1, 2)  # the seed is the place
+    for pixels in cast(Any, images.pixels).batches([list(map(tuple, some.tolist())) for some in items.split(num)]):
+        yield pixels.permute(0, 3, 1, 2)
+
+
+class EpochSteps:
+    """Iterates over the steps of an epoch, as ranges; after `load_state_dict` it enters where it was."""
+
+    def __init__(self, data: ImageData):
+        self.data = data
+        self.steps_done = 0
+        self.first_step = 0
+
+    def __len__(self) -> int:
+        return self.data.num_batches
+
+    def __iter__(self) -> Iterator[range]:
+        data, trainer = self.data, self.data.trainer
+        assert trainer is not None
+        data.begin_epoch(trainer.current_epoch)
+        last, size = int(trainer.num_training_batches), data.steps_per_batch
+        first, self.first_step = self.first_step, 0
+        if first >= last:  # the epoch was done
+            first = 0
+        while first < last:
+            steps = range(first, min(first - first % size + size, last))
+            in_last_pass = first // data.steps_per_pass == (last - 1) // data.steps_per_pass
+            if in_last_pass and not data.drawn_ahead and trainer.current_epoch + 1 != trainer.max_epochs:
+                data.draw_ahead(trainer.current_epoch + 1)  # while a GPU still computes
+            first = self.steps_done = steps.stop
+            yield steps
+
+    def state_dict(self) -> dict[str, int]:
+        return {"steps_done": self.steps_done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.first_step = state["steps_done"]
+
+
+class Slices:
+    """The images of one part, in order, in large batches, of which every process takes its share."""
+
+    def __init__(self, data: ImageData, part: str, index: Tensor):
+        assert data.trainer is not None
+        place = torch.arange(len(index))[data.trainer.global_rank :: data.trainer.world_size]
+        num, home = evaluated_together(data.device, data.stored.size), data.home
+        longest = math.ceil(len(index) / data.trainer.world_size)
+        num_batches = math.ceil(longest / num)  # the same for every process: each one waits for the others
+        shares = [
+            values.split(num) if math.ceil(len(place) / num) == num_batches else values.tensor_split(num_batches)
+            for values in (index[place].to(home), place.to(home))
+        ]
+        self.images = data.data.test if part == "test" else data.data.train
+        self.batches = [(part, *batch) for batch in zip(*shares, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        if not fetches(self.images):
+            return iter(self.batches)
+        items = [[(place, place) for place in index.tolist()] for _, index, _ in self.batches]
+        fetched = cast(Any, self.images.pixels).batches(items)
+        return ((*batch, pixels) for batch, pixels in zip(self.batches, fetched, strict=True))
+
+
+def samples(data: ImageData, num: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """The first images of epoch 0 as they are stored and as the network sees them, de-normalised.
+
+    Two arrays of uint8: (num, H, W, C) and (num, h, w, C).
+    """
+    plan = {key: rows[:num] for key, rows in data.draw_whole(0).items()}
+    batch = of_process(plan, len(plan["index"]), halo=len(data.mixers))
+    pixels = data.images["train"].pixels[batch["index"]] if fetches(data.data.train) else None
+    images, _ = data.make(batch, len(batch["index"]), pixels)
+    seen = data.norm.inverse(images).clamp(0, 255).round().byte().permute(0, 2, 3, 1)
+    return data.images["train"].pixels[plan["index"]].numpy(), seen.numpy()

@@ -1,0 +1,1 @@
+"""The jobs of a command: here, on every device, on a cluster; and the search that proposes them."""

@@ -1,0 +1,30 @@
+"""Processes that this one starts."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def in_words(status: int) -> str:
+    """How a process ended: 3 -> "with status 3", -9 -> "by SIGKILL"."""
+    return f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+
+
+def python_path() -> str:
+    """Where other processes look for modules: first where this package is.
+
+    -m looks into the current folder, which may be any, and then for an installed package, which may be another one.
+    """
+    return os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+
+
+def die_with_parent(number: int) -> None:
+    """Ask Linux to send this process a signal when the one that has started it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

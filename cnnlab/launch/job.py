@@ -1,0 +1,300 @@
+"""One job: train, and record how it ended; in this process, or in processes of its own. Takes no torch before training.
+
+A run on several devices gets processes of its own, in a sweep too: what was typed stays in a process that holds the
+run's lock and waits. `python -m cnnlab.launch.job RUN` is the first of them; Lightning starts the others by the same
+words. They read the configuration from the run directory, where it is resolved.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cnnlab.config import processes
+from cnnlab.config.identity import changes, chosen, described, identity, run_path, targets
+from cnnlab.config.mistakes import refuse
+from cnnlab.config.objects import checked_config, data_source
+from cnnlab.config.options import UserError, folders, use_folders
+from cnnlab.config.processes import ABOUT, RANKS
+from cnnlab.config.values import job_config
+from cnnlab.console import outlive_terminal
+from cnnlab.launch.children import die_with_parent, in_words, python_path
+from cnnlab.runs import signals
+from cnnlab.runs.directory import BusyError, RunDirectory
+from cnnlab.runs.files import now
+from cnnlab.runs.log import log, logged
+from cnnlab.runs.provenance import code_digest
+from cnnlab.runs.signals import Interrupted, Pruned
+from cnnlab.runs.told import recall
+from cnnlab.text import say
+
+LAST = "last"  # what a worker adds to its answer if it does no further job
+# What a failure calls for, by the type of its error.
+ADVICE = {
+    "OutOfMemoryError": "Use a smaller batch_size, or resident=host to keep the images in host memory",
+    "AcceleratorError": "CUDA_LAUNCH_BLOCKING=1 shows which operation failed. Further runs get a process of their own",
+}
+_gpu_lost = False  # after a CUDA error nothing works on the GPU in this process any more
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that can be done by another process, on another machine.
+
+    Attributes:
+        path: the run directory.
+        text: JSON: `config`, the configuration without its `hydra` node, resolved; `about`, what the summary says from
+            the start; `files`, what .hydra/ is to hold; `folders`, where the project's own options are.
+    """
+
+    path: Path
+    text: str
+
+    @classmethod
+    def of(cls, config: DictConfig, path: Path | None = None) -> Job:
+        """config: as composed, with its `hydra` node. path: where Hydra has made the run directory, if it has."""
+        path, resolved = path or run_path(config), job_config(config)
+        overrides = list(config.hydra.overrides.task)
+        about = {
+            "run": path.name,
+            "choices": described(chosen(config)),
+            "changes": changes(config),
+            "overrides": overrides,
+            "seed": config.seed,
+            "identity": identity(config),
+            "setting": identity(config, without="seed"),
+        }
+        files = {
+            "config.yaml": OmegaConf.to_yaml(OmegaConf.create(resolved)),
+            "hydra.yaml": OmegaConf.to_yaml(OmegaConf.masked_copy(config, "hydra")),
+            "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(overrides)),
+        }
+        own = [str(folder) for folder in folders()[:-1]]
+        return cls(path, json.dumps({"config": resolved, "about": about, "files": files, "folders": own}))
+
+    @functools.cached_property
+    def content(self) -> dict[str, Any]:
+        return json.loads(self.text)
+
+    @functools.cached_property
+    def config(self) -> DictConfig:
+        """Without its `hydra` node; nothing in it is left to be resolved."""
+        if self.content["folders"]:
+            use_folders(self.content["folders"])
+        return checked_config(self.content["config"])
+
+    def do(self) -> int:
+        """Return the finished run if there is one, otherwise train it here.
+
+        Returns the exit status: 0 done, 1 failed, 2 refused, 143 or 130 interrupted.
+        """
+        config, run = self.config, RunDirectory(self.path)
+        try:
+            place = processes.place(config.trainer)
+        except UserError as error:
+            return refuse(error)
+        if not place.is_first:
+            if config.rerun or run.summary().get("status") != "done":
+                with suppress(Interrupted):
+                    train_here(config, run, {})
+            return 0
+        try:
+            with run.owned(config.on_busy):
+                try:
+                    status = open_or_return(self, run)
+                except UserError as error:
+                    run.end_rerun()  # which may be what it advises
+                    status = refuse(error)
+                if config.rerun and status in (0, 1):
+                    run.end_rerun()
+                if status == 2:
+                    run.forget()
+                return status
+        except BusyError as error:
+            say(f"cnnlab: {error}. Type on_busy=wait to wait for it.", file=sys.stderr)
+            return 1
+
+
+def open_or_return(job: Job, run: RunDirectory) -> int:
+    """Return a finished run, go on with an interrupted one, begin a new one; return the exit status.
+
+    Raises: UserError.
+    """
+    config, about = job.config, job.content["about"]
+    digest, code = data_source(config.data).digest(), code_digest(targets(config))
+    run.archive_damaged_summary()
+    run.refuse_other(about["identity"])
+    summary = run.summary()
+    resumed = bool(
+        run.rerun_of
+        and summary.get("status") in ("running", "interrupted")
+        and (summary.get("code_digest"), summary.get("data_digest")) == (code, digest)
+    )
+    if run.half_archived or (config.rerun and not resumed and (summary or run.checkpoints.exists())):
+        say(f"The old run is kept as {run.put_aside()}.")
+    elif summary.get("status") == "done":
+        say(recall(run.path, summary, code, digest))
+        return 0
+    elif summary and summary.get("data_digest") != digest:
+        raise UserError(f"The data have changed since {run.path} was interrupted. Type rerun=true to train it anew.")
+    if config.rerun:
+        run.begin_rerun("run")
+    about = about | {"started": now(), "code_digest": code, "data_digest": digest}
+    return run_job(config, run, about, job.content["files"])
+
+
+def run_job(config: DictConfig, run: RunDirectory, about: dict[str, Any], files: dict[str, str]) -> int:
+    """Train; return the exit status: 0 done, 1 failed, 2 refused by its processes, 143 or 130 interrupted.
+
+    files: what .hydra/ is to hold.
+
+    Raises: UserError.
+    """
+    with logged(run.path):
+        try:
+            run.write_hydra(files)
+            if _gpu_lost or (config.trainer.devices != 1 and not processes.place(config.trainer).starter):
+                return in_processes(run, about)
+        except OSError as error:  # a full disk
+            return record_failure(run, about, error)
+    return train_and_record(config, run, about)
+
+
+def train_and_record(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> int:
+    """Train in this process."""
+    with logged(run.path), signals.raised():
+        before = run.summary()
+        try:
+            train_here(config, run, about)
+        except UserError as error:
+            if before:
+                run.write_summary(before)
+            elif opened := run.summary():
+                run.write_summary(opened | failed(error))
+            raise
+        except Interrupted as stop:
+            return record_stop(run, about, stop)
+        except (Exception, SystemExit) as error:  # whatever it is, it is recorded, and the other jobs of the sweep run
+            earlier = signals.received()
+            with signals.noted():
+                status = record_failure(run, about, error)
+            number = signals.received() or earlier
+            return Interrupted(number).exit_status if number else status
+    return 0
+
+
+def record_stop(run: RunDirectory, about: dict[str, Any], stop: Interrupted) -> int:
+    summary = run.summary()
+    if summary.get("status") != "done":  # the signal may have come a moment after
+        reason = {"type": type(stop).__name__, "message": str(stop)}
+        run.write_summary(about | summary | {"status": "interrupted", "error": reason})
+        if isinstance(stop, Pruned):
+            log.info(f"{stop}.")
+        else:
+            goes_on = "; saved. The same command goes on from here" if stop.saved else ". The same command goes on"
+            log.info(f"{stop}{goes_on}.")
+    return stop.exit_status
+
+
+def record_failure(run: RunDirectory, about: dict[str, Any], error: BaseException) -> int:
+    if run.is_lost:
+        log.error(f"{run.path}, or the working directory, was removed during the run. Run the same command again.")
+        return 1
+    global _gpu_lost
+    kind, advice = type(error).__name__, ADVICE.get(type(error).__name__)
+    _gpu_lost = _gpu_lost or kind == "AcceleratorError"
+    log.error(f"failed: {kind}: {error}; {advice or f'see {run.path}/train.log'}", exc_info=error)
+    with suppress(OSError):  # a full disk
+        run.write_summary(about | run.summary() | failed(error))
+    return 1
+
+
+def failed(error: BaseException) -> dict[str, Any]:
+    """What the summary of a failed run says about it."""
+    return {"status": "failed", "error": {"type": type(error).__name__, "message": str(error)}}
+
+
+def train_here(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> None:
+    """Read the data, which is where most goes wrong, then import torch and train.
+
+    Data that were prepared before are as they should be: torch is imported while they are read.
+    """
+    from cnnlab.config.shape import offered
+    from cnnlab.data.images import load_once
+
+    processes.place(config.trainer).settle()
+    os.environ["MPLBACKEND"] = "agg"  # Lightning imports matplotlib, and a notebook's own backend may not be there
+    source = data_source(config.data)
+    if (prepared := offered(source, "prepared")) and prepared.exists():
+        Thread(target=importlib.import_module, args=("cnnlab.train.run",)).start()
+    data = load_once(source)
+    from cnnlab.train.run import train
+
+    train(config, run, data, about)
+
+
+def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:
+    """Train in processes of the run's own, and wait for them; signals are passed on."""
+    inherited = {name: value for name, value in os.environ.items() if name not in RANKS}
+    environment = inherited | {ABOUT: json.dumps(about), "PYTHONPATH": python_path()}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "cnnlab.launch.job", str(run.path)],
+        env=environment,
+        pass_fds=run.lock_descriptors,  # till the last process has saved, nobody else has the run
+        preexec_fn=lambda: die_with_parent(signal.SIGTERM),
+    )
+    with signals.passed_on(lambda: [child]):
+        status = child.wait()
+    if status < 0 and signals.received() == -status:  # before it could note a signal
+        return record_stop(run, about, Interrupted(-status, saved=False))
+    if status not in (0, 1, 2, 130, 143):
+        return record_failure(run, about, ChildProcessError(f"the run's first process ended {in_words(status)}"))
+    return status
+
+
+def serve() -> None:
+    """Do the jobs that come as lines of JSON, and answer each with its exit status; what they print goes nowhere."""
+    with os.fdopen(os.dup(1), "w") as answers, open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        with suppress(KeyboardInterrupt):
+            for line in sys.stdin:
+                path, text = json.loads(line)
+                status = Job(Path(path), text).do()
+                print(status, LAST if _gpu_lost else "", file=answers, flush=True)
+                if _gpu_lost:
+                    return
+
+
+def main() -> None:
+    """What one of the processes of a run does; without a run, those of `serve`."""
+    outlive_terminal()
+    if len(sys.argv) == 1:
+        serve()
+        return
+    run = RunDirectory(Path(sys.argv[1]))
+    config = checked_config(run.config())
+    if not processes.place(config.trainer).is_first:
+        die_with_parent(signal.SIGKILL)
+        with suppress(Interrupted):
+            train_here(config, run, {})
+        return
+    try:
+        sys.exit(train_and_record(config, run, json.loads(os.environ[ABOUT])))
+    except UserError as error:
+        sys.exit(refuse(error))
+
+
+if __name__ == "__main__":
+    main()

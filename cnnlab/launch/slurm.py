@@ -1,0 +1,156 @@
+"""launcher=slurm: job arrays, by submitit."""
+
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from cnnlab.config.options import UserError
+from cnnlab.config.processes import place
+from cnnlab.launch.children import python_path
+from cnnlab.launch.job import Job
+from cnnlab.launch.job_states import need, tell
+from cnnlab.runs import signals
+from cnnlab.runs.directory import RunDirectory
+from cnnlab.text import say
+
+LOST = ("closed by peer", "reset by peer", "imed out", "imeout", "NCCL")  # in an error: another process is gone
+# A job by the name that squeue gives it: 12, or 12_3. SLURM_JOB_ID alone can be the number of a whole array.
+OWN_NAME = '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"'
+# What the script does when a process was killed or has lost the others; if the script's node is lost, Slurm does it.
+AGAIN = f'[ $? = 0 ] || [ "${{SLURM_RESTART_COUNT:-0}}" -ge 10 ] || scontrol requeue {OWN_NAME}'
+
+
+class OnSlurm:
+    """What every process of a Slurm job does.
+
+    When its time is up, it has saved, and puts the job back into the queue. When another process of the job is gone, it
+    ends with an error, and the script puts the job back (see AGAIN).
+    """
+
+    def __call__(self, job: Job) -> int:
+        status = job.do()
+        trainer = job.config.trainer
+        if status and place(trainer).is_first:
+            if signals.received() in (signal.SIGUSR1, signal.SIGUSR2):
+                subprocess.run(f"scontrol requeue {OWN_NAME}", shell=True)  # what it refuses, it says
+            error = RunDirectory(job.path).summary().get("error", {}).get("message", "")
+            if status == 1 and trainer.devices * trainer.num_nodes > 1 and any(sign in error for sign in LOST):
+                raise ConnectionError(error)
+        return status
+
+    def checkpoint(self, job: Job) -> Any:
+        """submitit asks for it when the time is up before training has begun."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, job)
+
+
+def slurm_ready() -> None:
+    if not shutil.which("sbatch"):
+        raise UserError("There is no sbatch on this machine. Type launcher=slurm where jobs are submitted to Slurm.")
+    need("submitit")
+
+
+def on_slurm(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None:
+    """Submit what is not in the queue yet, as one array for every size of job, and wait for all."""
+    import submitit
+
+    known = {} if settings.dry_run else queue(tries=1)
+    submitted = {id: job for job in jobs if (id := RunDirectory(job.path).queued_as) in known}
+    if submitted:
+        print(f"{len(submitted)} of them are in the queue already", flush=True)
+    arrays: dict[tuple[int, int, int], list[Job]] = {}
+    for job in jobs:
+        if job not in submitted.values():
+            arrays.setdefault(size(settings, job), []).append(job)
+    folder = jobs[0].path.parent / ".slurm"
+    for (nodes, tasks, gpus), array in arrays.items():
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=10**6)
+        executor.update_parameters(**parameters(settings, nodes, tasks, gpus))
+        if settings.dry_run:
+            executor.parameters["map_count"] = len(array)
+            print(executor._make_submission_file_text(executor._submitit_command_str, "ID"))
+            continue
+        try:
+            entries = executor.map_array(OnSlurm(), array)
+        except submitit.core.utils.FailedJobError as error:
+            raise UserError("sbatch refuses these jobs, in the words above. Look at launcher=slurm's keys.") from error
+        for job, entry in zip(array, entries, strict=True):
+            RunDirectory(job.path).note_queued(entry.job_id)
+            submitted[entry.job_id] = job
+    if settings.dry_run:
+        sys.exit(0)
+    say(f"{len(submitted)} jobs in Slurm's queue; their output: {folder}")
+    how = f"python -m cnnlab status {jobs[0].path.parent}"
+    if not settings.wait:
+        print(f"How they are: {how}. The same command without wait=false waits for them and reports.")
+        sys.exit(0)
+    try:
+        begun = time.monotonic()
+        while submitted:
+            time.sleep(min(30, max(1, (time.monotonic() - begun) / 20)))  # Slurm's controller has others to answer
+            known = queue(tries=60)  # the controller may be busy, or just starting again
+            for id in [id for id in submitted if id not in known]:
+                tell(submitted.pop(id), len(submitted))
+    except KeyboardInterrupt:
+        print(
+            f"\n{len(submitted)} jobs go on in the queue. How they are: {how}. Typed again, the command waits for them."
+        )
+        sys.exit(130)
+
+
+def queue(tries: int) -> dict[str, str]:
+    """The user's jobs that Slurm knows, waiting or running: {"12_3": "PENDING"}."""
+    words = ["squeue", "--me", "--noheader", "--array", "--format", "%i %T"]
+    for left in reversed(range(tries)):
+        result = subprocess.run(words, capture_output=True, text=True)
+        if result.returncode == 0:
+            return dict(line.split() for line in result.stdout.splitlines())
+        time.sleep(5 * bool(left))
+    said = " ".join(result.stderr.split())
+    raise UserError(f"squeue fails: {said}. Jobs that are submitted go on; type the same command later.")
+
+
+def size(settings: DictConfig, job: Job) -> tuple[int, int, int]:
+    """Nodes, processes per node, GPUs per node."""
+    trainer = job.config.trainer
+    needed = 0 if trainer.accelerator == "cpu" else trainer.devices
+    gpus = needed if settings.gpus_per_node is None else settings.gpus_per_node
+    return trainer.num_nodes, trainer.devices, gpus
+
+
+def parameters(settings: DictConfig, nodes: int, tasks: int, gpus: int) -> dict[str, Any]:
+    """What submitit makes an sbatch script of."""
+    given = {name: settings[name] for name in ("partition", "account", "qos", "constraint", "mem") if settings[name]}
+    return given | {
+        "job_name": "cnnlab",
+        "time": settings.time,
+        "nodes": nodes,
+        "ntasks_per_node": tasks,
+        "cpus_per_task": settings.cpus_per_task,
+        # srun does not take the cores over from sbatch. When a process is killed, the others wait for it under NCCL.
+        "srun_args": [f"--cpus-per-task={settings.cpus_per_task}", "--kill-on-bad-exit=1"],
+        "array_parallelism": settings.max_running,
+        "signal_delay_s": settings.save_before,
+        "stderr_to_stdout": True,
+        "setup": [
+            f"export PYTHONPATH={shlex.quote(python_path())} OMP_NUM_THREADS={settings.cpus_per_task}",
+            *settings.setup,
+        ],
+        "teardown": [AGAIN],
+        "additional_parameters": {"requeue": True} | dict(map(option, settings.additional)),
+        **({"gpus_per_node": gpus} if gpus else {}),
+    }
+
+
+def option(word: str) -> tuple[str, str | bool]:
+    """Of sbatch: reservation=night, or exclusive, which takes no value."""
+    name, _, value = word.removeprefix("--").partition("=")
+    return name, value or True

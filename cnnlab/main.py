@@ -1,0 +1,89 @@
+"""What train.py does: one run, or with -m every combination of lists of values.
+
+Composing and checking a configuration takes no torch; it is imported when a run starts. Exit status: 0 done, 1 a run
+failed, 2 the input is wrong, 143 stopped by a signal after saving (130: by Ctrl-C).
+"""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from errno import EACCES, EDQUOT, EEXIST, EFBIG, EIO, ELOOP, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS, ESTALE
+from itertools import pairwise
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from cnnlab.config.check import check
+from cnnlab.config.identity import chosen
+from cnnlab.config.mistakes import refuse, refusing
+from cnnlab.config.options import CONF, UserError, folders, use_folders
+from cnnlab.config.overrides import check_overrides
+from cnnlab.console import outlive_terminal
+from cnnlab.launch.job import Job
+from cnnlab.runs.directory import RunDirectory
+
+# what a file system answers that is full, over its quota, broken, not ours, or has no such place
+NOT_WRITTEN = (EACCES, EDQUOT, EEXIST, EFBIG, EIO, ELOOP, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS, ESTALE)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def single(config: DictConfig) -> None:
+    """One run: show it if it is finished, otherwise train it. Sweeps are done by hydra_plugins/cnnlab_sweepers.py."""
+    settings = HydraConfig.get()
+    run = RunDirectory(Path(settings.runtime.output_dir))
+    try:
+        with refusing():
+            whole = OmegaConf.create({**config, "hydra": settings})
+            check(whole)
+            if settings.runtime.choices["hydra/sweeper"] != "grid":
+                raise UserError("A search has many runs. Type python train.py -m hydra/sweeper=optuna.")
+            if "launcher" in config:
+                [launcher] = chosen(whole)["launcher"]
+                raise UserError(f"launcher={launcher} is for sweeps. Type python train.py -m ...")
+            if config.plan:
+                from cnnlab.report.plan import print_plan
+
+                print_plan([whole], Path(config.output_dir))
+                sys.exit(0)
+    except SystemExit:
+        if re.search("-[0-9a-f]{8}$", run.path.name):
+            run.remove_if_empty()  # Hydra has made the directory
+        raise
+    sys.exit(Job.of(whole, run.path).do())
+
+
+def own_folders(words: Sequence[str]) -> list[str]:
+    """What follows --config-dir or -cd among the words of a command line."""
+    joined = [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
+    return joined + [value for flag, value in pairwise(words) if flag in ("--config-dir", "-cd")]
+
+
+def main(*conf: str) -> None:
+    """Train what the command line says.
+
+    conf: folders of option files that are searched before ours.
+    """
+    outlive_terminal()
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own cannot be imported here
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # wherever it was typed
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes come to us whole and leave as one paragraph
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP advises against what conf/trainer/ddp.yaml says
+    try:
+        with refusing():
+            if own := [*own_folders(sys.argv[1:]), *conf]:
+                use_folders(own)
+            folders()
+            check_overrides(sys.argv[1:])
+            single()
+    except OSError as error:
+        if RunDirectory(Path()).is_lost:
+            sys.exit(refuse(UserError("The working directory was removed. Change to one that is there.")))
+        if error.errno not in NOT_WRITTEN:
+            raise
+        what = error.filename or "The output folder"
+        sys.exit(refuse(UserError(f"{what} cannot be written ({error.strerror}). Type output_dir=FOLDER.")))
+    except KeyboardInterrupt:  # before a training has started, or after a second Ctrl-C
+        sys.exit(130)

@@ -1,0 +1,122 @@
+"""Of which code a result is: digests of sources, versions of packages, the commit. Does not import torch."""
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parents[1]
+INSTALLED = {"site-packages", "dist-packages"}  # folders of what pip and Debian install
+
+AFTERWARDS = (  # what is done with runs, and what starts them
+    *("report/", "use/", "cli.py", "main.py", "__main__.py", "terminal.py", "config/overrides.py"),
+    *(f"launch/{name}.py" for name in ("job_states", "local", "ray", "slurm", "sweep")),
+)
+
+
+@functools.cache
+def code_digest(targets: frozenset[str] = frozenset()) -> str:
+    """SHA-256 over the source files that can change a result, and the versions of the packages that are installed.
+
+    targets: the classes and functions of a run, by their import paths. Of a project's own, the whole package counts,
+        and whatever else of the project its files import.
+    """
+    sha = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        name = file.relative_to(PACKAGE).as_posix()
+        if not name.startswith(AFTERWARDS):
+            sha.update(name.encode() + b"\0" + file.read_bytes())
+    found: dict[str, bytes] = {}
+    for target in sorted(targets):
+        _collect(target.partition(".")[0], found)
+    for name in sorted(found):
+        sha.update(name.encode() + b"\0" + found[name])
+    return sha.hexdigest()
+
+
+def _collect(package: str, found: dict[str, bytes]) -> None:
+    """Add the sources of a package and of what it imports of the project, or its version; nothing is imported."""
+    if package in found or package in sys.stdlib_module_names or package == PACKAGE.name:
+        return
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:  # which is told when it is used
+        return
+    places = [Path(place) for place in spec.submodule_search_locations or [spec.origin or ""]]
+    if INSTALLED & set(places[0].parts):
+        found[package] = _version(package).encode()
+        return
+    files = [file for place in places for file in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
+    sources = [file.read_bytes() for file in files if file.is_file()]
+    found[package] = b"\0".join(sources)
+    for source in sources:
+        for name in _imported(source):
+            _collect(name, found)
+
+
+def _version(package: str) -> str:
+    """Of the distribution of that name, or of those that the package is from, which takes longer to find out."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        names = importlib.metadata.packages_distributions().get(package, [])
+        return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names)))
+
+
+def _imported(source: bytes) -> Iterator[str]:
+    """The packages that a source file imports, wherever in it."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+@functools.cache
+def git_state() -> dict[str, Any]:
+    """The commit of the source code, and whether files differ from it; empty outside a repository."""
+    try:
+        return {"commit": _git("rev-parse", "HEAD").strip(), "dirty": bool(_git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def source_changes() -> str:
+    """How the project's code differs from the commit, as `git diff` writes it; empty if it does not.
+
+    The code is this package, conf/, hydra_plugins/ and train.py, with files that git does not track yet. Whatever else
+    has changed may be private: a first line, which `git apply` skips, says how many files that are.
+    """
+    code = (PACKAGE.name, "conf", "hydra_plugins", "train.py")
+    elsewhere = (".", *(f":(exclude){name}" for name in code))
+    try:
+        new = _git("ls-files", "-z", "--others", "--exclude-standard", "--", *code).split("\0")[:-1]
+        names = [name for name in new if name.endswith((".py", ".yaml"))]
+        added = (_git("diff", "--no-index", "/dev/null", name, statuses=(0, 1)) for name in names)
+        patch = "".join((_git("diff", "HEAD", "--", *code), *added))
+        num = _git("status", "--porcelain", "-z", "--untracked-files=all", "--no-renames", "--", *elsewhere).count("\0")
+        left_out = f"Not included: {num} changed or new files outside {', '.join(code)}.\n"
+        return left_out + patch if patch and num else patch
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _git(*arguments: str, statuses: tuple[int, ...] = (0,)) -> str:
+    """What git says in the folder of the source code. Raises: CalledProcessError if it ends otherwise."""
+    command = ["git", "-C", str(PACKAGE.parent), *arguments]
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if result.returncode not in statuses:
+        raise subprocess.CalledProcessError(result.returncode, command)
+    return result.stdout

@@ -1,0 +1,136 @@
+"""summary.json: what it holds, and how it is read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cnnlab.runs.readers import MAX_DEPTH, SUMMARY_BYTES, BrokenFileError, read_text
+
+PLAIN = object()  # stands for whatever JSON can say
+# What summary.json holds, as far as anything here reads it: {str: kind} has any keys, {"name": kind} these, if present.
+SUMMARY: dict[str, Any] = {
+    "run": str,
+    "status": ("running", "done", "failed", "interrupted"),
+    "choices": {str: str},
+    "changes": {str: PLAIN},
+    "overrides": [str],
+    "seed": int,
+    "started": str,
+    "identity": str,
+    "setting": str,
+    "code_digest": str,
+    "data_digest": str,
+    "num_weights": int,
+    "data": {
+        "num_train": int,
+        "num_held_out": int,
+        "num_test": int,
+        "task": ("multiclass", "multilabel", "regression"),
+        "channels": int,
+        "image_size": [int],
+        "input_size": [int],
+        "classes": [str],
+        "fingerprint": str,
+        "split": str,
+    },
+    "environment": {"device": str, "num_devices": int, "num_threads": int, "precision": str},
+    "selected_on": str,
+    "select_mode": ("max", "min"),
+    "best_epoch": int,
+    "epochs_done": int,
+    "metrics": {str: float},
+    "train_seconds": float,
+    "images_per_second": float,
+    "peak_memory": int,
+    "error": {"type": str, "message": str},
+}
+NEEDED = ("run", "choices", "changes", "seed", "status")
+WHEN_DONE = ("metrics", "selected_on", "select_mode", "best_epoch", "train_seconds", "images_per_second", "data")
+
+
+def misfits(value: Any, kind: Any, where: str) -> Iterator[str]:
+    """What is wrong with a value that was read from JSON, in words: "summary.json: seed is not a whole number"."""
+    if kind is PLAIN:
+        if depth_of(value) > MAX_DEPTH:
+            yield f"{where} is nested too deeply"
+    elif isinstance(kind, tuple):
+        if value not in kind:
+            yield f"{where} is none of {', '.join(kind)}"
+    elif isinstance(kind, list):
+        if isinstance(value, list):
+            for item in value:
+                yield from misfits(item, kind[0], f"an entry of {where}")
+        else:
+            yield f"{where} is not a list"
+    elif isinstance(kind, dict):
+        if not isinstance(value, dict):
+            yield f"{where} is not a mapping"
+        elif str in kind:
+            for key, item in value.items():
+                yield from misfits(item, kind[str], f"{where}.{key}")
+        else:
+            for key in kind.keys() & value.keys():
+                yield from misfits(value[key], kind[key], f"{where}.{key}".lstrip("."))
+    elif kind is str:
+        if not isinstance(value, str):
+            yield f"{where} is not text"
+    elif (
+        isinstance(value, bool) or not isinstance(value, int | kind) or (isinstance(value, int) and abs(value) >= 2**63)
+    ):
+        yield f"{where} is not a {'whole ' * (kind is int)}number"
+
+
+def depth_of(value: Any) -> int:
+    """How deeply lists and mappings are nested."""
+    level, depth = [value], 0
+    while level := [
+        item
+        for node in level
+        if isinstance(node, dict | list)
+        for item in (node.values() if isinstance(node, dict) else node)
+    ]:
+        depth += 1
+    return depth
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """What summary.json says; empty if there is none.
+
+    Raises: BrokenFileError, also if it lacks what every run of its status has.
+    """
+    try:
+        text = read_text(path, SUMMARY_BYTES)
+    except FileNotFoundError:
+        return {}
+    if not text.strip():
+        raise BrokenFileError(path, "is empty")
+    try:
+        summary = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BrokenFileError(path, f"is not JSON ({' '.join(str(error).split())})") from error
+    if wrong := next(misfits(summary, SUMMARY, ""), ""):
+        raise BrokenFileError(path, f"is not a run's: {wrong or 'it'}" if summary else "is not a run's")
+    needed = NEEDED + WHEN_DONE * (summary.get("status") == "done")
+    if missing := [key for key in needed if key not in summary]:
+        raise BrokenFileError(path, f"has no {', '.join(missing)}: it is another program's or an older version's")
+    if summary["status"] == "done" and (wrong := _inconsistent(summary)):
+        raise BrokenFileError(path, f"contradicts itself: {wrong}")
+    return summary
+
+
+def _inconsistent(summary: Mapping[str, Any]) -> str:
+    """What cannot be in the summary of a finished run; empty if nothing is wrong."""
+    classes, metrics, name = summary["data"].get("classes", ()), summary["metrics"], summary["selected_on"]
+    if len(classes) < (2 if summary["data"].get("task") == "multiclass" else 1):
+        return f"it has {len(classes)} classes"
+    if not math.isfinite(metrics.get(name, math.nan)):
+        return f"{name} was not measured"
+    if not all(0 <= value <= 1 for kind, value in metrics.items() if kind.endswith("/acc")):
+        return "an accuracy is not between 0 and 1"
+    if not all(0 <= summary[name] < math.inf for name in ("train_seconds", "images_per_second")):
+        return "a time is not a number from 0"
+    return ""

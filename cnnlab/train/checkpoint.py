@@ -1,0 +1,219 @@
+"""Checkpoint files: whole or not at all, verified by a digest, and loaded without running what they contain.
+
+    last.ckpt       the newest state of the training; the one before it is kept as previous.ckpt
+    best.ckpt       the state after the best epoch
+    *.ckpt.sha256   the digest of each, in the form that `sha256sum --check` reads
+
+Whenever the process is killed, last.ckpt or previous.ckpt is whole and has its digest.
+"""
+
+import hashlib
+import io
+import math
+import pickle
+import pickletools
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from errno import EINVAL, ENOENT
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from torch import Tensor
+
+from cnnlab.runs.directory import CheckpointError
+from cnnlab.runs.files import atomic_path, write_text
+from cnnlab.runs.log import log
+from cnnlab.runs.readers import BrokenFileError, open_regular, read_text
+
+
+class CheckpointFiles(CheckpointIO):
+    """How Lightning writes and reads checkpoints here.
+
+    A checkpoint is copied into memory at once, and written by a thread while the training goes on: what it is worth on
+    the disk, its digest, and whatever has to follow it (`then`), in order. Where a write has failed, nothing follows
+    it, and whoever asks next gets its error.
+    """
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self.newest: Future[None] | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        self.wait()  # no more than one is kept in memory
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        self.then(_write, content.getbuffer(), Path(path))
+
+    def then(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Do something when all that was asked for before is done. Raises: what has failed before."""
+        before = self.newest
+        if before is not None and before.done():
+            before.result()
+
+        def in_order() -> None:
+            if before is not None:
+                before.result()
+            work(*arguments)
+
+        self.newest = self.thread.submit(in_order)
+
+    def wait(self) -> None:
+        """Until all of it is on the disk. Raises: what has failed."""
+        if self.newest is not None:
+            self.newest.result()
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        self.thread.shutdown()
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        """Tensors and primitives only, whatever is asked for.
+
+        Raises: CheckpointError if the content is not what its digest says.
+        """
+        self.wait()
+        path = Path(path)
+        if reason := damage(path):
+            raise CheckpointError(f"{path} {reason}")
+        try:
+            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except UNREADABLE as error:  # `damage` has read no tensor
+            raise CheckpointError(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from error
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def _write(content: memoryview, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial:
+        partial.write_bytes(content)
+        if path.exists():
+            _write_digest(previous(path), read_digest(path))
+            path.replace(previous(path))
+        _write_digest(path, hashlib.sha256(content).hexdigest())
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a checkpoint with its digest."""
+    with atomic_path(target) as partial:
+        shutil.copyfile(source, partial)
+        _write_digest(target, read_digest(source))
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint is kept that was at `path` before."""
+    return path.with_name("previous.ckpt")
+
+
+def newest(folder: Path, put_aside: bool = True) -> Path | None:
+    """The newest checkpoint that is what was written, if there is one.
+
+    put_aside: give those that are not another name, and say why.
+    """
+    last = folder / "last.ckpt"
+    for path in (last, previous(last)):
+        if path.exists():
+            if not (reason := damage(path)):
+                return path
+            if put_aside:
+                aside = path.with_name(f"{path.name}.damaged")
+                path.replace(aside)
+                log.warning(f"{path} {reason}; it is not used, and kept as {aside.name}.")
+    return None
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a file, in words; empty if it is a checkpoint, and what was written."""
+    expected = read_digest(path)
+    if not expected:
+        return f"has no digest {path.name}.sha256"
+    try:
+        with open_regular(path) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        if error.errno not in (EINVAL, ENOENT):  # a fault of the machine is none of the file
+            raise
+        return f"cannot be read ({error.strerror})"
+    if found != expected:
+        return f"is not what was written: its SHA-256 differs from {path.name}.sha256"
+    try:
+        return foreign(path)
+    except UNREADABLE as error:
+        return f"is not a checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+
+
+MOST_REPEATED = 1 << 28  # bytes that tensors may have beyond what is stored: an expanded one repeats its values
+
+# What zipfile, pickle and torch.load raise for a file that torch.save did not write. What a file holds decides which.
+UNREADABLE = (
+    *(zipfile.BadZipFile, pickle.UnpicklingError, EOFError, NotImplementedError, MemoryError, AssertionError),
+    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+)
+
+
+def foreign(path: Path) -> str:
+    """What shows that a file with the right digest is not a checkpoint of ours, in words; empty if nothing does.
+
+    No tensor is read: only what the file says about them. Raises: see UNREADABLE.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            return "is compressed, and torch writes no such checkpoints"
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            return "is smaller than its own content"
+        for member in archive.infolist():
+            if member.filename.endswith("/data.pkl") and (named := named_in(archive.read(member))):
+                return f"names {named}, which has no place in a checkpoint"
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), dict) for key in ("state_dict", "records")
+    ):
+        return "lacks weights or records"
+    for key, value in content["state_dict"].items():
+        if not isinstance(key, str) or not (isinstance(value, Tensor) or key.endswith("_extra_state")):
+            return "has weights that are not tensors"
+    sizes = [
+        tensor.numel() * tensor.element_size() if tensor.layout == torch.strided else math.inf
+        for tensor in tensors_in(content)
+    ]
+    if sum(sizes) > path.stat().st_size + MOST_REPEATED:
+        return "has tensors that are larger than what is stored for them"
+    return ""
+
+
+def named_in(content: bytes) -> str:
+    """What a pickle names besides torch's own parts of a tensor and ordered dictionaries; empty if nothing."""
+    for operation, argument, _ in pickletools.genops(content):
+        if "GLOBAL" in operation.name and not str(argument).startswith(("torch", "collections OrderedDict")):
+            return str(argument)
+    return ""
+
+
+def tensors_in(content: Any) -> Iterator[Tensor]:
+    """All tensors in nested containers, each of which is looked into once."""
+    waiting, seen = [content], set[int]()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, dict | list | tuple) and id(item) not in seen:
+            seen.add(id(item))
+            waiting.extend(item.values() if isinstance(item, dict) else item)
+
+
+def read_digest(path: Path) -> str:
+    """The SHA-256 that was written for a checkpoint; empty if there is none."""
+    try:
+        words = read_text(path.with_name(f"{path.name}.sha256")).split()
+    except (FileNotFoundError, BrokenFileError):
+        return ""
+    return words[0] if words else ""
+
+
+def _write_digest(path: Path, digest: str) -> None:
+    write_text(path.with_name(f"{path.name}.sha256"), f"{digest}  {path.name}\n")

@@ -1,0 +1,234 @@
+"""The training step: a network, its loss, its metrics, its optimizer and schedule.
+
+Loss and metrics are kept on the device and logged once an epoch. Logging them at every step would cost as much as the
+step itself for a network this small.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau
+from torchmetrics import Metric
+
+from cnnlab.config.options import UserError
+from cnnlab.config.shape import Shape
+from cnnlab.data.pipeline import data_of
+from cnnlab.metrics import Accuracy, EpochMetrics
+from cnnlab.train.machine import of_all_processes
+from cnnlab.train.optimizers import make_optimizer, schedule
+
+Batch = tuple[
+    Tensor, Tensor
+]  # images (B, C, H, W) float32; targets (B,) int64 or, mixed, labels, numbers: (B, K) float32
+
+
+def replayable(training_step: Any) -> Any:
+    """Say of a training step that it is `train_loss`, `sums.add` and no more; so it can be part of a CUDA graph."""
+    training_step.replayable = True
+    return training_step
+
+
+class Classifier(LightningModule):
+    """Trains a network by a loss: what `module` is unless another one is chosen (docs/own_project.md).
+
+    Args:
+        network: normalised images -> logits (B, num_classes), or K numbers.
+        optimizer: makes the optimizer of groups of weights.
+        scheduler: makes the learning rate's schedule for the optimizer; see `schedule`.
+        held_out: what the images evaluated in every epoch are called, "val" or "test".
+        loss: of logits (B, num_classes) and targets, (); see cnnlab.losses. It has no weights to be trained.
+        metrics: by name; see cnnlab.metrics.
+        task: what the targets are, see cnnlab.config.shape.Shape.
+        monitor: the metric that ReduceLROnPlateau watches, "val/acc".
+        warmup_epochs: the learning rate rises linearly, step by step, for so many epochs at first.
+        decay_all: whether weight decay applies to biases and normalisation layers too.
+        test_flips: whether evaluation takes the mean of the logits of an image and of its mirror image.
+        compile: whether torch.compile makes fewer and larger operations of the network and its loss in training.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Callable[[Any], Optimizer],
+        scheduler: Callable[..., LRScheduler],
+        held_out: str = "val",
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        metrics: Mapping[str, Metric] | None = None,
+        task: str = "multiclass",
+        monitor: str = "val/acc",
+        warmup_epochs: float = 0.0,
+        decay_all: bool = True,
+        test_flips: bool = False,
+        compile: bool = False,
+    ):
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+        self.loss = loss
+        if isinstance(loss, nn.Module) and list(loss.parameters()):
+            raise UserError(f"{type(loss).__name__} has weights of its own, which nothing trains. Use another loss.")
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.held_out, self.task, self.monitor = held_out, task, monitor
+        kinds = metrics if metrics is not None else {"acc": Accuracy()}
+        # of training, and of evaluation; hidden from nn.Module, which would keep them with the weights
+        self.kept = tuple({name: metric.clone() for name, metric in kinds.items()} for _ in range(2))
+        self.warmup_epochs, self.decay_all, self.test_flips = warmup_epochs, decay_all, test_flips
+        self.train_loss = torch.compile(self.loss_of, dynamic=False) if compile else self.loss_of
+        self.begin_epoch()
+        self.predictions: tuple[Tensor, ...] | None = None
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What is logged of every part: val/loss, val/acc."""
+        return ("loss", *self.kept[0])
+
+    def try_it(self, shape: Shape) -> None:
+        """Raises: UserError if network and loss do not fit to data of a shape, or to each other."""
+        with torch.no_grad():
+            outputs = self.network.eval()(torch.zeros(1, shape.channels, *shape.size))
+        self.network.train()
+        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        if found != (1, shape.num_classes):
+            raise UserError(
+                f"{type(self.network).__name__} gives {found} for one image, and the outputs for {shape.num_classes} "
+                f"{'numbers' if shape.task == 'regression' else 'classes'} are (1, {shape.num_classes}). Its file can "
+                f"pass on the number: ARGUMENT: data.num_classes."
+            )
+        target = torch.zeros(1, dtype=torch.int64) if shape.task == "multiclass" else torch.zeros(1, shape.num_classes)
+        try:
+            with warnings.catch_warnings(action="error", category=UserWarning):  # as of torch, where it broadcasts
+                loss = self.loss(outputs, target)
+        except (RuntimeError, ValueError, TypeError, IndexError, UserWarning) as error:
+            if isinstance(error, torch.AcceleratorError):
+                raise
+            raise UserError(
+                f"The loss {type(self.loss).__name__} takes no outputs {found} with targets {tuple(target.shape)} "
+                f"{str(target.dtype).removeprefix('torch.')}: {error}."
+            ) from error
+        if not isinstance(loss, Tensor) or loss.shape:
+            raise UserError(f"The loss {type(self.loss).__name__} gives more than one number. Average over the batch.")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+    @replayable
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, targets = batch
+        loss, logits = self.train_loss(images, targets)
+        self.sums.add(loss, logits, targets)
+        return loss
+
+    def loss_of(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The training loss of a batch, (), and its logits (B, num_classes)."""
+        logits = self.network(images)
+        return self.loss(logits, targets), logits
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the logits (B, num_classes)."""
+        images, targets = batch
+        logits = self.network(images)
+        if self.test_flips:
+            logits = (logits + self.network(images.flip(3))) / 2
+        self.evaluation_sums.add(self.loss(logits, targets), logits, targets)
+        return logits
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.tested.append(answers(self.validation_step(batch, batch_idx), self.task))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = make_optimizer(self.make_optimizer, self.network, self.decay_all)
+        num_steps = self.num_steps()
+        schedules = [schedule(self.make_scheduler, optimizer, num_steps, self.monitor)]
+        if warmup_steps := round(self.warmup_epochs * num_steps / (self.trainer.max_epochs or 1)):
+            rise = LinearLR(optimizer, start_factor=1 / warmup_steps, total_iters=warmup_steps)
+            schedules.append({"scheduler": rise, "interval": "step"})
+        return [optimizer], schedules
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """As Lightning does, which refuses fused optimizers in mixed precision: in float16 these unscale gradients as
+        they step. Gradients that are unscaled before they are clipped, they take as they are."""
+        plugin = self.trainer.precision_plugin
+        scaler = getattr(plugin, "scaler", None)
+        if scaler is not None and gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)
+        algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+        Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
+
+    def num_steps(self) -> int:
+        """Steps of the whole training.
+
+        `trainer.estimated_stepping_batches` would set up the loaders too early to be given their place in an epoch.
+        """
+        batches, limit = data_of(self.trainer).num_batches, self.trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return math.ceil(batches / self.trainer.accumulate_grad_batches) * (self.trainer.max_epochs or 0)
+
+    def begin_epoch(self) -> None:
+        self.sums, self.evaluation_sums = (EpochMetrics(kept, self.task, self.device) for kept in self.kept)
+
+    def on_train_epoch_start(self) -> None:
+        self.begin_epoch()
+
+    def on_validation_epoch_start(self) -> None:
+        self.evaluation_sums = EpochMetrics(self.kept[1], self.task, self.device)
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+        self.tested: list[tuple[Tensor, ...]] = []
+
+    def on_validation_epoch_end(self) -> None:
+        self.publish(self.held_out, self.evaluation_sums)
+
+    def on_test_epoch_end(self) -> None:
+        self.publish("test", self.evaluation_sums)
+        self.predictions = self.gathered_predictions()
+
+    def gathered_predictions(self) -> tuple[Tensor, ...]:
+        """The answers of the test, see `answers`, in the order of the images, on the CPU."""
+        of_rank = of_all_processes([torch.cat(parts).cpu() for parts in zip(*self.tested, strict=True)])
+        together = []
+        for parts in zip(*of_rank, strict=True):
+            whole = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=parts[0].dtype)
+            for rank, part in enumerate(parts):
+                whole[rank :: len(parts)] = part
+            together.append(whole)
+        return tuple(together)
+
+    def on_train_epoch_end(self) -> None:
+        self.publish("train", self.sums)
+        for kept in self.trainer.lr_scheduler_configs:
+            if isinstance(kept.scheduler, ReduceLROnPlateau):
+                kept.scheduler.step(self.trainer.callback_metrics[self.monitor])
+
+    def release(self) -> None:
+        """Let go of what the training has kept on the device besides the weights."""
+        self.begin_epoch()
+        self.zero_grad()
+
+    def publish(self, part: str, sums: EpochMetrics) -> None:
+        """Log loss and metrics in full precision; the run gives them to its loggers."""
+        for name, value in sums.compute(self.trainer.strategy).items():
+            self.log(f"{part}/{name}", torch.tensor(value, dtype=torch.float64), logger=False, batch_size=1)
+
+
+def answers(outputs: Tensor, task: str) -> tuple[Tensor, ...]:
+    """What the outputs (B, K) of a network say.
+
+    multiclass: the most probable class (B,) int64, and its probability (B,) float32; multilabel: the probability of
+    every label (B, K) float32; regression: the numbers (B, K) float32.
+    """
+    outputs = outputs.float()
+    if task == "multiclass":
+        confidence, predicted = outputs.softmax(1).max(1)
+        return predicted, confidence
+    return (outputs.sigmoid() if task == "multilabel" else outputs,)

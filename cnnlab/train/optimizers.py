@@ -1,0 +1,81 @@
+"""Optimizers and schedules, for groups of weights."""
+
+import inspect
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from cnnlab.config.options import UserError
+
+
+def make_optimizer(make: Callable[[Any], Optimizer], network: nn.Module, decay_all: bool) -> Optimizer:
+    """The optimizer of a network, in which every group of weights has its own rate."""
+    optimizer = make(weight_groups(network, decay_all))
+    for group in optimizer.param_groups:
+        if (scale := group.pop("lr_scale", 1.0)) != 1.0:
+            group["lr"] = group["lr"] * scale
+    return optimizer
+
+
+def weight_groups(network: nn.Module, decay_all: bool) -> list[dict[str, Any]]:
+    """What an optimizer takes: the groups of a network, each with biases and normalisation layers by themselves where
+    these have no decay.
+
+    A network may have `parameter_groups()`: a list of {"params": weights, ...} with settings of the optimizer for each,
+    or `lr_scale`, which multiplies optim.lr. What requires no gradient is not trained.
+
+    Raises: UserError if its groups lack a weight, or have one twice.
+    """
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    declared = cast(Any, network).parameter_groups() if hasattr(network, "parameter_groups") else [{"params": trained}]
+    groups = [
+        group | {"params": [weight for weight in group["params"] if weight.requires_grad]}
+        for group in (group | {"params": list(group["params"])} for group in declared)
+    ]
+    held = [id(weight) for group in groups for weight in group["params"]]
+    if sorted(held) != sorted(map(id, trained)):
+        raise UserError(
+            f"The groups of {type(network).__name__}.parameter_groups() hold {len(held)} trained weights, "
+            f"{len(set(held))} of them different, and the network has {len(trained)}. Each belongs into one group; one "
+            f"that is not trained has requires_grad=False."
+        )
+    if not decay_all:
+        groups = [
+            group | {"params": some} | extra
+            for group in groups
+            for some, extra in (
+                ([weight for weight in group["params"] if weight.ndim > 1], {}),
+                ([weight for weight in group["params"] if weight.ndim <= 1], {"weight_decay": 0.0}),
+            )
+        ]
+    return [group for group in groups if group["params"]]
+
+
+def schedule(
+    scheduler: Callable[..., LRScheduler], optimizer: Optimizer, num_steps: int, monitor: str
+) -> dict[str, Any]:
+    """A schedule as Lightning takes it. Its class decides how it is stepped.
+
+    A class that asks for the length of the training gets it, in steps, and is stepped after every step; others are
+    stepped after every epoch. A rate, `max_lr` or `base_lr`, is for the first group of weights; others get theirs in
+    proportion. ReduceLROnPlateau is kept by Lightning and stepped by `Classifier` before the epoch is saved: Lightning
+    would do it after that, and a resumed run would miss it.
+    """
+    parameters = inspect.signature(scheduler).parameters
+    rates = [group["lr"] for group in optimizer.param_groups]
+    if len(set(rates)) > 1:
+        given = {name: parameters[name].default for name in ("max_lr", "base_lr") if name in parameters}
+        scheduler = partial(
+            scheduler, **{name: [of_first * rate / rates[0] for rate in rates] for name, of_first in given.items()}
+        )
+    for name in ("total_steps", "T_max"):
+        if name in parameters:
+            return {"scheduler": scheduler(optimizer, **{name: num_steps}), "interval": "step"}
+    made = scheduler(optimizer)
+    ours = {"monitor": monitor, "frequency": sys.maxsize} if isinstance(made, ReduceLROnPlateau) else {}
+    return {"scheduler": made, "interval": "epoch"} | ours

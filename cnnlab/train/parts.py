@@ -1,0 +1,221 @@
+"""The parts of a run, made out of its configuration and its data: one assembly for everything. Imports torch."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from omegaconf import DictConfig
+from torch import nn
+from torchmetrics import Metric
+
+from cnnlab.augment.base import Augmentation
+from cnnlab.config.objects import filled, instantiate
+from cnnlab.config.options import UserError
+from cnnlab.config.shape import Shape
+from cnnlab.config.values import selection
+from cnnlab.data.images import DataSet
+from cnnlab.data.pipeline import ImageData
+from cnnlab.metrics import number
+
+KNOBS = ("warmup_epochs", "decay_all", "test_flips", "compile")  # of train.yaml, that a module takes if it can
+
+# What torch and a class of any kind raise where something does not fit together.
+MISFITS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
+
+
+NOT_DETERMINISTIC = "does not have a deterministic implementation"  # in torch's words
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is trained, on what.
+
+    Attributes:
+        data: the batches.
+        network: as the module was given it.
+        module: what Lightning trains.
+        metrics: by name, as the module was given them.
+        select_on: the metric that decides the best epoch, "val/acc".
+        higher: whether its larger value is the better one.
+    """
+
+    data: ImageData
+    network: nn.Module
+    module: LightningModule
+    metrics: Mapping[str, Metric]
+    select_on: str
+    higher: bool
+
+    def check_watched(self, what: str, name: str, mode: str) -> None:
+        """Raises: UserError for a metric that is not measured, or of which the other values are the better ones.
+
+        what: who watches it; mode: "max" or "min".
+        """
+        held_out, measured = self.data.held_out, getattr(self.module, "measures", None)
+        names = [f"{part}/{kind}" for part in ("train", held_out) for kind in measured or ()]
+        if measured is not None and name not in names:
+            why = " With val_fraction=0 nothing is held out." if held_out == "test" and name.startswith("val/") else ""
+            raise UserError(f"{what}={name} is not measured.{why} Use one of {', '.join(names)}.")
+        kind = name.partition("/")[2]
+        higher = self.metrics[kind].higher_is_better if kind in self.metrics else None
+        higher = False if kind.endswith("loss") else higher
+        if higher is not None and higher != (mode == "max"):
+            side, other = ("higher", "max") if higher else ("lower", "min")
+            raise UserError(f"{what}={name} with mode={mode}: its {side} values are the better ones. Use mode={other}.")
+
+
+def assemble(
+    config: DictConfig,
+    data: DataSet,
+    extend: Callable[[type[LightningModule], Any, Any, ImageData], type[LightningModule]] | None = None,
+) -> Parts:
+    """The parts of a run.
+
+    extend: makes a class of the module's, given the partial optimizer, the partial schedule and the batches.
+
+    Raises: UserError for parts that do not fit together.
+    """
+    batches = make_data(config, data)
+    network = make_network(config.model, batches.shape)
+    metrics, loss = make_metrics(config.metrics, batches.shape), make_loss(config.loss, batches.shape)
+    optimizer, scheduler = instantiate(config.optim), instantiate(config.sched)
+    select_on, higher = selection(config)
+    given = {
+        "network": network,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "loss": loss,
+        "metrics": metrics,
+        "held_out": batches.held_out,
+        "task": batches.shape.task,
+        "monitor": select_on,
+    }
+    node = {key: value for key, value in filled(config.module, batches.shape.facts()).items() if key != "_target_"}
+    kind: type[LightningModule] = instantiate({"_target_": config.module["_target_"], "_partial_": True}).func
+    taken = inspect.signature(kind).parameters
+    everything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    knobs = {knob: config[knob] for knob in KNOBS if everything or knob in taken}
+    if metrics and not (everything or "metrics" in taken):
+        raise UserError(
+            f"metrics={'+'.join(metrics)}: {config.module['_target_']} takes no argument metrics. Use metrics=none and "
+            f"select_on for something that it logs itself, as val/loss."
+        )
+    for knob in KNOBS:
+        if knob not in knobs and config[knob] != NEUTRAL[knob]:
+            raise UserError(f"{knob}={config[knob]}: {config.module['_target_']} takes no argument {knob}.")
+    if extend:
+        kind = extend(kind, optimizer, scheduler, batches)
+    with told(f"{config.module['_target_']} refuses its arguments"):
+        module = kind(**{name: part for name, part in given.items() if everything or name in taken}, **knobs, **node)
+    if try_it := getattr(module, "try_it", None):
+        try_it(batches.shape)
+    parts = Parts(batches, network, module, metrics, select_on, higher)
+    parts.check_watched("select_on", select_on, "max" if higher else "min")
+    return parts
+
+
+NEUTRAL = {"warmup_epochs": 0.0, "decay_all": True, "test_flips": False, "compile": False}
+
+
+@contextmanager
+def told(what: str):
+    """Within the block, what a class raises over values that it was given becomes a sentence."""
+    try:
+        yield
+    except MISFITS as error:
+        if isinstance(error, UserError | torch.AcceleratorError) or NOT_DETERMINISTIC in str(error):
+            raise
+        raise UserError(f"{what}: {' '.join(str(error).split())[:600]}.") from error
+
+
+def make_data(config: DictConfig, data: DataSet) -> ImageData:
+    """The batches that a configuration makes out of a data set."""
+    facts = data.shape.facts()
+    augmentations = make_augmentations(config.aug, data.shape)
+    norm = instantiate(filled(config.norm, facts))
+    if config.test_flips and not getattr(norm, "keeps_places", True):
+        raise UserError(
+            "test_flips=true mirrors images, and what this norm makes of them are none. Use test_flips=false."
+        )
+    with told("The data, norm and aug do not fit together"):
+        return ImageData(
+            data,
+            norm,
+            augmentations,
+            batch_size=config.batch_size,
+            val_fraction=config.val_fraction,
+            num_train_images=config.num_train_images,
+            seed=config.seed,
+            sampling=config.sampling,
+            resident=config.resident,
+            cache_dir=config.cache_dir,
+        )
+
+
+def make_augmentations(node: DictConfig | Mapping[str, Any], shape: Shape) -> dict[str, Augmentation]:
+    """By the names of their options. shape: of what is stored."""
+    made: dict[str, Augmentation] = {str(n): instantiate(filled(one, shape.facts())) for n, one in node.items()}
+    for name, augmentation in made.items():
+        refuse_task(f"aug={name}", augmentation, shape)
+    return made
+
+
+def make_loss(node: DictConfig | Mapping[str, Any], shape: Shape) -> Any:
+    loss = instantiate(filled(node, shape.facts()))
+    refuse_task(f"The loss {type(loss).__name__}", loss, shape)
+    return loss
+
+
+def make_metrics(node: DictConfig | Mapping[str, Any], shape: Shape) -> dict[str, Metric]:
+    """By the names of their options; tried on made-up outputs and targets."""
+    made: dict[str, Metric] = {}
+    outputs = torch.rand(4 * shape.num_classes, shape.num_classes, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(len(outputs)) % shape.num_classes
+    if shape.task != "multiclass":
+        targets = (outputs > 0.5).long() if shape.task == "multilabel" else outputs.flip(0)
+    for name, one in ((str(key), one) for key, one in node.items()):
+        metric = made[name] = instantiate(filled(one, shape.facts()))
+        refuse_task(f"metrics.{name}", metric, shape)
+        with told(f"metrics.{name} cannot be computed for data that are {shape.task}"):
+            metric.update(outputs, targets)
+            number(name, metric)
+            metric.reset()
+    return made
+
+
+def refuse_task(what: str, part: Any, shape: Shape) -> None:
+    """Raises: UserError if a part that names the tasks it is for is not for that of the data."""
+    tasks = getattr(part, "tasks", (shape.task,))
+    if shape.task not in tasks:
+        raise UserError(
+            f"{what} is for data that are {' or '.join(tasks)}, and these are {shape.task}. Use another one."
+        )
+
+
+def make_network(node: DictConfig | Mapping[str, Any], shape: Shape, try_it: bool = True) -> nn.Module:
+    """The network of an option, for images (B, channels, height, width).
+
+    shape: of what the network sees. try_it: on one black image; so layers that take their sizes from what they are
+    given have them from the start.
+
+    Raises: UserError if it takes no such images.
+    """
+    network: nn.Module = instantiate(filled(node, shape.facts()))
+    if try_it:
+        with told(f"{node['_target_']} does not take images of {shape}"):
+            on_black(network, shape)
+    return network
+
+
+def on_black(network: nn.Module, shape: Shape) -> Any:
+    """What a network makes of one black image, in evaluation mode."""
+    training = network.training
+    try:
+        with torch.no_grad():
+            return network.eval()(torch.zeros(1, shape.channels, shape.height, shape.width))
+    finally:
+        network.train(training)

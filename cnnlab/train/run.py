@@ -1,0 +1,274 @@
+"""One run, from its configuration to its summary: open, resume, fit, test, close. Imports torch."""
+
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import torchvision
+from lightning import Trainer, seed_everything
+from omegaconf import DictConfig
+
+from cnnlab.config.check import refuse_uneven
+from cnnlab.config.identity import targets
+from cnnlab.config.options import UserError, leaves
+from cnnlab.config.processes import place
+from cnnlab.config.values import plain, selection
+from cnnlab.data.images import DataSet, at_places
+from cnnlab.data.loaders import samples
+from cnnlab.data.pipeline import ImageData
+from cnnlab.report import pictures
+from cnnlab.runs import signals
+from cnnlab.runs.directory import RunDirectory
+from cnnlab.runs.files import write_text
+from cnnlab.runs.log import log
+from cnnlab.runs.provenance import code_digest, git_state, source_changes
+from cnnlab.runs.told import headline
+from cnnlab.train import checkpoint
+from cnnlab.train.checkpoint import CheckpointFiles
+from cnnlab.train.machine import leave_process_group, of_gpus, peak_memory, reset_peak_memory, unused_gpu, use_threads
+from cnnlab.train.parts import NOT_DETERMINISTIC, Parts, assemble, told
+from cnnlab.train.records import Records, measured
+from cnnlab.train.trainer import check_monitors, make_callbacks, make_trainer, refuse_early, with_graph
+
+FITTED_ON = 10_000  # training images, given to a network that learns from them before it is trained
+
+
+def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Train one configuration to its end, going on from its last checkpoint if there is one; return the summary.
+
+    config: as composed, without the `hydra` node. run: its directory, owned by this process. data: its images.
+    about: what the summary says of the run from the start.
+    """
+    use_threads(run, config.trainer.devices)
+    seed_everything(config.seed, verbose=False)
+    reset_peak_memory()
+    files = CheckpointFiles()
+    records = Records(run, files, code_digest(targets(config)), *selection(config), **config.checkpoint)
+    callbacks = make_callbacks(config, run)
+    trainer = make_trainer(config, run, records, callbacks)
+    asked = config.trainer.devices * config.trainer.num_nodes
+    if 0 < asked != trainer.world_size:
+        raise UserError(f"{trainer.world_size} processes would train, and trainer.devices asks for {asked}.")
+    refuse_uneven(config.batch_size, trainer.world_size)
+    if config.trainer.sync_batchnorm and trainer.strategy.root_device.type != "cuda":
+        raise UserError("trainer.sync_batchnorm=true needs GPUs: torch has it for nothing else. Type it as false.")
+    with not_deterministic_told(trainer):
+        parts = assemble(config, data, extend=partial(with_graph, config, trainer))
+    refuse_early(config, parts)
+    check_monitors(callbacks, parts)
+    datamodule = parts.data
+    summary = {"status": "running"} | dict(about) | describe(trainer, parts)
+    if trainer.is_global_zero:
+        if config.trainer.accelerator == "auto" and (reason := unused_gpu()):
+            log.warning(
+                f"This machine has an NVIDIA GPU that torch cannot use: {reason}. The run trains on the CPU, many "
+                f"times slower. Use trainer.accelerator=cpu if that is what you want."
+            )
+        open_records(run, summary, trainer, parts)
+
+    failed = True
+    try:
+        with signals.noted(), not_deterministic_told(trainer):
+            newest = begins_with(config, run, trainer)
+            if (fit := getattr(parts.network, "fit", None)) and newest is None:
+                mixed = torch.randperm(len(datamodule.train_index))[:FITTED_ON]
+                with told(f"{config.model._target_}.fit"):
+                    fit(datamodule.evaluation_images("train", datamodule.train_index[mixed]))
+            summary |= fit_and_test(trainer, parts, records, newest)
+            if trainer.is_global_zero:
+                close_records(run, summary, trainer, config)
+        failed = False
+    except signals.Interrupted:
+        failed = False
+        raise
+    finally:
+        files.close()
+        release(parts)
+        for logger in trainer.loggers:  # the next run of this process is another one
+            if callable(finish := getattr(getattr(logger, "_experiment", None), "finish", None)):
+                finish()
+        leave_process_group(failed)
+    return summary
+
+
+@contextmanager
+def not_deterministic_told(trainer: Trainer) -> Iterator[None]:
+    """Within the block, an operation that deterministic=true ends the run for is told in a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if NOT_DETERMINISTIC not in str(error):
+            raise
+        raise UserError(
+            f"deterministic=true, and {str(error).split(' does not')[0]} has no deterministic implementation on "
+            f"{trainer.strategy.root_device.type}. Use deterministic=false, or another layer."
+        ) from error
+
+
+def begins_with(config: DictConfig, run: RunDirectory, trainer: Trainer) -> Path | None:
+    """The checkpoint from which all processes of a run go on."""
+    if place(config.trainer).starter in ("", "cnnlab"):  # the first one has come to this before it starts the others
+        return checkpoint.newest(run.checkpoints, put_aside=trainer.is_global_zero)
+    trainer.strategy.setup_environment()  # waits for the first one, which may have archived an old run meanwhile
+    return trainer.strategy.broadcast(checkpoint.newest(run.checkpoints) if trainer.is_global_zero else None)
+
+
+def release(parts: Parts) -> None:
+    """Let go of what the training has kept on the device besides weights, images and statistics."""
+    if let_go := getattr(parts.module, "release", None):
+        let_go()
+    parts.data.release()
+
+
+def fit_and_test(trainer: Trainer, parts: Parts, records: Records, newest: Path | None) -> dict[str, Any]:
+    """Train to the end, then evaluate the test images; return what the summary says about it.
+
+    newest: the checkpoint from which the training goes on.
+    """
+    module, datamodule = parts.module, parts.data
+    started = time.perf_counter()
+    trainer.fit(module, datamodule, ckpt_path=newest, weights_only=True)
+    train_seconds = records.seconds_before + time.perf_counter() - started
+    graphed = getattr(module, "was_recorded", False)
+    release(parts)  # the memory that steps have used, for the tests
+
+    best, rows = records.best, records.rows
+    at_last = test(trainer, parts, records.last)
+    best_path = records.run.checkpoints / "best.ckpt"
+    at_best = at_last if best is rows[-1] else test(trainer, parts, best_path)
+    if trainer.is_global_zero and (answers := getattr(module, "predictions", None)):
+        write_answers(records.run, datamodule, [values.numpy() for values in answers])
+    return {
+        "status": "done",
+        "best_epoch": int(best["epoch"]),
+        "epochs_done": len(rows),
+        "metrics": flat_metrics(best, at_best, rows[-1], at_last),
+        "train_seconds": round(train_seconds, 2),
+        "images_per_second": sorted(row["images_per_second"] for row in rows)[len(rows) // 2],
+        "cuda_graph": graphed,
+        "peak_memory": peak_memory(trainer.strategy.root_device),
+    }
+
+
+def write_answers(run: RunDirectory, datamodule: ImageData, answers: list[Any]) -> None:
+    """Keep what `cnnlab.train.classifier.answers` says about the test images; draw the worst mistakes."""
+    shown, num = datamodule.data.test, len(answers[0])  # with trainer.limit_test_batches not all
+    run.write_predictions(shown.targets[:num], *answers)
+    if shown.task == "multiclass":
+        predicted, confidence = answers
+        pictures.mistakes(
+            run.path / "mistakes.png", at_places(shown), shown.targets[:num], predicted, confidence, shown.classes
+        )
+
+
+def test(trainer: Trainer, parts: Parts, path: Path) -> dict[str, float]:
+    """What is measured on the test images with the weights of a checkpoint."""
+    parts.module.load_state_dict(CheckpointFiles().load_checkpoint(path)["state_dict"])
+    trainer.test(parts.module, parts.data, verbose=False)
+    return {name: value for name, value in measured(trainer, "test").items() if name.startswith("test/")}
+
+
+def flat_metrics(
+    best: Mapping[str, float], at_best: Mapping[str, float], last: Mapping[str, float], at_last: Mapping[str, float]
+) -> dict[str, float]:
+    """The metrics of every part at the best epoch ("test/acc") and at the last one ("last/test/acc")."""
+
+    def measured(row: Mapping[str, float], tested: Mapping[str, float]) -> dict[str, float]:
+        return {name: value for name, value in row.items() if "/" in name} | dict(tested)
+
+    return measured(best, at_best) | {f"last/{name}": value for name, value in measured(last, at_last).items()}
+
+
+def describe(trainer: Trainer, parts: Parts) -> dict[str, Any]:
+    """What a summary says of weights, data and environment."""
+    datamodule, root_device = parts.data, trainer.strategy.root_device
+    data = datamodule.data
+    cuda = root_device.type == "cuda"
+    return {
+        "selected_on": parts.select_on,
+        "select_mode": "max" if parts.higher else "min",
+        "num_weights": sum(weights.numel() for weights in parts.module.parameters()),
+        "data": {
+            "num_train": len(datamodule.train_index),
+            "num_held_out": len(datamodule.held_out_index),
+            "num_test": len(data.test.targets),
+            "task": datamodule.shape.task,
+            "channels": datamodule.shape.channels,
+            "image_size": list(datamodule.stored.size),
+            "input_size": list(datamodule.shape.size),
+            "classes": list(data.train.classes),
+            "fingerprint": data.fingerprint,
+            "split": datamodule.split_digest,
+        },
+        "environment": {
+            "device": torch.cuda.get_device_name(root_device)
+            if cuda
+            else f"{root_device.type} ({os.cpu_count()} cores)",
+            "num_devices": trainer.world_size,
+            "num_threads": torch.get_num_threads(),
+            "precision": trainer.precision,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "lightning": lightning.__version__,
+            **(of_gpus() if cuda else {}),
+            **git_state(),
+        },
+    }
+
+
+def open_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, parts: Parts) -> None:
+    """Write and say what is about to run; draw the sheet of training images."""
+    run.write_summary(summary)
+    if difference := source_changes():
+        write_text(run.path / "source.diff", difference)
+    environment, data = summary["environment"], summary["data"]
+    log.info(
+        f"{os.path.relpath(run.path)}: {data['num_train']:,} training images of "
+        f"{'x'.join(map(str, data['input_size']))} pixels, "
+        f"{summary['num_weights']:,} weights, {environment['precision']} on {environment['device']}"
+    )
+    pictures.sheet(run.path / "samples.png", *samples(parts.data))
+    for logger in trainer.loggers:
+        if opened := getattr(logger, "open_run", None):
+            opened(parts.data.held_out, getattr(parts.module, "measures", ()))
+
+
+def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, config: DictConfig) -> None:
+    """Draw the pictures, then write the summary, last.
+
+    TensorBoard's table gets the choices, what was typed, what differs from the defaults, and what everyone asks for.
+    """
+    pictures.curves(run.path / "curves.png", run.metrics(), summary["run"], summary["selected_on"].partition("/")[2])
+    data, classes = summary["data"], summary["data"]["classes"]
+    if data["task"] == "multiclass" and (run.path / "predictions.npz").exists():
+        pictures.confusion(run.path / "confusion.png", run.confusion(len(classes)), classes)
+    typed = {word.split("=")[0].lstrip("+") for word in summary["overrides"]}
+    knobs = {
+        path: value if isinstance(value, int | float) else str(value)
+        for path, value in leaves(plain(config))
+        if path in {"seed", "batch_size", "optim.lr", "trainer.max_epochs", *summary["changes"], *typed}
+    }
+    knobs |= summary["choices"]
+    for logger in trainer.loggers:
+        if close := getattr(logger, "close_run", None):
+            close(knobs, summary["metrics"], summary["epochs_done"])
+        else:
+            logger.log_hyperparams(knobs)
+            tested = {name: value for name, value in summary["metrics"].items() if name.startswith("test/")}
+            logger.log_metrics(tested, step=summary["epochs_done"])
+    run.write_summary(summary)
+    at_last = {name.removeprefix("last/"): value for name, value in summary["metrics"].items() if "last/" in name}
+    log.info(
+        f"done: {headline(summary)} at epoch {summary['best_epoch']}, the best by {summary['selected_on']}; "
+        f"{headline(summary | {'metrics': at_last}).rpartition(' ')[2]} at the last; "
+        f"pictures in {os.path.relpath(run.path)}"
+    )

@@ -1,0 +1,147 @@
+"""Lightning's Trainer as a run needs it: precision, strategy, callbacks, loggers, CUDA graphs. Imports torch."""
+
+import inspect
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig
+from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from cnnlab.config.objects import filled, instantiate
+from cnnlab.config.options import UserError
+from cnnlab.config.values import plain
+from cnnlab.data.pipeline import ImageData
+from cnnlab.runs.directory import RunDirectory
+from cnnlab.runs.log import log
+from cnnlab.train import graph, graphable
+from cnnlab.train.machine import computes_in_bf16
+from cnnlab.train.optimizers import make_optimizer, schedule
+from cnnlab.train.parts import Parts
+from cnnlab.train.progress import ProgressBar
+from cnnlab.train.records import Records
+
+warnings.filterwarnings("ignore", module=r"lightning\.")  # of its use of older torch
+for name in ("lightning.pytorch", "lightning.fabric"):  # announcements; `describe` says what is used
+    logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def make_trainer(config: DictConfig, run: RunDirectory, records: Records, chosen: Mapping[str, Callback]) -> Trainer:
+    """Lightning's Trainer with what the configuration leaves to us: precision, callbacks, loggers."""
+    callbacks: list[Callback] = [records, *chosen.values()]
+    if os.isatty(1):
+        callbacks.append(ProgressBar())
+    node = plain(config.trainer)
+    if node["precision"] == "auto":
+        node["precision"] = "bf16-mixed" if computes_in_bf16(node["accelerator"]) else "32-true"
+    devices = node["devices"] if node["devices"] > 0 else torch.cuda.device_count()
+    if node["strategy"] in ("auto", "ddp") and devices * node["num_nodes"] > 1:
+        node["strategy"] = ddp()
+    torch.backends.cudnn.deterministic = True  # with the same seed, the same bits
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32
+    environment = LightningEnvironment()  # whoever has started the processes: see cnnlab.config.processes.Place.settle
+    environment.set_global_rank(0)  # Lightning's own guess comes from SLURM_PROCID and the like; DDP sets it again
+    trainer = instantiate(
+        {"benchmark": False, **node},
+        callbacks=callbacks,
+        logger=[make_logger(logger, run) for logger in config.logger.values()],
+        plugins=[records.files, environment],
+        default_root_dir=str(run.path),
+        deterministic=config.deterministic,
+        enable_checkpointing=True,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+    trainer._signal_connector.register_signal_handlers = lambda: None  # it would put its own in place of ours
+    # what is logged of an epoch, `Records` gives to the loggers, by epochs; Lightning would again, by steps
+    connector = trainer._logger_connector
+    connector.log_eval_end_metrics = lambda metrics: None
+    connector.update_train_epoch_metrics = connector.reset_results
+    return trainer
+
+
+def make_logger(node: DictConfig, run: RunDirectory) -> Any:
+    """A logger, which its file can tell run.name and run.path; `save_dir`, if it takes one, is the run directory."""
+    arguments = filled(node, {"name": run.path.name, "path": str(run.path)}, root="run")
+    taken = inspect.signature(instantiate({"_target_": arguments["_target_"], "_partial_": True}).func).parameters
+    if "save_dir" in taken:
+        arguments.setdefault("save_dir", str(run.path))
+    return instantiate(arguments)
+
+
+NOT_WITH_RUNS = {  # callbacks that break what a run promises: why, and what to use instead
+    StochasticWeightAveraging: "its average is neither tested nor in the checkpoints. Use callbacks=ema",
+    GradientAccumulationScheduler: "the learning rate's schedule counts steps of one size. Use batch_size",
+}
+
+
+def make_callbacks(config: DictConfig, run: RunDirectory) -> dict[str, Callback]:
+    """The chosen callbacks by name. Raises: UserError for one that does not go with what is kept of a run."""
+    made = {str(name): instantiate(node) for name, node in config.callbacks.items()}
+    for name, callback in made.items():
+        for kind, reason in NOT_WITH_RUNS.items():
+            if isinstance(callback, kind):
+                raise UserError(f"callbacks={name} is not supported: {reason}.")
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # checkpoints/ is ours
+            callback.dirpath = str(run.path / name)
+    return made
+
+
+def check_monitors(callbacks: Mapping[str, Callback], parts: Parts) -> None:
+    """Raises: UserError for a callback that watches what is not measured, or waits for it to become worse."""
+    for name, callback in callbacks.items():
+        if monitor := getattr(callback, "monitor", None):
+            mode = getattr(callback, "mode", "max" if parts.higher else "min")
+            parts.check_watched(f"callbacks.{name}.monitor", monitor, mode)
+
+
+def ddp(timeout_minutes: float = 10.0) -> DDPStrategy:
+    """Several processes, each with its share of every batch, which wait so long for one that does not answer.
+
+    Without find_unused_parameters DDP would rearrange the gradients after its first step, and with three processes or
+    more a resumed run would sum them in another order than one that was left alone.
+    """
+    return DDPStrategy(find_unused_parameters=True, timeout=timedelta(minutes=timeout_minutes))
+
+
+def with_graph(
+    config: DictConfig,
+    trainer: Trainer,
+    kind: type[LightningModule],
+    make_optimizer: Any,
+    make_scheduler: Any,
+    datamodule: ImageData,
+) -> type[LightningModule]:
+    """The class of module that replays CUDA graphs, where they can do the training steps; if not on a GPU, say why."""
+    if not config.cuda_graph or not isinstance(kind, type):
+        return kind
+    optimizer = make_optimizer([nn.Parameter(torch.zeros(1))])
+    if reason := graphable.unsupported(trainer, optimizer, make_scheduler, datamodule, plain(config.trainer), kind):
+        if trainer.strategy.root_device.type == "cuda":
+            log.info(f"No CUDA graph: {reason}.")
+        return kind
+    datamodule.passes_are_batches = not any(map(graphable.looks_at_every_step, cast(Any, trainer).callbacks))
+    return graph.graphed(kind)
+
+
+def refuse_early(config: DictConfig, parts: Parts) -> None:
+    """What torch's optimizers and schedules refuse is the user's to fix, and is said before anything is written."""
+    make_scheduler = instantiate(config.sched)
+    try:
+        optimizer = make_optimizer(instantiate(config.optim), parts.network, config.decay_all)
+        scheduler = schedule(make_scheduler, optimizer, num_steps=100, monitor="")["scheduler"]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"The optimizer or its schedule refuses its arguments: {error}.") from error
+    if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != ("max" if parts.higher else "min"):
+        raise UserError(f"sched.mode={scheduler.mode} waits for {parts.select_on} to become worse. Use the other one.")

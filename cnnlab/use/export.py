@@ -1,0 +1,84 @@
+"""A trained run as one file for other programs: ONNX, or torch.export's format. Pixels in, logits out."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnnlab.config.options import UserError
+from cnnlab.runs.files import atomic_path
+from cnnlab.use.trained import Trained
+
+TOLERANCE = 1e-3  # of logits; float32 sums in another order
+INPUT = (
+    "uint8 pixels, (batch, {0}, {1}, {2}): {3}. Images of another size are resized to {1} x {2} (height x width) by "
+    "Pillow's bicubic filter, antialiased, without keeping their proportions. Cropping and normalisation are inside."
+)
+
+CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}
+OUTPUT = {
+    "multiclass": "logits, float32, (batch, classes); their softmax is a probability",
+    "multilabel": "logits, float32, (batch, labels); the sigmoid of each is a probability",
+    "regression": "float32, (batch, numbers)",
+}
+
+
+def export(model: Trained, path: Path, form: str, about: dict[str, Any], pixels: Tensor) -> float:
+    """Write the model to a file, read it again, and compare its logits with the model's.
+
+    model: in float32, on the CPU. path: where it appears, by rename, once it is verified. form: "onnx" or "torch".
+    about: what the file says of itself, beside classes and input. pixels: (N, C, H, W) uint8, to compare on.
+    Returns the largest difference of a logit.
+
+    Raises: UserError if the file does not reproduce the model, or if a package is missing.
+    """
+    stored = model.stored
+    metadata = {
+        "classes": json.dumps(list(model.classes)),
+        "input": INPUT.format(
+            stored.channels, *stored.size, CHANNELS.get(stored.channels, f"{stored.channels} channels")
+        ),
+        "output": OUTPUT[stored.task],
+        **{name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()},
+    }
+    expected = model.logits(pixels)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, (pixels[:2],), dynamic_shapes=({0: batch},))
+    with atomic_path(path) as partial:
+        if form == "onnx":
+            logits = _write_onnx(program, partial, metadata, pixels)
+        else:
+            with open(partial, "wb") as file:
+                torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata, indent=1)})
+            with open(partial, "rb") as file:
+                loaded = torch.export.load(file).module()
+            logits = torch.cat([loaded(some) for some in pixels.split(100)]).detach()
+        difference = float((logits - expected).abs().max())
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"The exported file gives other logits than the run: they differ by up to {difference:.2g}, "
+                f"{TOLERANCE:.0e} is allowed. It was not kept."
+            )
+    return difference
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: dict[str, str], pixels: Tensor) -> Tensor:
+    """Write, and return what onnxruntime makes of the pixels: (N, num_classes)."""
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]:
+        raise UserError(f"--format onnx needs {' and '.join(missing)}. Type pip install {' '.join(missing)}.")
+    import onnx
+    import onnxruntime
+
+    written = torch.onnx.export(program, input_names=["pixels"], output_names=["logits"], dynamo=True, verbose=False)
+    assert written is not None
+    proto = written.model_proto
+    onnx.helper.set_model_props(proto, metadata)
+    onnx.checker.check_model(proto)
+    path.write_bytes(proto.SerializeToString())
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    parts = [session.run(["logits"], {"pixels": some.numpy()})[0] for some in pixels.split(100)]
+    return torch.from_numpy(np.concatenate(parts))

@@ -1,0 +1,79 @@
+"""Labels for images of any kind, by a trained run."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnnlab.data.decode import UNREADABLE, read_image
+from cnnlab.terminal import Table
+from cnnlab.text import csv_cell
+from cnnlab.use.trained import Trained
+
+READ_TOGETHER = 500  # images
+
+Prediction = dict[str, Any]  # {"path": ..., "label": ..., "probability": ..., "top": [[label, probability], ...]}
+
+
+def predict(
+    model: Trained, paths: Iterable[str], top: int = 3, background: str = "black"
+) -> Iterator[Prediction | tuple[str, str]]:
+    """A prediction for every image; for one that cannot be read its path and the reason."""
+    remaining = iter(paths)
+    while some := list(islice(remaining, READ_TOGETHER)):
+        images: dict[str, np.ndarray] = {}
+        failed: dict[str, str] = {}
+        for path in some:
+            try:
+                images[path] = read_image(path, model.stored.size, background, model.stored.channels).pixels
+            except UNREADABLE as error:
+                failed[path] = f"{type(error).__name__}: {error}"
+        if images:
+            pixels = torch.from_numpy(np.stack(list(images.values()))).permute(0, 3, 1, 2)
+            # of equal logits, which bfloat16 often gives, the first one counts, as in evaluation
+            values, labels = torch.sort(
+                said(model.logits(pixels), model.stored.task), dim=1, descending=True, stable=True
+            )
+            shares, labels = values[:, :top], labels[:, :top]
+            ranked = dict(zip(images, zip(shares.tolist(), labels.tolist(), strict=True), strict=True))
+        for path in some:
+            if path in failed:
+                yield path, failed[path]
+            else:
+                best = [[model.classes[label], round(share, 4)] for share, label in zip(*ranked[path], strict=True)]
+                yield {"path": path, "label": best[0][0], "probability": best[0][1], "top": best}
+
+
+def said(outputs: Tensor, task: str) -> Tensor:
+    """What the outputs of a network say, (N, K): probabilities, or numbers."""
+    if task == "multiclass":
+        return outputs.softmax(1)
+    return outputs.sigmoid() if task == "multilabel" else outputs
+
+
+def print_predictions(predictions: Sequence[Prediction], form: str) -> None:
+    """As a table, as CSV or as JSON, on the standard output."""
+    if form == "json":
+        print(json.dumps(list(predictions), indent=1))
+    elif form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(("path", "label", "probability", "top"))
+        for one in predictions:
+            others = " ".join(f"{label}={share}" for label, share in one["top"])
+            writer.writerow((csv_cell(one["path"]), csv_cell(one["label"]), one["probability"], csv_cell(others)))
+    else:
+        table = Table()
+        table.add_column("image", overflow="fold")
+        table.add_column("label")
+        table.add_column("probability", justify="right")
+        table.add_column("then")
+        for one in predictions:
+            others = ", ".join(f"{label} {share:.3f}" for label, share in one["top"][1:])
+            table.add_row(one["path"], one["label"], f"{one['probability']:.3f}", others)
+        table.show()

@@ -1,0 +1,285 @@
+"""What `python -m cnnlab VERB` does besides training."""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from cnnlab.config.check import check, check_values
+from cnnlab.config.identity import chosen, configuration
+from cnnlab.config.objects import data_source, filled, instantiate
+from cnnlab.config.options import UserError
+from cnnlab.config.shape import offered
+from cnnlab.terminal import Table
+from cnnlab.text import say
+from cnnlab.use.opened import OpenedRun, opened, with_other_data
+
+
+def checked_source(config: DictConfig) -> Any:
+    """The data of a run, which must still be there."""
+    source = data_source(config.data)
+    if check_source := offered(source, "check"):
+        check_source()
+    return source
+
+
+def fetch(arguments: argparse.Namespace) -> None:
+    """Download or decode a data set now, for jobs that run without network later."""
+    config = configuration(arguments.overrides)
+    check_values(config, "data")
+    data = checked_source(config).load()
+    for part, images in (("training", data.train), ("test", data.test)):
+        num, channels, height, width = images.pixels.shape
+        print(f"{num:,} {part} images of {height}x{width}x{channels} in {len(images.classes)} classes")
+    print(f"fingerprint {data.fingerprint}")
+
+
+def anatomy(arguments: argparse.Namespace) -> None:
+    """A network layer by layer: sizes, weights, multiply-adds, receptive fields."""
+    config = configuration(arguments.overrides)
+    check(config)
+    from cnnlab.augment.base import in_order, output_size
+    from cnnlab.data.images import load_once
+    from cnnlab.train.parts import make_augmentations, make_network
+    from cnnlab.use.anatomy import layers
+
+    source = data_source(config.data)
+    shape = offered(source, "shape") or load_once(source).shape
+    shape = shape.resized(output_size(in_order(make_augmentations(config.aug, shape)), shape.size))
+    parts = layers(make_network(config.model, shape), shape)
+
+    table = Table(title=f"{config.model._target_}, images of {shape}")
+    for name in ("layer", "kind", "output"):
+        table.add_column(name)
+    for name in ("weights", "multiply-adds", "receptive field", "stride", "fully connected"):
+        table.add_column(name, justify="right")
+    for layer in parts:
+        size = " x ".join(map(str, layer.output))
+        counts = (f"{layer.weights:,}", f"{layer.multiply_adds:,}", str(layer.receptive_field), str(layer.stride))
+        table.add_row(layer.name, layer.kind, size, *counts, f"{layer.fully_connected:,}")
+    table.add_section()
+    sums = (sum(getattr(layer, name) for layer in parts) for name in ("weights", "multiply_adds", "fully_connected"))
+    weights, multiply_adds, dense = (f"{value:,}" for value in sums)
+    table.add_row("all", "", "", weights, multiply_adds, "", "", dense)
+    table.show(width=120)
+    print("fully connected: weights, without biases, of a fully connected layer between the same sizes")
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """Draw training images as stored and as the network sees them; or, of a run, what it has learned."""
+    if len(arguments.overrides) == 1 and Path(arguments.overrides[0]).is_dir():
+        show_run(Path(arguments.overrides[0]), arguments.picture)
+        return
+    if arguments.num < 1:
+        raise UserError(f"--num {arguments.num} is not allowed. Type a number from 1.")
+    config = configuration(arguments.overrides)
+    check(config)
+    from cnnlab.data.images import load_once
+    from cnnlab.data.loaders import samples
+    from cnnlab.report import pictures
+    from cnnlab.train.parts import make_data
+
+    name = "-".join("+".join(chosen(config)[group]) or "none" for group in ("data", "aug"))
+    path = Path(arguments.out or Path(config.output_dir, "show", f"{name}.png"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures.sheet(path, *samples(make_data(config, load_once(data_source(config.data))), arguments.num))
+    say(path)
+
+
+def show_run(path: Path, picture: Path | None) -> None:
+    """Filters, feature maps and occlusion sensitivity for a picture, the most confused pairs, as PNG files."""
+    from cnnlab.data.decode import UNREADABLE, read_image
+
+    run = opened(path)
+    summary = run.summary
+    if picture is not None:
+        try:
+            read = read_image(picture, run.stored.size, background(summary), readable_channels(run)).pixels
+        except UNREADABLE as error:
+            raise UserError(f"{picture} cannot be read as an image ({type(error).__name__}: {error}).") from error
+    import torch
+
+    from cnnlab.data.images import at_places, load_once
+    from cnnlab.networks import first_filters
+    from cnnlab.report.pictures import drawable, tiled, write_png
+    from cnnlab.runs.directory import RunDirectory
+    from cnnlab.use import explain
+    from cnnlab.use.predict import said as said_by
+    from cnnlab.use.trained import open_run
+
+    model, _, _ = open_run(path)
+    data = load_once(checked_source(with_other_data(run)))
+    test = data.test
+    if picture is None:
+        pixels, name, label = at_places(test)([0]).transpose(0, 3, 1, 2), "the first test image", str(test.targets[0])
+    else:
+        pixels = read.transpose(2, 0, 1)[None]
+        name, label = picture.name, "not known"
+    given = torch.from_numpy(pixels.copy())
+    share, place = said_by(model.logits(given), model.stored.task)[0].max(0)
+    folder = path / "pictures"
+    folder.mkdir(exist_ok=True)
+    if (filters := first_filters(model.network)) is not None:
+        write_png(folder / "filters.png", tiled(filters.numpy()))
+    seen = pixels[0].transpose(1, 2, 0)
+    if layers := explain.feature_maps(model, given):
+        explain.draw_feature_maps(folder / "feature_maps.png", seen, layers)
+    names, shown = drawable(model.classes), "the picture"
+    if picture is None and model.stored.task == "multiclass":
+        label, shown = model.classes[test.targets[0]], names[test.targets[0]]
+    said = f"{name} ({label}): {model.classes[place]}, {share:.3f}"
+    title = f"{shown}, predicted as {names[place]}, {share:.3f}"
+    explain.draw_occlusion(folder / "occlusion.png", seen, explain.occlusion(model, given, int(place)), title)
+    known = summary["status"] == "done" and summary["data"]["fingerprint"] == data.fingerprint
+    if known and model.stored.task == "multiclass":
+        predicted, labels, _ = RunDirectory(path).predictions()
+        explain.draw_confused(folder / "confused.png", at_places(test), labels, predicted, model.classes)
+    say(said)
+    for file in ("filters", "feature_maps", "occlusion", "confused"):
+        if (folder / f"{file}.png").exists():
+            say(folder / f"{file}.png")
+
+
+def readable_channels(run: OpenedRun) -> int:
+    """How many channels image files are to be decoded to. Raises: UserError if none of ours have so many."""
+    from cnnlab.data.decode import MODES
+
+    if (channels := run.stored.channels) not in MODES:
+        raise UserError(f"The run takes images of {channels} channels, and image files here have 1, 3 or 4.")
+    return channels
+
+
+def background(summary: dict[str, Any]) -> str:
+    """What the run saw behind transparent images."""
+    return str(summary["changes"].get("data.background", "black"))
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Measure a trained run on its test images, or on others of the same classes, and draw where it is wrong."""
+    typed = arguments.overrides
+    run = opened(arguments.run)
+    other = with_other_data(run, typed)
+    source = checked_source(other)
+    wanted, shape = run.stored, offered(source, "shape") or run.stored
+    if (shape.channels, shape.size) != (wanted.channels, wanted.size):
+        raise UserError(f"The run takes images of {wanted}, and these are {shape}. Use data of {wanted}.")
+    import torch
+
+    from cnnlab.data.images import load_once
+    from cnnlab.data.loaders import pixel_batches
+    from cnnlab.report import pictures
+    from cnnlab.runs.files import write_text
+    from cnnlab.use import evaluation
+    from cnnlab.use.trained import open_run
+
+    model, _, _ = open_run(arguments.run)
+    data = load_once(source)
+    evaluation.check_fits(model, data.test)
+    if any(word.startswith("norm") for word in typed):
+        model.norm = instantiate(filled(other.norm, wanted.facts()))
+        model.norm.fit(torch.cat([model.cropped(some) for some in pixel_batches(data.train, 1000)]))
+        model.norm.to(next(model.parameters()).device)
+    model.test_flips = other.test_flips
+    found = evaluation.evaluate(model, data.test)
+    folder = arguments.out or arguments.run / re.sub(r"[^\w.=-]+", "_", "-".join(["evaluation", *typed]))
+    folder.mkdir(parents=True, exist_ok=True)
+    result = evaluation.as_dictionary(found, model.classes) | {"fingerprint": data.fingerprint, "overrides": typed}
+    if found.confusion is not None:
+        pictures.confusion(folder / "confusion.png", found.confusion, model.classes)
+        pictures.reliability(folder / "reliability.png", found.reliability(), found.calibration_error)
+        evaluation.write_confusion(folder / "confusion.csv", found, model.classes)
+    evaluation.print_evaluation(found, model.classes)
+    write_text(folder / "evaluation.json", json.dumps(result, indent=1) + "\n")
+    say(f"Files: {folder}")
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Label images, or all images in folders, with a trained run."""
+    if arguments.top < 1:
+        raise UserError(f"--top {arguments.top} is not allowed. Type a number from 1.")
+    from cnnlab.data.decode import described, images_in
+
+    run = opened(arguments.run)
+    readable_channels(run)
+    paths, others = images_in(arguments.paths)
+    if others:
+        say(f"cnnlab: {described(others)} and were left out.", file=sys.stderr)
+    from cnnlab.use import predict
+    from cnnlab.use.trained import open_run
+
+    model, _, _ = open_run(arguments.run)
+    answers = list(predict.predict(model, paths, arguments.top, background(run.summary)))
+    failed = [answer for answer in answers if isinstance(answer, tuple)]
+    predict.print_predictions([answer for answer in answers if isinstance(answer, dict)], arguments.format)
+    for path, reason in failed:
+        say(f"cnnlab: {path} cannot be read as an image ({reason}); skipped.", file=sys.stderr)
+    if failed:
+        sys.exit(1)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Write a trained run as one file for other programs, and verify it."""
+    run = opened(arguments.run)
+
+    from cnnlab.data.images import load_once
+    from cnnlab.data.loaders import pixel_batches
+    from cnnlab.use.export import export
+    from cnnlab.use.trained import open_run
+
+    model, _, summary = open_run(arguments.run)
+    model = model.float32_on_cpu()
+    path = arguments.out or arguments.run / {"onnx": "model.onnx", "torch": "model.pt2"}[arguments.format]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    test = load_once(checked_source(with_other_data(run))).test
+    about = {"run": summary["run"], "test/acc": summary.get("metrics", {}).get("test/acc"), **summary["environment"]}
+    pixels = next(pixel_batches(test, 1000))
+    difference = export(model, path, arguments.format, about, pixels)
+    say(f"{path}: on {len(pixels):,} test images its logits differ from the run's by at most {difference:.1e}.")
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Write the report of runs: which setting is best, and how sure that is."""
+    from cnnlab.report import page
+    from cnnlab.report.runs import find, read
+    from cnnlab.report.sweep import Sweep
+
+    if missing := [str(folder) for folder in arguments.folders if not folder.is_dir()]:
+        raise UserError(f"{missing[0]} is no folder. Type one that holds runs, for example outputs/runs.")
+    paths = list(find(arguments.folders))
+    if not paths:
+        raise UserError(f"There is no run in {arguments.folders[0]}. Type a folder that holds some, as outputs/runs.")
+    sweep = Sweep(*read(paths))
+    for path, reason in sweep.left_out:
+        say(f"{path}: left out: {reason}")
+    say(sweep.answer())
+    say(page.write(sweep, arguments.out or page.default_folder(paths), latex=arguments.latex))
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Say in three lines whether one setting is better than another, and draw their curves."""
+    from cnnlab.report import compare, pictures
+
+    first, second = (compare.chosen(what, arguments.runs) for what in (arguments.first, arguments.second))
+    say("\n".join(compare.compare(first, second)))
+    labels = compare.names(first, second)
+    say(f"Curves: {arguments.out}")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    pictures.comparison(arguments.out, list(zip(labels, (first, second), strict=True)))
+
+
+def ls(arguments: argparse.Namespace) -> None:
+    """List runs, newest first or by a metric."""
+    from cnnlab.report.table import print_list
+
+    print_list(arguments.folder, arguments.by, arguments.num)
+
+
+def status(arguments: argparse.Namespace) -> None:
+    """How far the runs of a sweep are: queued, running, done, failed; from their files alone."""
+    from cnnlab.report.table import print_status
+
+    print_status(arguments.folder)

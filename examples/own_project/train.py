@@ -1,0 +1,3 @@
+from cnnlab.main import main
+
+main()
