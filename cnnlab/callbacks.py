@@ -1,4 +1,4 @@
-"""What happens beside the training step: rows, checkpoints, the line of an epoch; the progress bar."""
+"""A callback of cnnlab's own that is an option."""
 
 from typing import Any
 

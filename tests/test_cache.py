@@ -17,7 +17,7 @@ from cnnlab.config.check import check
 from cnnlab.config.options import UserError
 from cnnlab.runs import cache
 
-root_only = pytest.mark.skipif(os.getuid() != 0, reason="only root can act for another user")
+root_only = pytest.mark.skipif(os.getuid() != 0, reason="only root can act for another user; CI is root")
 
 
 def entry(path: Path, content: bytes = b"made") -> tuple[bytes, bool]:

@@ -73,7 +73,9 @@ def _folders(named: str, current: Path | None) -> tuple[Path, ...]:
                 f"{folder} is no folder of options. Use --config-dir FOLDER, {VARIABLE}, or conf in pyproject.toml."
             )
         beside = str(folder.parent)
-        if beside not in sys.path:  # last: a module of the project hides none that is installed
+        # A script's own folder is on the path, but a project is also used from elsewhere: by --config-dir, by `cnnlab`,
+        # in processes of a sweep. It comes last, so that a module of the project hides none that is installed.
+        if beside not in sys.path:
             sys.path.append(beside)
     return (*own, CONF)
 

@@ -50,7 +50,7 @@ class LogFile(logging.FileHandler):
         with contextlib.suppress(OSError):
             super().emit(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, as logging.Handler calls it
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, overrides logging.Handler's
         if not isinstance(sys.exception(), OSError):
             super().handleError(record)
 

@@ -41,7 +41,7 @@ def read(path: Path, num_classes: int | None) -> tuple[np.ndarray, np.ndarray, n
         zlib.error,
         ValueError,
         KeyError,
-        NotImplementedError,
+        NotImplementedError,  # of zipfile, for an archive of a version or with flags that it does not know
         EOFError,
         RuntimeError,
     ) as error:

@@ -149,7 +149,8 @@ def damage(path: Path) -> str:
 
 MOST_REPEATED = 1 << 28  # bytes that tensors may have beyond what is stored: an expanded one repeats its values
 
-# What zipfile, pickle and torch.load raise for a file that torch.save did not write. What a file holds decides which.
+# What zipfile, pickle and torch.load raise for a file that torch.save did not write. What a file holds decides which:
+# NotImplementedError, an archive that zipfile does not know; MemoryError, a pickle that claims an impossible size.
 UNREADABLE = (
     *(zipfile.BadZipFile, pickle.UnpicklingError, EOFError, NotImplementedError, MemoryError, AssertionError),
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),

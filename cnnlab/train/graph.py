@@ -110,7 +110,7 @@ class GraphedSteps(LightningModule):
             optimizer_closure()  # the training step, which is all of it
 
     def release(self) -> None:
-        super().release()  # type: ignore[misc]
+        super().release()  # type: ignore[misc]  # it is of the class beside this one, see `graphed`
         self.replays, self.buffers_of_steps, self.rates_written = {}, {}, []
 
     # ---------------------------------------------------------------------------------------------- the recording
