@@ -28,7 +28,9 @@ def rates(*overrides: str, metric: float | None = None) -> list[float]:
     classifier = Classifier(network, optim, sched, warmup_epochs=config.warmup_epochs)
     steps = NUM_EPOCHS * STEPS_PER_EPOCH
     data = SimpleNamespace(num_batches=STEPS_PER_EPOCH)
-    classifier.trainer = SimpleNamespace(datamodule=data, limit_train_batches=1.0, max_epochs=NUM_EPOCHS)
+    classifier.trainer = SimpleNamespace(
+        datamodule=data, limit_train_batches=1.0, accumulate_grad_batches=1, max_epochs=NUM_EPOCHS
+    )
     [optimizer], schedules = classifier.configure_optimizers()
     seen = []
     for step in range(1, steps + 1):
