@@ -23,7 +23,12 @@ VERBS: tuple[tuple[Callable[[argparse.Namespace], None], dict[str, dict[str, Any
         ls,
         {
             "folder": {"nargs": "?", "type": Path, "default": Path("outputs"), "help": "default: %(default)s"},
-            "--by": {"metavar": "METRIC", "help": "best first by this one: test/acc, val/loss, ..."},
+            "--by": {
+                "metavar": "METRIC",
+                "nargs": "?",
+                "const": "",
+                "help": "best first by this one: val/loss, ...; without one, by what each run was selected by",
+            },
             "--num": {"type": int, "default": 50, "help": "how many (default %(default)s)"},
         },
     ),

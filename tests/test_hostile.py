@@ -28,6 +28,7 @@ from cnnlab.config.identity import configuration
 from cnnlab.config.options import UserError, option_file
 from cnnlab.launch.job import Job
 from cnnlab.report import page, table
+from cnnlab.report.answer import answer
 from cnnlab.report.runs import find, read
 from cnnlab.report.sweep import Sweep
 from cnnlab.runs.directory import CheckpointError, RunDirectory
@@ -625,7 +626,7 @@ def use(runs: Path, run: Path, name: str) -> None:
     """All that reads a file of a run directory; what is wrong with one is a UserError or a CheckpointError."""
     found = list(find([runs]))
     sweep = Sweep(*read(found))
-    sweep.answer()
+    answer(sweep)
     page.markdown(sweep)
     page.runs_table(sweep)
     attempts: list[Callable[[], Any]] = [

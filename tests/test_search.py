@@ -192,7 +192,9 @@ def test_a_search_ends_in_a_report_and_bears_bad_runs(command, tmp_path):
     )
     result = command(*words)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert re.search(r"The best of 4 trials by val/acc: .*\nReport: outputs/runs/report-\w+/report.html", result.stdout)
+    assert re.search(
+        r"has the highest validation accuracy: .*\nReport: outputs/runs/report-\w+/report.html", result.stdout
+    )
     runs, _ = read(find([tmp_path / "outputs"]))
     assert {run.summary.get("error", {}).get("type") for run in runs} == {None, "DivergedError"}
     assert result.stdout.count("failed: outputs") == sum(not run.done for run in runs)

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.global_hydra import GlobalHydra
@@ -25,7 +24,6 @@ from cnnlab.config.values import selection
 from cnnlab.runs import signals
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import Row
-from cnnlab.runs.told import headline
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -68,18 +66,6 @@ def check_trial(config: DictConfig) -> None:
         raise UserError("A search chooses by held-out images, and with val_fraction=0 there are none.")
     if config.trainer.devices != 1 or config.trainer.num_nodes != 1:
         raise UserError("A search trains in this process, on one device. Type trainer.devices=1.")
-
-
-def answer(directories: Sequence[Path]) -> str:
-    """The best trial so far, in one sentence. It is chosen by held-out images: on test images it is no winner.
-
-    directories: of the trials' runs.
-    """
-    done = [summary for run in map(RunDirectory, directories) if (summary := run.summary()).get("status") == "done"]
-    best = (max if done[0]["select_mode"] == "max" else min)(done, key=lambda one: one["metrics"][one["selected_on"]])
-    knobs = ", ".join(f"{path}={value}" for path, value in best["changes"].items())
-    found = f"{best['metrics'][best['selected_on']]:.4f} on held-out images, {headline(best)}"
-    return f"The best of {len(directories)} trials by {best['selected_on']}: {knobs}: {found}."
 
 
 class Search:

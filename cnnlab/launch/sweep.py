@@ -98,15 +98,15 @@ def report(paths: list[Path], trials: bool = False) -> bool:
 
     paths: run directories. trials: of a search, which gives runs up and bears bad ones: one that is done is enough.
     """
-    from cnnlab.launch import search
     from cnnlab.report import page, table
+    from cnnlab.report.answer import answer
     from cnnlab.report.runs import read
     from cnnlab.report.sweep import Sweep
 
     all_done = table.print_table(paths)
     made = Sweep(*read(path for path in paths if (path / "summary.json").exists()))
     if made.ranking:
-        say(search.answer(paths) if trials else made.answer())
+        say(answer(made))
         say(f"Report: {os.path.relpath(page.write(made, page.default_folder(paths)))}")
     return all_done or bool(trials and made.ranking)
 

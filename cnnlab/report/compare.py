@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from cnnlab.config.options import UserError
+from cnnlab.report.contrasts import Family
 from cnnlab.report.runs import Run, Setting, find, grouped, read, varied
-from cnnlab.report.statistics import difference, estimate, mcnemar
-from cnnlab.report.sweep import amount, with_interval
+from cnnlab.report.statistics import mcnemar
+from cnnlab.report.units import bounds_of_difference, interval, is_accuracy, mean_of, number, with_interval
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import BrokenFileError
+from cnnlab.runs.told import in_words
 
 
 def chosen(what: str, among: Path) -> Setting:
@@ -30,7 +32,7 @@ def chosen(what: str, among: Path) -> Setting:
         wanted = dict(part.partition("=")[::2] for part in re.split(r",(?![^\[]*\])", what))
         runs, _ = read(find([among]))
         runs = [run for run in runs if all(same(run.value(name), value) for name, value in wanted.items())]
-    groups = grouped(runs)
+    groups = [group for group in grouped(runs) if group.runs]
     if not groups:
         raise UserError(
             f"{what} names no finished run: it is no folder with runs, and no run in {among} has these settings. Type "
@@ -62,25 +64,35 @@ def names(first: Setting, second: Setting) -> list[str]:
 
 
 def compare(first: Setting, second: Setting) -> list[str]:
-    """Three lines: the difference, how sure it is, and what the images say."""
+    """Three lines: the two means, their difference over seeds, and what the images say."""
     labels = names(first, second)
     measures = [group.runs[0].measure for group in (first, second)]
-    if measures[0] != measures[1]:
-        raise UserError(f"One is reported by {measures[0]} and the other by {measures[1]}: these are not compared.")
-    scores = [estimate(list(group.by_seed.values())) for group in (first, second)]
-    a, b = (f"{label}: {with_interval(value)}" for label, value in zip(labels, scores, strict=True))
-    gap = difference(first.by_seed, second.by_seed)
-    sign = "+" if gap.estimate.mean >= 0 else ""
-    points = sign + amount(measures[0], gap.estimate.mean)
+    measure = measures[0]
+    if measure != measures[1]:
+        raise UserError(f"One is selected by {measure} and the other by {measures[1]}: these are not compared.")
+    means = []
+    for label, group in zip(labels, (first, second), strict=True):
+        score = with_interval(measure, mean_of(measure, list(group.by_seed.values())), group.count())
+        tested = group.test_values and group.runs[0].tested
+        test = f", {in_words(tested)} {with_interval(tested, mean_of(tested, group.test_values))}" if tested else ""
+        means.append(f"{label}: {in_words(measure)} {score}{test}")
+    family = Family([first.by_seed, second.by_seed], bounds=bounds_of_difference(measure))
+    gap = family.contrast({0: 1, 1: -1})
+    size = number(measure, gap.estimate.mean, "+") + " points" * is_accuracy(measure)
     if math.isinf(gap.estimate.half_width):
-        sure = f"{points}; with one run of each, nothing can be said of other seeds."
+        sure = f"{size}; one run of a setting does not show whether other seeds would reverse that."
+        if family.nums.min() > 1:
+            sure = f"{size}; the seeds do not differ, so nothing can be said about others."
     else:
-        how = f"paired over {gap.estimate.num} seeds" if gap.paired else "over different seeds"
+        how = f"paired over {gap.estimate.num} seeds" if family.paired else "Welch's t over all seeds"
         verdict = "" if gap.distinguishable else ": cannot be told from noise"
-        size = f"effect size {gap.effect_size:.1f}, p = {gap.p_value:.2g}"
-        spread = amount(measures[0], gap.estimate.half_width).removesuffix(" points")
-        sure = f"{points} ± {spread} (95%, {how}; {size}){verdict}."
-    return [f"{a}; {b}.", f"Difference: {sure}", images(first.runs, second.runs)]
+        sure = f"{size} (95%: {interval(measure, gap.estimate)}; {how}, p = {gap.p_value:.2g}){verdict}."
+    asked = "Would other seeds of these settings come to the same?"
+    return [
+        "; ".join(means) + ".",
+        f"{asked} Difference in {in_words(measure)}: {sure}",
+        images(first.runs, second.runs),
+    ]
 
 
 def images(first: Sequence[Run], second: Sequence[Run]) -> str:
@@ -108,6 +120,7 @@ def images(first: Sequence[Run], second: Sequence[Run]) -> str:
     p_values = sorted({f"{one.p_value:.2g}" for one in found}, key=float)
     seeds = f", mean of {len(found)} seeds" if len(found) > 1 else ""
     return (
-        f"Image by image ({len(labels):,} test images{seeds}): only the first is right on {only[0]:,.0f}, only the "
-        f"second on {only[1]:,.0f} (McNemar, exact, p = {' to '.join(p_values[:: len(p_values) - 1 or 1])})."
+        f"Would these trained networks differ on other images? Image by image ({len(labels):,} test images{seeds}): "
+        f"only the first is right on {only[0]:,.0f}, only the second on {only[1]:,.0f} (McNemar, exact, "
+        f"p = {' to '.join(p_values[:: len(p_values) - 1 or 1])})."
     )

@@ -16,8 +16,9 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from cnnlab.report import pictures
-from cnnlab.report.statistics import estimate
 from cnnlab.report.sweep import Sweep
+from cnnlab.report.trials import best_of
+from cnnlab.report.units import heading, is_accuracy, mean_of, scale
 from cnnlab.runs.told import in_words
 
 INK = "#010203"  # stands for the colour of the text
@@ -121,14 +122,15 @@ def by_value(sweep: Sweep, axis: str) -> str:
         figure = _figure(5.4, 3.9)
         panel = figure.subplots()
         lines = groups if len(groups) > 1 else sweep.groups
-        found = [(float(group.value(axis)), estimate(list(group.by_seed.values()))) for group in lines]
-        values, means = [value for value, _ in found], [score.mean for _, score in found]
-        spread = [score.half_width if math.isfinite(score.half_width) else 0 for _, score in found]
+        found = [(float(group.value(axis)), mean_of(sweep.measure, list(group.by_seed.values()))) for group in lines]
+        values, means = [value for value, _ in found], np.array([scale(sweep.measure) * made.mean for _, made in found])
+        ends = [(made.low, made.high) if math.isfinite(made.half_width) else (made.mean,) * 2 for _, made in found]
+        spread = np.abs(scale(sweep.measure) * np.array(ends).T - means)
         joined = "o-" if len(groups) > 1 else "o"
         panel.errorbar(values, means, spread, fmt=joined, color=COLORS[0], capsize=3)
         if min(values) > 0 and max(values) >= 10 * min(values):
             panel.set_xscale("log")
-        panel.set(xlabel=axis, ylabel=sweep.name)
+        panel.set(xlabel=axis, ylabel=heading(sweep.measure))
         figures.append(svg(figure, f"{sweep.name} against {axis}"))
     return f'<div class="pair">{"".join(figures)}</div>'
 
@@ -140,7 +142,7 @@ def heat_map(sweep: Sweep) -> str:
     cells = np.full((len(rows), len(columns)), np.nan)
     for group in sweep.groups:
         row, column = rows.index(group.value(first)), columns.index(group.value(second))
-        cells[row, column] = estimate(list(group.by_seed.values())).mean
+        cells[row, column] = scale(sweep.measure) * np.mean(list(group.by_seed.values()))
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = _figure(1.6 + 1.1 * len(columns), 1.2 + 0.55 * len(rows))
         axis = figure.subplots()
@@ -152,9 +154,21 @@ def heat_map(sweep: Sweep) -> str:
         for row, column in np.ndindex(*cells.shape):
             if not math.isnan(cells[row, column]):
                 color = "white" if cells[row, column] < middle else "black"
-                axis.text(column, row, f"{cells[row, column]:.3f}", ha="center", va="center", color=color)
-        figure.colorbar(shown, label=sweep.name)
+                text = f"{cells[row, column]:.{1 if is_accuracy(sweep.measure) else 3}f}"
+                axis.text(column, row, text, ha="center", va="center", color=color)
+        figure.colorbar(shown, label=heading(sweep.measure))
         return svg(figure, f"Mean {sweep.name} over {first} and {second}")
+
+
+def best_of_curve(sweep: Sweep) -> str:
+    """The best that is to be expected, over the number of trials."""
+    nums, means = best_of(sweep)
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(5.4, 3.9)
+        axis = figure.subplots()
+        axis.plot(nums, scale(sweep.measure) * np.array(means), "o-", color=COLORS[0], markersize=3)
+        axis.set(xlabel="trials", ylabel=f"expected best {heading(sweep.measure)}", xscale="log")
+        return svg(figure, f"Expected best {sweep.name} over the number of trials")
 
 
 def confusion(sweep: Sweep) -> str:

@@ -8,16 +8,31 @@ from __future__ import annotations
 import csv
 import hashlib
 import html
+import math
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from cnnlab.report.figures import by_value, confusion, curves, heat_map
+from cnnlab.report.answer import answer, notes, protocol
+from cnnlab.report.figures import best_of_curve, by_value, confusion, curves, heat_map
 from cnnlab.report.sweep import Sweep
-from cnnlab.report.tables import commands, effects_table, facts, outside, per_class_table, ranking_table, runs_table
+from cnnlab.report.tables import (
+    best_of_table,
+    commands,
+    effect_sections,
+    facts,
+    outside,
+    per_class_table,
+    ranking_table,
+    runs_table,
+)
+from cnnlab.report.trials import is_search
 from cnnlab.runs.files import atomic_path, write_text
 from cnnlab.text import csv_cell, printable
+
+MOST_CELLS = 400  # of the heat map
+BEST_OF = "Expected best by the number of trials"
 
 
 def write(sweep: Sweep, folder: Path, latex: bool = False) -> Path:
@@ -62,14 +77,13 @@ footer { color: gray; font-size: .85rem; margin-top: 2rem; }
 
 def page(sweep: Sweep) -> str:
     """The whole report as one HTML document without outside references."""
-    body = [f"<h1>{html.escape(sweep.question())}</h1>", f'<p class="answer">{html.escape(sweep.answer())}</p>']
+    body = [f"<h1>{html.escape(sweep.question())}</h1>"]
+    if text := protocol(sweep):
+        body.append(f"<p><strong>{html.escape(text)}</strong></p>")
+    body.append(f'<p class="answer">{html.escape(answer(sweep))}</p>')
     if sweep.ranking:
         held = ", ".join(f"{name} {value}" for name, value in sweep.held.items())
-        body.append(
-            f"<p>Held: {html.escape(held)}. The {html.escape(sweep.name)} is at the epoch chosen by "
-            f"{html.escape(str(sweep.ranking[0].setting.runs[0].summary['selected_on']))}; intervals are "
-            f"Student's t over seeds.</p>"
-        )
+        body += [f"<p>{html.escape(note)}</p>" for note in (f"Fixed: {held}.", *notes(sweep))]
         if sweep.apart:
             warning = "; ".join(sweep.apart)
             body.append(
@@ -83,18 +97,17 @@ def page(sweep: Sweep) -> str:
             "<p>Solid: held-out images, or test images where none are held out; dashed: training. "
             "Bands span all seeds.</p>",
         ]
-        for axis in sweep.axes:
-            table, numeric = effects_table(sweep, axis), sweep.is_numeric(axis)
-            if len(table) > 1 or numeric:
-                body.append(f"<h2>Effect of {html.escape(axis)}</h2>")
-            if len(table) > 1:
-                body.append(_table(table))
-            if numeric:
-                body.append(f"<figure>{by_value(sweep, axis)}</figure>")
-        if len(sweep.axes) == 2:
-            body += ["<h2>Both together</h2>", f'<figure class="small">{heat_map(sweep)}</figure>']
+        for title, text, table in effect_sections(sweep):
+            body += [f"<h2>{html.escape(title)}</h2>", f"<p>{html.escape(text)}</p>" if text else "", _table(table)]
+        for axis in filter(sweep.is_numeric, sweep.axes):
+            body += [f"<h2>Values of {html.escape(axis)}</h2>", f"<figure>{by_value(sweep, axis)}</figure>"]
+        if len(sweep.axes) == 2 and math.prod(len(sweep.values(axis)) for axis in sweep.axes) <= MOST_CELLS:
+            body += ["<h2>Interaction</h2>", f'<figure class="small">{heat_map(sweep)}</figure>']
+        if is_search(sweep):
+            body += [f"<h2>{BEST_OF}</h2>", _table(best_of_table(sweep))]
+            body.append(f'<figure class="small">{best_of_curve(sweep)}</figure>')
         if sweep.confusion().size:
-            body += ["<h2>Classes, with the best setting</h2>", _table(per_class_table(sweep))]
+            body += ["<h2>Classes on test images, with the chosen setting</h2>", _table(per_class_table(sweep))]
             body += [f'<figure class="small">{confusion(sweep)}</figure>']
     if lines := outside(sweep):
         body += ["<h2>Not in the averages</h2>", "<ul>", *(f"<li>{html.escape(line)}</li>" for line in lines), "</ul>"]
@@ -120,14 +133,15 @@ def _table(rows: list[list[str]], long: bool = False) -> str:
 
 def markdown(sweep: Sweep) -> str:
     """The report as text: what a pull request or a notebook takes."""
-    parts = [f"# {sweep.question()}", sweep.answer()]
+    parts = [f"# {sweep.question()}", *filter(None, [protocol(sweep)]), answer(sweep)]
     if sweep.ranking:
-        parts += ["## Ranking", markdown_table(ranking_table(sweep))]
-        for axis in sweep.axes:
-            if len(table := effects_table(sweep, axis)) > 1:
-                parts += [f"## Effect of {axis}", markdown_table(table)]
+        parts += [*notes(sweep), "## Ranking", markdown_table(ranking_table(sweep))]
+        for title, text, table in effect_sections(sweep):
+            parts += [f"## {title}", *filter(None, [text.strip()]), markdown_table(table)]
+        if is_search(sweep):
+            parts += [f"## {BEST_OF}", markdown_table(best_of_table(sweep))]
         if sweep.confusion().size:
-            parts += ["## Classes, with the best setting", markdown_table(per_class_table(sweep))]
+            parts += ["## Classes on test images, with the chosen setting", markdown_table(per_class_table(sweep))]
     if lines := outside(sweep):
         parts += ["## Not in the averages", "\n".join(f"- {line}" for line in lines)]
     if sweep.ranking:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +15,6 @@ from cnnlab.config.options import leaves
 from cnnlab.config.values import as_typed
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import BrokenFileError, Row
-from cnnlab.runs.told import reported
 
 
 @dataclass
@@ -59,8 +59,8 @@ class Run:
 
     @property
     def measure(self) -> str:
-        """What it is reported by: "test/acc"."""
-        return reported(self.summary)
+        """What it is ranked by: the metric that chose its best epoch, "val/acc"."""
+        return str(self.summary["selected_on"])
 
     @property
     def higher(self) -> bool:
@@ -69,8 +69,21 @@ class Run:
 
     @property
     def score(self) -> float:
-        """The value of what it is reported by, at the best epoch."""
+        """The value of what it is ranked by, at the best epoch."""
         return float(self.summary["metrics"][self.measure])
+
+    @property
+    def tested(self) -> str:
+        """The same metric on test images, "test/acc"; empty if that is what it is ranked by, or was not measured."""
+        name = f"test/{self.measure.partition('/')[2]}"
+        return name if name in self.summary["metrics"] and name != self.measure else ""
+
+    @property
+    def outcome(self) -> str:
+        """What became of it, in a word or two: "done", "diverged", "pruned", "failed", "not finished"."""
+        if kind := {"DivergedError": "diverged", "Pruned": "pruned"}.get(self.summary.get("error", {}).get("type", "")):
+            return kind
+        return str(self.summary["status"]) if self.summary["status"] in ("done", "failed") else "not finished"
 
     @property
     def cannot_be_averaged_over(self) -> tuple[tuple[str, str], ...]:
@@ -130,20 +143,45 @@ def read(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
 
 @dataclass
 class Setting:
-    """Runs that differ in their seed alone."""
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        settings, apart: what they share.
+        runs: those that are done; only they have means.
+        unfinished: those that diverged, failed, were pruned or are not finished.
+    """
 
     settings: dict[str, str]
     apart: tuple[tuple[str, str], ...]
     runs: list[Run]
+    unfinished: list[Run] = field(default_factory=list)
 
     def value(self, name: str) -> str:
         """A setting, or what else sets the runs apart, as text; "-" if the runs have no such knob."""
-        return dict(self.apart).get(name) or self.runs[0].value(name)
+        return dict(self.apart).get(name) or (self.runs or self.unfinished)[0].value(name)
 
     @property
     def by_seed(self) -> dict[int, float]:
-        """The value that is reported, by seed."""
+        """The value that they are ranked by, by seed."""
         return {run.seed: run.score for run in self.runs}
+
+    @property
+    def test_values(self) -> list[float]:
+        """The same metric on test images; empty if not all runs have it besides."""
+        return [run.summary["metrics"][run.tested] for run in self.runs] if all(run.tested for run in self.runs) else []
+
+    @property
+    def diverged(self) -> bool:
+        return any(run.outcome == "diverged" for run in self.unfinished)
+
+    def count(self) -> str:
+        """The number of runs: "3", or "1 of 3, 2 diverged"."""
+        num = len(self.by_seed)
+        if not self.unfinished:
+            return str(num)
+        outcomes = Counter(run.outcome for run in self.unfinished)
+        parts = [f"{num} of {num + len(self.unfinished)}"]
+        return ", ".join(parts + [f"{many} {outcome}" for outcome, many in outcomes.items()])
 
     @property
     def held_out(self) -> str:
@@ -165,14 +203,27 @@ def over_epochs(runs: Sequence[Sequence[Row]], metric: str) -> np.ndarray:
 
 
 def grouped(runs: Sequence[Run]) -> list[Setting]:
-    """Finished runs by everything but the seed: nothing else is ever averaged over."""
+    """Runs by everything but the seed: nothing else is ever averaged over.
+
+    A run that is not done knows less about itself: it goes to the runs with its settings, if there are any.
+    """
     groups: dict[Any, Setting] = {}
     for run in runs:
         if run.done:
-            key = (
-                tuple(sorted(run.settings.items())),
-                run.cannot_be_averaged_over,
-                len(run.summary["data"]["classes"]),
-            )
+            key = (_key(run), run.cannot_be_averaged_over, len(run.summary["data"]["classes"]))
             groups.setdefault(key, Setting(run.settings, run.cannot_be_averaged_over, [])).runs.append(run)
-    return list(groups.values())
+    by_settings: dict[Any, Setting] = {}
+    for (settings, *_), group in groups.items():
+        by_settings.setdefault(settings, group)
+    found = list(groups.values())
+    for run in runs:
+        if not run.done:
+            if _key(run) not in by_settings:
+                by_settings[_key(run)] = Setting(run.settings, run.cannot_be_averaged_over, [])
+                found.append(by_settings[_key(run)])
+            by_settings[_key(run)].unfinished.append(run)
+    return found
+
+
+def _key(run: Run) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(run.settings.items()))

@@ -1,4 +1,4 @@
-"""Means with confidence intervals, paired differences, and tests on predictions. By SciPy; takes no torch.
+"""Means with confidence intervals, the noise of a test set, and tests on predictions. By SciPy; does not import torch.
 
 Intervals are Student's t over independent runs (seeds): they say how well the mean over all seeds is known, not how far
 single runs lie from each other.
@@ -6,10 +6,10 @@ single runs lie from each other.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 CONFIDENCE = 0.95
 
@@ -22,79 +22,77 @@ class Estimate:
         mean: of the values.
         half_width: half of the 95% interval; infinite for a single value.
         num: number of values.
-        std: their standard deviation (n - 1); not a number for a single value.
+        std: their standard deviation (n - 1), or of a difference its standard error; not a number for a single value.
+        bounds: what a mean can be; the interval ends there.
     """
 
     mean: float
     half_width: float
     num: int
     std: float
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def low(self) -> float:
-        return self.mean - self.half_width
+        return max(self.mean - self.half_width, self.bounds[0])
 
     @property
     def high(self) -> float:
-        return self.mean + self.half_width
+        return min(self.mean + self.half_width, self.bounds[1])
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
     """The mean of independent values with its interval by Student's t."""
     num = len(values)
     mean = float(np.mean(values))
     if num < 2:
-        return Estimate(mean, math.inf, num, math.nan)
+        return Estimate(mean, math.inf, num, math.nan, bounds)
     std = float(np.std(values, ddof=1))
-    return Estimate(mean, float(stats.t.ppf((1 + CONFIDENCE) / 2, num - 1)) * std / math.sqrt(num), num, std)
+    critical = float(special.stdtrit(num - 1, (1 + CONFIDENCE) / 2))
+    return Estimate(mean, critical * std / math.sqrt(num), num, std, bounds)
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The mean of first - second, with its interval.
+class ImageNoise:
+    """An accuracy on test images, which are a sample as the seeds are.
 
     Attributes:
-        estimate: mean difference and interval.
-        effect_size: the mean difference over its standard deviation (paired: Cohen's d_z; otherwise Cohen's d with the
-            pooled standard deviation); not a number if it cannot be computed.
-        p_value: of the two-sided t-test that there is no difference; not a number if it cannot be computed.
-        paired: whether the values were compared seed by seed.
+        seeds, images: standard errors of the mean over seeds: other seeds, other images; seeds: not a number for one.
+        both: the mean, and its interval for other seeds on other images.
     """
 
-    estimate: Estimate
-    effect_size: float
-    p_value: float
-    paired: bool
-
-    @property
-    def distinguishable(self) -> bool:
-        """Whether the 95% interval leaves zero out; seeds that differ by the very same amount say nothing of others."""
-        return abs(self.estimate.mean) > self.estimate.half_width > 0
+    seeds: float
+    images: float
+    both: Estimate
 
 
-def difference(first: dict[int, float], second: dict[int, float]) -> Difference:
-    """Compare values by seed: paired over the seeds that both have if there are two or more, otherwise by Welch's test.
+def seeds_and_images(right: np.ndarray) -> ImageNoise:
+    """What a bootstrap over seeds and over images comes to, in closed form, without its bias for few seeds.
 
-    first, second: {seed: value}.
+    right: (seeds, images), whether an image was classified correctly; the same images for all seeds.
     """
-    common = sorted(first.keys() & second.keys())
-    if len(common) >= 2:
-        changes = [first[seed] - second[seed] for seed in common]
-        made = estimate(changes)
-        if made.std < 1e-12:  # the same for every seed, up to rounding
-            made = replace(made, half_width=0.0)
-            return Difference(made, round(made.mean, 12) * math.inf, math.nan, paired=True)
-        p_value = float(stats.ttest_1samp(changes, 0).pvalue)
-        return Difference(made, made.mean / made.std, p_value, paired=True)
-    a, b = list(first.values()), list(second.values())
-    mean = float(np.mean(a) - np.mean(b))
-    if min(len(a), len(b)) < 2:
-        return Difference(Estimate(mean, math.inf, min(len(a), len(b)), math.nan), math.nan, math.nan, paired=False)
-    test = stats.ttest_ind(a, b, equal_var=False)
-    interval = test.confidence_interval(CONFIDENCE)
-    pooled = math.sqrt((np.var(a, ddof=1) * (len(a) - 1) + np.var(b, ddof=1) * (len(b) - 1)) / (len(a) + len(b) - 2))
-    made = Estimate(mean, float(interval.high - interval.low) / 2, min(len(a), len(b)), pooled)
-    return Difference(made, mean / pooled if pooled else math.nan, float(test.pvalue), paired=False)
+    num, num_images = right.shape
+    over_seeds = float(right.mean(1).var(ddof=1)) / num if num > 1 else math.nan
+    over_images = float(right.mean(0).var(ddof=1)) / num_images
+    variance, spread = over_images, over_images**2 / (num_images - 1)
+    if num > 1:
+        variance, spread = variance + over_seeds, spread + over_seeds**2 / (num - 1)
+    df = variance**2 / spread if spread else math.inf  # Satterthwaite's
+    half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * math.sqrt(variance)
+    both = Estimate(float(right.mean()), half_width, num, math.sqrt(variance), (0.0, 1.0))
+    return ImageNoise(math.sqrt(over_seeds), math.sqrt(over_images), both)
+
+
+def expected_best(values: Sequence[float], nums: Sequence[int]) -> list[float]:
+    """The expected largest of k values drawn without replacement, for every k in nums (J. Dodge et al., 2019)."""
+    ordered, num = np.sort(values), len(values)
+    places = np.arange(1, num + 1)
+    means = []
+    for k in nums:  # C(place - 1, k - 1) / C(num, k): the chance that a value is the largest of k
+        logs = [special.gammaln(part) for part in (places, num + 1, np.maximum(places - k + 1, 1))]
+        chance = np.exp(logs[0] - logs[2] - logs[1] + special.gammaln(num - k + 1)) * k
+        means.append(float(ordered @ np.where(places >= k, chance, 0)))
+    return means
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""What a set of runs says: the question that was asked, the answer with its uncertainty, and the tables behind it."""
+"""A set of runs: the question that was asked, the settings in their ranking, and what can be told apart."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from cnnlab.report.contrasts import Difference, Family
 from cnnlab.report.runs import Run, Setting, grouped, varied
-from cnnlab.report.statistics import Difference, Estimate, difference, estimate
+from cnnlab.report.statistics import Estimate
+from cnnlab.report.units import bounds_of_difference, mean_of
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import BrokenFileError
 from cnnlab.runs.told import in_words
@@ -26,13 +28,20 @@ class Place:
 
     Attributes:
         setting: the runs.
-        score: the value that is reported, at the best epoch, over seeds.
-        to_best: difference to the first place; None for the first itself.
+        score: the value that they are ranked by, at the best epoch, over seeds.
+        test: the same metric on test images; None if that is what they are ranked by, or was not measured.
+        behind: by how much the first place is better; None for the first itself.
     """
 
     setting: Setting
     score: Estimate
-    to_best: Difference | None
+    test: Estimate | None
+    behind: Difference | None
+
+    @property
+    def may_be_best(self) -> bool:
+        """Whether it is not told to be worse than the first place, which itself may always be the best."""
+        return self.behind is None or not (self.behind.distinguishable and self.behind.estimate.mean > 0)
 
     def seconds(self) -> float:
         """Mean training time of a run."""
@@ -44,42 +53,36 @@ class Place:
         return str(epochs[0]) if epochs[0] == epochs[-1] else f"{epochs[0]} to {epochs[-1]}"
 
 
-@dataclass
-class Effect:
-    """What one value of a varied setting does, over all combinations of the others that every value was tried with.
-
-    Attributes:
-        value: as text.
-        score: the mean over these combinations, by seed.
-        to_first: difference to the first value; None for the first itself.
-    """
-
-    value: str
-    score: Estimate
-    to_first: Difference | None
-
-
 class Sweep:
-    """Runs, ranked and compared.
+    """Runs, ranked and compared by the metric that chose their best epochs: nothing is chosen on test images.
+
+    A setting of which runs diverged is ranked after all settings of which none did: its mean is over the survivors.
 
     Args:
         runs: in any state; only finished ones are averaged, and only over seeds.
         left_out: what could not be read, with the reason.
+
+    Attributes:
+        groups: settings with a finished run; `empty`: those without one.
+        measure, higher: what settings are ranked by, "val/acc", and whether larger is better.
+        axes: what is varied.
     """
 
     def __init__(self, runs: Sequence[Run], left_out: Sequence[tuple[Path, str]] = ()):
         self.runs, self.left_out = list(runs), list(left_out)
-        found = grouped(runs)
+        everything = grouped(runs)
+        self.empty = [group for group in everything if not group.runs]
+        found = [group for group in everything if group.runs]
         first = found[0].runs[0] if found else None
-        self.measure, self.higher = (first.measure, first.higher) if first else ("test/acc", True)
+        self.measure, self.higher = (first.measure, first.higher) if first else ("val/acc", True)
         self.groups = [group for group in found if group.runs[0].measure == self.measure]
         self.left_out += [
-            (run.path, f"it is reported by {run.measure}, and others by {self.measure}")
+            (run.path, f"it is selected by {run.measure}, and others by {self.measure}")
             for group in found
             if group not in self.groups
             for run in group.runs
         ]
-        self.axes = varied([group.runs[0] for group in self.groups])
+        self.axes = varied([(group.runs or group.unfinished)[0] for group in self.groups + self.empty])
         alike: dict[Any, list[Setting]] = {}
         for group in self.groups:
             alike.setdefault(tuple(sorted(group.settings.items())), []).append(group)
@@ -97,29 +100,47 @@ class Sweep:
     @cached_property
     def ranking(self) -> list[Place]:
         """Best mean first."""
-        sign = -1 if self.higher else 1
-        ordered = sorted(self.groups, key=lambda group: sign * estimate(list(group.by_seed.values())).mean)
+        scores = [mean_of(self.measure, list(group.by_seed.values())) for group in self.groups]
+        order = sorted(
+            range(len(scores)), key=lambda at: (self.groups[at].diverged, (-1) ** self.higher * scores[at].mean)
+        )
         return [
             Place(
-                group,
-                estimate(list(group.by_seed.values())),
-                self.lead(ordered[0], group) if place else None,
+                self.groups[at],
+                scores[at],
+                mean_of(self.tested, self.groups[at].test_values) if self.groups[at].test_values else None,
+                self.better({order[0]: 1.0, at: -1.0}) if place else None,
             )
-            for place, group in enumerate(ordered)
+            for place, at in enumerate(order)
         ]
 
-    def lead(self, first: Setting, second: Setting) -> Difference:
-        """By how much the first is better."""
-        pair = (first, second) if self.higher else (second, first)
-        return difference(pair[0].by_seed, pair[1].by_seed)
+    @cached_property
+    def family(self) -> Family:
+        """All comparisons of the report: of every two settings, and of every value of an axis with its default."""
+        samples = [group.by_seed for group in self.groups]
+        several = sum(len(sample) > 1 for sample in samples)
+        effects = sum(len(self.values(axis)) - 1 for axis in self.axes) if len(self.axes) > 1 else 0
+        return Family(samples, several * (several - 1) // 2 + effects, bounds_of_difference(self.measure))
+
+    def better(self, weights: Mapping[int, float], family: Family | None = None) -> Difference:
+        """A contrast of settings by their place in `groups`, positive where it is an improvement."""
+        sign = 1.0 if self.higher else -1.0
+        return (family or self.family).contrast({place: sign * weight for place, weight in weights.items()})
 
     @property
     def name(self) -> str:
-        """What is reported, in words: "test accuracy"."""
+        """What settings are ranked by, in words: "validation accuracy"."""
         return in_words(self.measure)
 
-    def amount(self, value: float, half_width: float | None = None) -> str:
-        return amount(self.measure, value, half_width)
+    @property
+    def tested(self) -> str:
+        """The same metric on test images."""
+        return f"test/{self.measure.partition('/')[2]}"
+
+    @property
+    def by_test(self) -> bool:
+        """Whether nothing was held out, so that test images choose."""
+        return self.measure.startswith("test/")
 
     @cached_property
     def apart(self) -> list[str]:
@@ -146,7 +167,7 @@ class Sweep:
 
     def values(self, axis: str) -> list[str]:
         """The values of an axis, numbers by size."""
-        found = {group.value(axis) for group in self.groups}
+        found = {group.value(axis) for group in self.groups + self.empty}
         return sorted(found, key=lambda value: (not _is_number(value), float(value) if _is_number(value) else 0, value))
 
     def is_numeric(self, axis: str) -> bool:
@@ -171,68 +192,6 @@ class Sweep:
     def superlative(self) -> str:
         return "highest" if self.higher else "lowest"
 
-    def answer(self) -> str:
-        """The best setting and how sure that is, in one or two sentences."""
-        if not self.ranking:
-            return "No run has finished: there is no answer yet."
-        best = self.ranking[0]
-        found = f"{self.label(best.setting)} has the {self.superlative}: {with_interval(best.score)}"
-        if len(self.ranking) == 1:
-            return f"{found[0].upper()}{found[1:]}."
-        second = self.ranking[1]
-        assert second.to_best is not None
-        gap = second.to_best
-        name = self.label(second.setting)
-        if min(best.score.num, second.score.num) < 2:
-            return (
-                f"{found}. Next is {name}, {self.amount(gap.estimate.mean)} behind; with one run of a setting it "
-                f"cannot be said whether another seed would turn this round: add 'seed=range(3)'."
-            )
-        if gap.paired and best.setting.by_seed.keys() != second.setting.by_seed.keys():
-            shared = self.amount(gap.estimate.mean, gap.estimate.half_width)
-            return (
-                f"{found}, but it has other seeds than {name}, the next; over those that they share the difference is "
-                f"{shared}. Give both the same seeds."
-            )
-        how = "seed by seed" if gap.paired else "over seeds"
-        amount = f"{self.amount(gap.estimate.mean, gap.estimate.half_width)} {how}"
-        if gap.distinguishable:
-            return f"{found}. It leads {name}, the next, by {amount}."
-        ties = [
-            self.label(place.setting)
-            for place in self.ranking[1:]
-            if place.to_best and not place.to_best.distinguishable
-        ]
-        return f"{found}, but it cannot be told from noise apart from {'; '.join(ties)} (to the next: {amount})."
-
-    def effects(self, axis: str) -> list[Effect]:
-        """The marginal effect of every value of an axis; empty if no combination of the others has them all."""
-        others = [name for name in self.axes if name != axis]
-        cells: dict[tuple[str, ...], dict[str, Setting]] = {}
-        for group in self.groups:
-            context = tuple(group.value(name) for name in others)
-            cells.setdefault(context, {})[group.value(axis)] = group
-        values = self.values(axis)
-        complete = [cell for cell in cells.values() if len(cell) == len(values)]
-        if not complete:
-            return []
-        seeds = set.intersection(*(set(group.by_seed) for cell in complete for group in cell.values()))
-        if not seeds:
-            return []
-        means = {
-            value: {seed: sum(cell[value].by_seed[seed] for cell in complete) / len(complete) for seed in seeds}
-            for value in values
-        }
-        first = means[values[0]]
-        return [
-            Effect(
-                value,
-                estimate(list(means[value].values())),
-                difference(means[value], first) if place else None,
-            )
-            for place, value in enumerate(values)
-        ]
-
     def confusion(self) -> np.ndarray:
         """Of the best setting, summed over its seeds: (K, K), rows are true classes; (0, 0) without predictions."""
         counts = []
@@ -240,20 +199,6 @@ class Sweep:
             with suppress(FileNotFoundError, BrokenFileError):
                 counts.append(RunDirectory(run.path).confusion(len(run.summary["data"]["classes"])))
         return np.sum(counts, axis=0) if counts else np.zeros((0, 0), dtype=np.int64)
-
-
-def amount(measure: str, value: float, half_width: float | None = None) -> str:
-    """A difference as text: of accuracies in points."""
-    factor, digits, unit = (100, ".2f", " points") if measure.endswith("/acc") else (1, ".4f", "")
-    spread = "" if half_width is None else f" ± {factor * half_width:{digits}}"
-    return f"{factor * value:{digits}}{spread}{unit}"
-
-
-def with_interval(value: Estimate) -> str:
-    """A mean as text: "0.8123 ± 0.0045 (n = 3)"."""
-    return (
-        f"{value.mean:.4f} ± {value.half_width:.4f} (n = {value.num})" if value.num > 1 else f"{value.mean:.4f} (n = 1)"
-    )
 
 
 def _listed(values: Sequence[str]) -> str:

@@ -31,15 +31,15 @@ def print_table(directories: Sequence[Path]) -> bool:
     table = Table(title=f"{len(done)} of {len(directories)} runs done, best {in_words_of(done)} first")
     for name in columns:
         table.add_column(name)
-    for name in (done[0].measure.replace("/", " ") if done else "", "selected by", "best epoch", "seconds", "images/s"):
+    for name in ("selected by", "on test images", "best epoch", "seconds", "images/s"):
         table.add_column(name, justify="right")
     table.add_column("run", overflow="fold")
     for run in done:
         summary = run.summary
         table.add_row(
             *(run.value(name) for name in columns),
-            f"{run.score:.4f}",
-            f"{summary['selected_on']} {summary['metrics'][summary['selected_on']]:.4f}",
+            f"{run.measure} {run.score:.4f}",
+            f"{run.tested} {summary['metrics'][run.tested]:.4f}" if run.tested else "",
             str(summary["best_epoch"]),
             f"{summary['train_seconds']:.0f}",
             f"{summary['images_per_second']:,.0f}",
@@ -67,18 +67,24 @@ def in_words_of(runs: Sequence[Run]) -> str:
 def print_list(folder: Path, by: str | None, num: int) -> None:
     """Print the runs below a folder, newest first, or best first by a metric.
 
+    by: the metric; empty for the one that each run was selected by; None for newest first.
+
     Raises: UserError if there are none, or none with that metric.
     """
     runs, left_out = read(find([folder]))
     if not runs:
         raise nothing_in(folder, left_out)
     changed = {run.path: (run.path / "summary.json").stat().st_mtime for run in runs}
-    if by:
+    if by == "":
+        runs = [run for run in runs if run.done]
+        runs.sort(key=lambda run: (run.measure, (-1) ** run.higher * run.score))
+    elif by:
         names = sorted({name for run in runs for name in run.summary.get("metrics", {})})
         if by not in names:
-            raise UserError(f"--by {by}: no run has measured that. Type one of {', '.join(names) or 'none so far'}.")
+            raise UserError(f"--by {by}: no run has measured that. Use one of {', '.join(names) or 'none so far'}.")
         runs = [run for run in runs if by in run.summary.get("metrics", {})]
-        runs.sort(key=lambda run: run.summary["metrics"][by], reverse=not by.endswith("loss"))
+        higher = next((run.higher for run in runs if run.measure == by), not by.endswith("loss"))
+        runs.sort(key=lambda run: run.summary["metrics"][by], reverse=higher)
     else:
         runs.sort(key=lambda run: -changed[run.path])
     shown = runs[:num]
@@ -92,7 +98,7 @@ def print_list(folder: Path, by: str | None, num: int) -> None:
         selected = run.summary.get("selected_on", "")
         found = [row[selected] for row in run.rows if selected in row]
         held_out = (max if run.higher else min)(found) if found else None
-        cells = [held_out, run.score if run.done else None, *([metrics[by]] if by else [])]
+        cells = [held_out, metrics.get(run.tested) if run.done else None, *([metrics[by]] if by else [])]
         table.add_row(
             str(run.path.relative_to(folder)) if run.path != folder else run.path.name,
             state(run),

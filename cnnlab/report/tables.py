@@ -5,40 +5,95 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from collections.abc import Iterator
 
-from cnnlab.report.sweep import Sweep, with_interval
+from cnnlab.report.contrasts import Difference, Family
+from cnnlab.report.effects import effects, reference, shares
+from cnnlab.report.sweep import Place, Sweep
+from cnnlab.report.trials import best_of
+from cnnlab.report.units import heading, interval, number
 
+MOST_COMBINATIONS = 4  # named in a row
+MOST_TRIALS = 10  # rows of the expected best
 MOST_CLASSES = 40  # in a table
 
 
 def ranking_table(sweep: Sweep) -> list[list[str]]:
-    """Head and rows: the settings, best first."""
-    head = [*sweep.axes, sweep.name, "95% interval", "n", "behind the best", "best epoch", "seconds"]
-    rows = [head]
+    """Head and rows: the settings, best first, and then those without a finished run."""
+    measure, has_test = sweep.measure, any(place.test for place in sweep.ranking)
+    head = [*sweep.axes, heading(measure), "95% interval", "n", "behind the best", "verdict"]
+    rows = [[*head, *([heading(sweep.tested)] if has_test else []), "best epoch", "seconds"]]
     for place in sweep.ranking:
-        score = place.score
-        interval = f"{score.low:.4f} to {score.high:.4f}" if score.num > 1 else "one run"
-        behind = ""
-        if place.to_best:
-            gap = place.to_best.estimate
-            behind = f"{gap.mean:.4f}" + (f" ± {gap.half_width:.4f}" if math.isfinite(gap.half_width) else "")
-            behind += "" if place.to_best.distinguishable or score.num < 2 else " (not told apart)"
+        behind = "" if place.behind is None else _change(measure, place.behind, "")
         values = [place.setting.value(axis) for axis in sweep.axes]
-        last = (str(score.num), behind, place.best_epochs(), f"{place.seconds():.0f}")
-        rows.append([*values, f"{score.mean:.4f}", interval, *last])
+        found = [number(measure, place.score.mean), interval(measure, place.score) or "one run", place.setting.count()]
+        test = [number(sweep.tested, place.test.mean) if place.test else ""] if has_test else []
+        rows.append([*values, *found, behind, _verdict(place), *test, place.best_epochs(), f"{place.seconds():.0f}"])
+    for group in sweep.empty:
+        values = [group.value(axis) for axis in sweep.axes]
+        rows.append([*values, "", "", group.count(), *[""] * (len(rows[0]) - len(values) - 3)])
     return rows
 
 
-def effects_table(sweep: Sweep, axis: str) -> list[list[str]]:
-    rows = [[axis, f"mean {sweep.name}", "difference to the first", "p"]]
-    for effect in sweep.effects(axis):
+def _verdict(place: Place) -> str:
+    if place.behind is None:
+        return "first"
+    if not place.may_be_best:
+        return "worse"
+    return "may be the best" if math.isfinite(place.behind.estimate.half_width) else "not known"
+
+
+def _change(measure: str, change: Difference, sign: str = "+") -> str:
+    """A difference with its interval: "1.20 (0.80 to 1.60)"."""
+    inside = f" ({interval(measure, change.estimate)})" if math.isfinite(change.estimate.half_width) else ""
+    return number(measure, change.estimate.mean, sign) + inside
+
+
+def effects_table(sweep: Sweep, axis: str, family: Family | None = None) -> list[list[str]]:
+    """Head and rows: the values of an axis, and what each improves over the default, or over the first."""
+    crossed = len(sweep.axes) > 1
+    head = [axis, f"mean {heading(sweep.measure)}", f"better than {reference(sweep, axis)} by", "p, corrected"]
+    rows = [head + ["over"] * crossed]
+    for effect in effects(sweep, axis, family):
         change, p_value = "", ""
-        if effect.to_first:
-            gap = effect.to_first.estimate
-            change = f"{gap.mean:+.4f}" + (f" ± {gap.half_width:.4f}" if math.isfinite(gap.half_width) else "")
-            p_value = f"{effect.to_first.p_value:.2g}" if math.isfinite(effect.to_first.p_value) else "-"
-        rows.append([effect.value, with_interval(effect.score), change, p_value])
+        if effect.change:
+            change = _change(sweep.measure, effect.change)
+            p_value = f"{effect.change.p_value:.2g}" if math.isfinite(effect.change.p_value) else ""
+        over = "; ".join(effect.combinations[:MOST_COMBINATIONS]) or "none in common"
+        if len(effect.combinations) > MOST_COMBINATIONS:
+            over = f"{len(effect.combinations)} combinations"
+        mean = number(sweep.measure, effect.mean) if effect.combinations else ""
+        rows.append([effect.value, mean, change, p_value] + [over] * crossed)
     return rows
+
+
+def effect_sections(sweep: Sweep) -> Iterator[tuple[str, str, list[list[str]]]]:
+    """Title, text and table: shares of the variance on a grid, and the effect of every axis where it is an answer."""
+    found, family, text = shares(sweep), None, ""
+    if found:
+        rows = [[name, f"{share:.1%}"] for name, share in found.parts.items()]
+        said = f"The test that there is no interaction: p = {found.p_value:.2g}." if found.p_value >= 0 else ""
+        if found.interact:
+            said += (
+                " The effect of an axis depends on the others, so mean effects are no answer: compare the rows above."
+            )
+        yield "Shares of the variance", said, [["source", "share"], *rows]
+        if found.interact:
+            return
+        if found.noise:
+            claims = sum(len(sweep.values(axis)) - 1 for axis in sweep.axes)
+            family = Family([group.by_seed for group in sweep.groups], claims, sweep.family.bounds, found.noise)
+            text = "Each combination has one run. The intervals take what is left beside mean effects for noise."
+    for axis in sweep.axes:
+        if sum(bool(effect.combinations) for effect in effects(sweep, axis)) > 1:
+            yield f"Effect of {axis}", text, effects_table(sweep, axis, family)
+
+
+def best_of_table(sweep: Sweep) -> list[list[str]]:
+    """Head and rows: the best that is to be expected of fewer trials."""
+    found = list(zip(*best_of(sweep), strict=True))
+    rows = [[str(num), number(sweep.measure, mean)] for num, mean in found[:: max(len(found) // MOST_TRIALS, 1)]]
+    return [["trials", f"expected best {heading(sweep.measure)}"], *rows]
 
 
 def runs_table(sweep: Sweep) -> list[list[str]]:
@@ -73,8 +128,8 @@ def per_class_table(sweep: Sweep) -> list[list[str]]:
         taken = f"{classes[other]} ({count / max(sum(counts), 1):.1%})" if count else "-"
         rows.append((counts[true] / max(sum(counts), 1), classes[true], taken))
     return [
-        ["class", "accuracy", "most often confused with"],
-        *([name, f"{acc:.4f}", taken] for acc, name, taken in sorted(rows)[:MOST_CLASSES]),
+        ["class", "accuracy (%)", "most often confused with"],
+        *([name, f"{100 * acc:.2f}", taken] for acc, name, taken in sorted(rows)[:MOST_CLASSES]),
     ]
 
 

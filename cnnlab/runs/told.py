@@ -22,8 +22,8 @@ def reported(summary: Mapping[str, Any]) -> str:
 
 
 def in_words(metric: str) -> str:
-    """The name of a metric: "test/acc" -> "test accuracy"."""
-    return re.sub(r"\bacc$", "accuracy", metric.replace("/", " "))
+    """The name of a metric: "val/acc" -> "validation accuracy"."""
+    return re.sub(r"\bacc$", "accuracy", re.sub("^val/", "validation/", metric).replace("/", " "))
 
 
 def recall(path: Path, summary: dict[str, Any], code: str, data: str) -> str:

@@ -244,6 +244,7 @@ def export(arguments: argparse.Namespace) -> None:
 def report(arguments: argparse.Namespace) -> None:
     """Write the report of runs: which setting is best, and how sure that is."""
     from cnnlab.report import page
+    from cnnlab.report.answer import answer
     from cnnlab.report.runs import find, read
     from cnnlab.report.sweep import Sweep
 
@@ -255,7 +256,7 @@ def report(arguments: argparse.Namespace) -> None:
     sweep = Sweep(*read(paths))
     for path, reason in sweep.left_out:
         say(f"{path}: left out: {reason}")
-    say(sweep.answer())
+    say(answer(sweep))
     say(page.write(sweep, arguments.out or page.default_folder(paths), latex=arguments.latex))
 
 

@@ -1,0 +1,292 @@
+"""The answers of reports: cases whose right answer is known."""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from scipy import stats
+from test_report import make_run, sweep_of
+
+from cnnlab.launch.search import Search
+from cnnlab.report import compare, page, tables
+from cnnlab.report.answer import answer, image_noise, notes, seeds_needed
+from cnnlab.report.contrasts import seeds_to_tell
+from cnnlab.report.effects import effects, shares
+from cnnlab.report.runs import find, grouped
+from cnnlab.report.sweep import Sweep
+from cnnlab.report.table import print_table
+from cnnlab.report.trials import best_of, is_search
+from cnnlab.runs.directory import RunDirectory
+
+DIVERGED = {"status": "failed", "error": {"type": "DivergedError", "message": "train/loss is nan"}, "metrics": {}}
+
+
+def settings(folder: Path, *values: list[float], **more) -> Sweep:
+    """Settings optim=a, b, ... of these held-out accuracies, by seed."""
+    for place, of_setting in enumerate(values):
+        for seed, value in enumerate(of_setting):
+            make_run(folder, seed, value, {"optim": "abcdefgh"[place]}, **more)
+    return sweep_of(folder)
+
+
+def verdicts(sweep: Sweep) -> dict[str, str]:
+    """{setting: verdict} of the ranking."""
+    head, *rows = tables.ranking_table(sweep)
+    return {row[0]: row[head.index("verdict")] for row in rows}
+
+
+def test_nothing_is_chosen_on_test_images(tmp_path):
+    values = {"a": ((0.800, 0.790, 0.795), (0.780, 0.795, 0.779)), "b": ((0.780, 0.785, 0.790), (0.790, 0.790, 0.795))}
+    for optim, pairs in values.items():
+        for seed, (held_out, test) in enumerate(zip(*pairs, strict=True)):
+            make_run(tmp_path, seed, held_out, {"optim": optim}, test=test)
+    sweep = sweep_of(tmp_path)
+    assert [place.setting.value("optim") for place in sweep.ranking] == ["a", "b"]
+    said = answer(sweep)
+    assert said.startswith("optim=a has the highest validation accuracy: 79.50% (")
+    assert "its test accuracy is 78.47% (" in said
+    assert "79.17" not in said  # the test accuracy of the other setting, which is in its row
+    head, first, second = tables.ranking_table(sweep)
+    assert [row[head.index("test accuracy (%)")] for row in (first, second)] == ["78.47", "79.17"]
+    assert any("is optimistic" in note for note in notes(sweep))
+    found = {effect.value: effect.mean for effect in effects(sweep, "optim")}
+    assert found == pytest.approx({"a": 0.795, "b": 0.785})
+    [line, difference, _] = compare.compare(*grouped(sweep.runs))
+    assert "test accuracy 78.47%" in line
+    assert "+1.00 points" in difference
+
+
+@pytest.mark.parametrize(("mode", "first"), [("min", "a"), ("max", "b")])
+def test_the_metric_and_its_direction_are_those_of_the_runs(tmp_path, mode, first):
+    for optim, loss in (("a", 0.4), ("b", 0.9)):
+        for seed in (0, 1, 2):
+            metrics = {"val/loss": loss + 0.01 * seed, "test/loss": 1 - loss, "val/acc": 0.5, "test/acc": 0.5}
+            make_run(tmp_path, seed, 0.5, {"optim": optim}, selected_on="val/loss", select_mode=mode, metrics=metrics)
+    sweep = sweep_of(tmp_path)
+    assert sweep.ranking[0].setting.value("optim") == first
+    superlative = "lowest" if mode == "min" else "highest"
+    assert f"optim={first} has the {superlative} validation loss: 0.{4 if first == 'a' else 9}100 (" in answer(sweep)
+    assert "It is better than the other setting" in answer(sweep)
+
+
+def test_runs_in_which_nothing_is_held_out_say_so_in_the_second_line(tmp_path):
+    sweep = settings(tmp_path, [0.80, 0.81], [0.70, 0.71], selected_on="test/acc")
+    lines = [line for line in page.markdown(sweep).splitlines() if line]
+    assert lines[1].startswith("Nothing was held out: settings and epochs are chosen by test accuracy")
+    text = page.page(sweep)
+    assert text.index("Nothing was held out") < text.index('class="answer"')
+    assert "its test accuracy" not in answer(sweep)
+    assert "Nothing was held out" not in page.markdown(settings(tmp_path / "held", [0.8, 0.7]))
+
+
+def test_runs_that_failed_are_part_of_the_answer(tmp_path):
+    settings(tmp_path, [0.90], [0.80, 0.81, 0.79], [0.70, 0.71, 0.69])
+    for seed in (1, 2):
+        make_run(tmp_path, seed, 0.0, {"optim": "a"}, **DIVERGED)
+    for seed in (0, 1):
+        make_run(tmp_path, seed, 0.0, {"optim": "d"}, **DIVERGED)
+    make_run(tmp_path, 3, 0.0, {"optim": "b"}, status="interrupted", metrics={})
+    sweep = sweep_of(tmp_path)
+    head, *rows = tables.ranking_table(sweep)
+    assert [(row[0], row[head.index("n")]) for row in rows] == [
+        ("b", "3 of 4, 1 not finished"),
+        ("c", "3"),
+        ("a", "1 of 3, 2 diverged"),  # after those of which none diverged
+        ("d", "0 of 2, 2 diverged"),
+    ]
+    assert sweep.question().startswith("Which optim (a, b, c, d) gives")
+    said = answer(sweep)
+    assert "n = 3 of 4, 1 not finished" in said
+    assert "optim=a (n = 1 of 3, 2 diverged), which may be as good" in said
+    assert "Without a finished run: optim=d (0 of 2, 2 diverged)." in said
+    assert "range(3)" not in said
+    assert any("diverged come after" in note for note in notes(sweep))
+
+
+def test_a_setting_that_diverges_is_not_first_and_not_called_worse_for_it(tmp_path):
+    settings(tmp_path, [0.90, 0.91], [0.80, 0.81, 0.79], [0.50, 0.51, 0.49])
+    make_run(tmp_path, 2, 0.0, {"optim": "a"}, **DIVERGED)
+    sweep = sweep_of(tmp_path)
+    assert verdicts(sweep) == {"b": "first", "c": "worse", "a": "may be the best"}
+    assert "optim=a is 10.50 points ahead in the runs that did not diverge" in answer(sweep)
+    assert "The other setting is worse." in answer(sweep)
+
+
+def test_an_effect_names_the_combinations_that_it_covers(tmp_path):
+    """Of two by three combinations one is missing, and one has lost a seed."""
+    for seed, noise in enumerate((0.0, 0.01, -0.01)):
+        for optim, gain in (("sgd", 0.0), ("adam", 0.1)):
+            for aug, loss in (("none", 0.0), ("cutmix", 0.05), ("mixup", 0.2)):
+                if (optim, aug) != ("adam", "mixup") and (seed, optim, aug) != (2, "adam", "cutmix"):
+                    make_run(tmp_path, seed, 0.6 + gain - loss + noise, {"optim": optim, "aug": aug})
+    sweep = sweep_of(tmp_path)
+    found = {effect.value: effect for effect in effects(sweep, "optim")}
+    assert found["adam"].combinations == ["aug=cutmix", "aug=none"]
+    assert found["adam"].change.estimate.mean == pytest.approx(0.1025)  # of all seeds that there are
+    assert math.isfinite(found["adam"].change.p_value)
+    over = {effect.value: effect.combinations for effect in effects(sweep, "aug")}
+    assert over["mixup"] == ["optim=sgd"]
+    assert len(tables.effects_table(sweep, "aug")) == 4
+    assert shares(sweep) is None
+
+
+def test_a_single_run_in_one_combination_does_not_take_the_interval_of_an_effect(tmp_path):
+    for seed, noise in enumerate((0.0, 0.01, -0.01)):
+        for optim, gain in (("sgd", 0.0), ("adam", 0.1)):
+            for aug in ("none", "cutmix"):
+                if seed == 0 or (optim, aug) != ("adam", "cutmix"):
+                    make_run(tmp_path, seed, 0.6 + gain + noise, {"optim": optim, "aug": aug})
+    [effect] = [effect for effect in effects(sweep_of(tmp_path), "optim") if effect.value == "adam"]
+    assert effect.combinations == ["aug=none"]
+    assert math.isfinite(effect.change.p_value)
+
+
+def test_no_lead_is_claimed_over_a_setting_that_is_not_told_apart(tmp_path):
+    sweep = settings(tmp_path, [0.800, 0.801, 0.802], [0.790, 0.791, 0.792], [0.60, 0.80, 0.85])
+    assert verdicts(sweep) == {"a": "first", "b": "worse", "c": "may be the best"}
+    said = answer(sweep)
+    assert "It cannot be told apart from optim=c, which may be as good" in said
+    assert "The other setting is worse." in said
+    assert "better than" not in said
+    alone = settings(tmp_path / "single", [0.801], [0.791], [0.60, 0.80, 0.85])
+    assert set(verdicts(alone).values()) == {"first", "not known"}
+    assert "better" not in answer(alone)
+
+
+def test_advice_on_seeds_is_their_number(tmp_path):
+    spread = 0.0087 / np.std([0.0, 1.0, 2.0], ddof=1)
+    made = settings(tmp_path / "several", *([0.8 + gap + spread * seed for seed in range(3)] for gap in (0, 0.001)))
+    assert "telling 1 point apart takes 13 seeds of each setting, 2 points 5." in answer(made)
+    data = {"classes": ["a", "b"], "fingerprint": "f" * 64, "num_train": 9, "num_held_out": 5000}
+    single = settings(tmp_path / "single", [0.80], [0.79], data=data)
+    number = seeds_to_tell(0.01, math.sqrt(0.8 * 0.2 / 5000))
+    assert f"telling 1 point apart takes at least {number} seeds" in answer(single)
+    assert "Several seeds of each setting would show" in seeds_needed(settings(tmp_path / "unknown", [0.8], [0.7]))
+
+
+def test_intervals_of_accuracies_stay_within_0_and_100(tmp_path):
+    sweep = settings(tmp_path, [0.6, 1.0], [0.1, 0.9])
+    text = page.markdown(sweep)
+    numbers = [float(number) for pair in re.findall(r"(-?\d+\.\d\d) to (-?\d+\.\d\d)", text) for number in pair]
+    assert max(numbers) == 100
+    assert min(numbers) >= -100
+    assert sweep.ranking[0].score.high == 1
+
+
+def test_the_table_of_a_sweep_is_in_the_order_of_the_page(tmp_path, capsys):
+    for optim, held_out in (("a", 0.7), ("b", 0.9), ("c", 0.8)):
+        make_run(tmp_path, 0, held_out, {"optim": optim}, test=1 - held_out)
+    assert print_table(list(find([tmp_path])))
+    order = [place.setting.value("optim") for place in sweep_of(tmp_path).ranking]
+    assert order == ["b", "c", "a"]
+    shown = capsys.readouterr().out
+    places = [shown.index(f"val/acc 0.{tenths}000") for tenths in (9, 8, 7)]
+    assert places == sorted(places)
+
+
+def test_the_page_says_how_much_the_test_images_leave_open(tmp_path):
+    for seed in range(3):
+        run = make_run(tmp_path, seed, 0.5 + 0.001 * seed)
+        right = np.arange(10000) % 2
+        RunDirectory(run).write_predictions(np.ones(10000, dtype=np.uint8), right.astype(np.uint8), np.ones(10000))
+    sweep = sweep_of(tmp_path)
+    assert image_noise(sweep).images == pytest.approx(0.005, rel=1e-3)
+    assert "other test images by 0.50 points" in " ".join(notes(sweep))
+
+
+def test_a_t_test_and_mcnemars_say_what_they_ask(tmp_path):
+    sweep = settings(tmp_path, [0.80, 0.81, 0.82], [0.70, 0.71, 0.72])
+    _, over_seeds, over_images = compare.compare(*grouped(sweep.runs))
+    assert over_seeds.startswith("Would other seeds of these settings come to the same?")
+    assert over_images.startswith("Would these trained networks differ on other images?")
+
+
+def two_way(folder: Path, gain: float, noise: float = 0.005, num: int = 3) -> Sweep:
+    """Two values of aug by three of optim; the second aug gains only with the last optim."""
+    generator = np.random.default_rng(0)
+    for row, aug in enumerate(("none", "cutmix")):
+        for column, optim in enumerate(("sgd", "adam", "muon")):
+            for seed in range(num):
+                value = 0.6 + 0.02 * column + gain * row * (column == 2) + generator.normal(0, noise)
+                make_run(folder, seed, value, {"aug": aug, "optim": optim})
+    return sweep_of(folder)
+
+
+def test_shares_of_the_variance_are_those_of_least_squares(tmp_path):
+    sweep = two_way(tmp_path, gain=0.05)
+    found = shares(sweep)
+    rows = [(run.settings["aug"], run.settings["optim"], run.score) for run in sweep.runs]
+    y = np.array([score for *_, score in rows])
+    aug = np.array([[1.0, kind == "none"] for kind, *_ in rows])
+    optim = np.array([[1.0, kind == "sgd", kind == "adam"] for _, kind, _ in rows])
+    cell = np.array(
+        [[(a, o) == (x, z) for x in ("none", "cutmix") for z in ("sgd", "adam", "muon")] for a, o, _ in rows]
+    )
+
+    def left(*columns: np.ndarray) -> float:
+        design = np.hstack(columns).astype(float)
+        return float(((y - design @ np.linalg.lstsq(design, y)[0]) ** 2).sum())
+
+    total, additive, full = left(np.ones((len(y), 1))), left(aug, optim), left(cell)
+    expected = {
+        "aug": total - left(aug),
+        "optim": total - left(optim),
+        "interaction": additive - full,
+        "seeds": full,
+    }
+    assert found.parts == pytest.approx({name: part / total for name, part in expected.items()})
+    assert sum(found.parts.values()) == pytest.approx(1)
+    ratio = (additive - full) / 2 / (full / (len(y) - 6))
+    assert found.p_value == pytest.approx(stats.f.sf(ratio, 2, len(y) - 6))
+
+
+def test_a_main_effect_is_no_answer_where_the_axes_interact(tmp_path):
+    text = page.markdown(two_way(tmp_path / "with", gain=0.05))
+    assert "The effect of an axis depends on the others" in text
+    assert "## Effect of" not in text
+    without = page.markdown(two_way(tmp_path / "without", gain=0.0))
+    assert "depends on the others" not in without
+    assert "better than sgd by" in without  # the default
+    assert "better than none by" in without
+
+
+def test_a_grid_of_single_runs_is_compared_by_what_main_effects_leave(tmp_path):
+    sweep = two_way(tmp_path, gain=0.0, noise=0.0002, num=1)
+    found = shares(sweep)
+    assert set(found.parts) == {"aug", "optim", "interaction and seeds"}
+    assert "Each combination has one run." in page.markdown(sweep)
+    sections = {title: table for title, _, table in tables.effect_sections(sweep)}
+    [row] = [row for row in sections["Effect of optim"] if row[0] == "muon"]
+    variance, df = found.noise
+    assert df == 2  # (2 - 1) * (3 - 1)
+    half_width = stats.t.ppf(1 - 0.05 / 3 / 2, df) * math.sqrt(variance)  # 3 claims; 2 runs of each value: 2 / 2
+    change = next(effect for effect in effects(sweep, "optim") if effect.value == "muon").change.estimate.mean
+    assert row[2] == f"{100 * change:+.2f} ({100 * (change - half_width):.2f} to {100 * (change + half_width):.2f})"
+
+
+def test_a_search_and_its_page_name_the_same_winner(tmp_path):
+    search = Search(
+        OverridesParser.create().parse_overrides(["optim.lr=interval(0,1)", "model.x=interval(0,1)"]), 0, None
+    )
+    for number in range(8):
+        trial, typed = search.propose()
+        changes = {key: float(value) for key, _, value in (word.partition("=") for word in typed)}
+        accuracy = 1 - abs(changes["optim.lr"] - 0.3)
+        more = DIVERGED if number == 3 else {}
+        run = make_run(tmp_path, 0, accuracy, changes=changes, test=1 - accuracy, **more)
+        search.conclude(trial, RunDirectory(run))
+    sweep = sweep_of(tmp_path)
+    best = search.study.best_trial
+    assert float(sweep.ranking[0].setting.value("optim.lr")) == pytest.approx(best.params["optim.lr"], abs=0.01)
+    assert answer(sweep).count(f"{100 * best.value:.2f}%") == 1
+    assert is_search(sweep)
+    nums, means = best_of(sweep)
+    assert (nums[0], nums[-1]) == (1, 8)
+    assert means[-1] == pytest.approx(best.value)
+    assert means == sorted(means)
+    text = page.page(sweep)
+    assert "Expected best by the number of trials" in text
+    assert 'aria-label="Expected best validation accuracy over' in text
