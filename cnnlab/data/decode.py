@@ -72,7 +72,6 @@ def read_image(
 
     Raises: one of UNREADABLE, also for grey values of 32 bits or floating point, whose range nobody knows.
     """
-    import numpy as np
 
     with open_image(path) as file, Image.open(file, formats=list(FORMATS)) as image:
         if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
@@ -85,10 +84,17 @@ def read_image(
         elif image.mode == "CMYK":
             lost = "CMYK colors, which are converted without a color profile"
         with _large if image.width * image.height > LARGE else nullcontext():
-            upright = _upright(image, background, MODES[channels])
-            if upright.size != size[::-1]:
-                upright = upright.resize(size[::-1], Image.Resampling.BICUBIC)
-            return Decoded(np.asarray(upright).reshape(*size, channels), lost)
+            return Decoded(pixels_of(image, size, background, channels), lost)
+
+
+def pixels_of(image: Image.Image, size: tuple[int, int], background: str = "black", channels: int = 3) -> np.ndarray:
+    """The pixels of an image of Pillow's, which is turned upright, (H, W, C) uint8; see `read_image`."""
+    import numpy as np
+
+    upright = _upright(image, background, MODES[channels])
+    if upright.size != size[::-1]:
+        upright = upright.resize(size[::-1], Image.Resampling.BICUBIC)
+    return np.asarray(upright).reshape(*size, channels)
 
 
 def _upright(image: Image.Image, background: str, mode: str) -> Image.Image:

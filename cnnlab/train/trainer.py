@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import os
 import warnings
 from collections.abc import Mapping
 from datetime import timedelta
@@ -27,7 +26,7 @@ from cnnlab.train import graph, graphable
 from cnnlab.train.machine import computes_in_bf16
 from cnnlab.train.optimizers import make_optimizer, schedule
 from cnnlab.train.parts import Parts
-from cnnlab.train.progress import ProgressBar
+from cnnlab.train.progress import progress
 from cnnlab.train.records import Records
 
 warnings.filterwarnings("ignore", module=r"lightning\.")  # of its use of older torch
@@ -37,9 +36,7 @@ for name in ("lightning.pytorch", "lightning.fabric"):  # announcements; `descri
 
 def make_trainer(config: DictConfig, run: RunDirectory, records: Records, chosen: Mapping[str, Callback]) -> Trainer:
     """Lightning's Trainer with what the configuration leaves to us: precision, callbacks, loggers."""
-    callbacks: list[Callback] = [records, *chosen.values()]
-    if os.isatty(1):
-        callbacks.append(ProgressBar())
+    callbacks: list[Callback] = [records, *chosen.values(), *progress()]
     node = plain(config.trainer)
     if node["precision"] == "auto":
         node["precision"] = "bf16-mixed" if computes_in_bf16(node["accelerator"]) else "32-true"
