@@ -13,6 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from cnnlab.config.mistakes import refuse
 from cnnlab.config.options import UserError, folders, use_folders
 from cnnlab.console import outlive_terminal
+from cnnlab.project.new import new
+from cnnlab.project.rename import rename
 from cnnlab.runs.directory import CheckpointError
 from cnnlab.runs.named import HERE
 from cnnlab.use.verbs import anatomy, compare, evaluate, export, fetch, ls, predict, report, show, status
@@ -44,6 +46,8 @@ VERBS: tuple[tuple[Callable[[argparse.Namespace], None], dict[str, dict[str, Any
         },
     ),
     (status, {"folder": FOLDER}),
+    (new, {"folder": {"type": Path, "metavar": "NAME", "help": "its folder, whose name is that of its package"}}),
+    (rename, {"name": {"metavar": "NAME", "help": "of the package"}}),
     (fetch, {"overrides": OVERRIDES}),
     (anatomy, {"overrides": OVERRIDES}),
     (
