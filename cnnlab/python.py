@@ -104,9 +104,10 @@ def train(config: DictConfig | Words = ()) -> Result:
     Raises: UserError for what cannot work; RunFailedError; KeyboardInterrupt if a signal has stopped it, after saving
         (in a notebook "interrupt the kernel"): the same call goes on.
     """
-    if not isinstance(config, DictConfig):
+    if isinstance(config, DictConfig):
+        check_single(config)
+    else:
         config = compose(config)
-    check_single(config)
     if config.plan:
         raise UserError("plan=true shows what would be trained, on the command line. Use plan=false here.")
     job = Job.of(config)
