@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from cnnlab.config.mistakes import explain
 from cnnlab.config.options import UserError as UserError
 from cnnlab.config.options import folders, leaves, use_folders
 from cnnlab.config.overrides import check_overrides
-from cnnlab.config.values import as_typed
+from cnnlab.config.values import as_typed, job_config
 from cnnlab.launch.job import Job
 from cnnlab.report.runs import Run, read
 from cnnlab.runs.directory import BusyError, RunDirectory
@@ -104,10 +105,7 @@ def train(config: DictConfig | Words = ()) -> Result:
     Raises: UserError for what cannot work; RunFailedError; KeyboardInterrupt if a signal has stopped it, after saving
         (in a notebook "interrupt the kernel"): the same call goes on.
     """
-    if isinstance(config, DictConfig):
-        check_single(config)
-    else:
-        config = compose(config)
+    config = compose(overrides_of(config) if isinstance(config, DictConfig) else config)
     if config.plan:
         raise UserError("plan=true shows what would be trained, on the command line. Use plan=false here.")
     job = Job.of(config)
@@ -124,6 +122,25 @@ def train(config: DictConfig | Words = ()) -> Result:
     if status == 2:
         raise UserError("The processes of the run have refused it, and said why.")
     raise RunFailedError(f"{said.get('type')}: {said.get('message')}; see {job.path}/train.log")
+
+
+def overrides_of(config: DictConfig) -> list[str]:
+    """The overrides that make a composed configuration, in which values may have been changed since."""
+    words = list(config.hydra.overrides.task)
+    before, after = dict(leaves(job_config(configuration(words)))), dict(leaves(job_config(config)))
+    changed = {path: value for path, value in after.items() if path not in before or before[path] != value}
+    kept = [word for word in words if word.lstrip("+").partition("=")[0] not in changed]
+    made = [f"{'+' * (path not in before)}{path}={_as_override(value)}" for path, value in changed.items()]
+    return [*kept, *made, *(f"~{path}" for path in before if path not in after)]
+
+
+def _as_override(value: Any) -> str:
+    """A value as Hydra's grammar has it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_as_override, value))}]"
+    if isinstance(value, str):
+        return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + "\\'" * bool(found[2]), value) + "'"
+    return as_typed(value)
 
 
 def load(run: Name, among: Name = HERE, epoch: str = "best") -> Trained:

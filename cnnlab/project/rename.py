@@ -1,8 +1,8 @@
 """cnnlab rename NAME: a fork of cnnlab under another name.
 
-Package, plugins, command and environment variables are renamed in all files that git tracks. Runs that were made under
-the old name are found under the new one: what identifies a run is neither where classes are defined nor where data are
-cached.
+Package, plugins, command and environment variables are renamed in all files that git tracks but LICENSE, whose notice
+has to stay. Runs that were made under the old name are found under the new one: what identifies a run is neither where
+classes are defined nor where data are cached.
 """
 
 import argparse
@@ -33,8 +33,6 @@ def renamed(root: Path, name: str) -> None:
     Raises: UserError for a name that is none or taken, and if git does not say that all is committed.
     """
     check_name(name)
-    if not name.isalnum():
-        raise UserError(f"{name}: commands and variables are named by it too. Use letters and digits only.")
     old = PACKAGE.name
     try:
         if git(root, "status", "--porcelain"):
@@ -43,7 +41,7 @@ def renamed(root: Path, name: str) -> None:
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(f"{root} is no git repository of {old}. Use git clone, and run this there.") from error
     for file in files:
-        if not file.is_symlink() and file.is_file():
+        if file.name != "LICENSE" and not file.is_symlink() and file.is_file():
             replace(file, {old: name, old.upper(): name.upper()})
     for path in sorted({path for file in files for path in (file, *file.parents)}, key=lambda path: -len(path.parts)):
         if path.is_relative_to(root) and path != root and old in path.name:

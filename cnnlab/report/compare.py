@@ -16,7 +16,7 @@ from cnnlab.report.runs import Run, Setting, find, grouped, read, varied
 from cnnlab.report.statistics import mcnemar
 from cnnlab.report.units import bounds_of_difference, interval, is_accuracy, mean_of, number, with_interval
 from cnnlab.runs.directory import RunDirectory
-from cnnlab.runs.named import named
+from cnnlab.runs.named import named, names_a_run
 from cnnlab.runs.readers import BrokenFileError
 from cnnlab.runs.told import in_words
 
@@ -26,7 +26,7 @@ def chosen(what: str, among: Path) -> Setting:
 
     Raises: UserError if they are none, or differ in more than their seed.
     """
-    if "=" not in what or Path(what).is_dir():
+    if names_a_run(what, among):
         runs, _ = read(find([named(what, among)]))
     else:
         wanted = dict(part.partition("=")[::2] for part in re.split(r",(?![^\[]*\])", what))

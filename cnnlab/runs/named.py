@@ -60,6 +60,11 @@ def named(name: str | os.PathLike[str], among: Path = HERE) -> Path:
     return found[0]
 
 
+def names_a_run(text: str, among: Path = HERE) -> bool:
+    """Whether a word is for `named`, and no setting or override: names of runs have equals signs too."""
+    return "=" not in text or Path(text).is_dir() or any(run.name == text for run in find([among]))
+
+
 def _best(runs: Sequence[Path], among: Path) -> Path:
     """The best of the finished runs. Raises: UserError if there is none, or if they were not measured alike."""
     done: list[tuple[Path, dict[str, Any]]] = [

@@ -16,7 +16,7 @@ INSTALLED = {"site-packages", "dist-packages"}  # folders of what pip and Debian
 
 AFTERWARDS = (  # what is done with runs, and what starts them
     *("project/", "report/", "use/", "__main__.py", "cli.py", "main.py", "python.py", "terminal.py"),
-    *("testing.py", "config/overrides.py", "runs/named.py"),
+    *("testing.py", "config/overrides.py"),
     *(f"launch/{name}.py" for name in ("job_states", "local", "ray", "slurm", "sweep")),
 )
 

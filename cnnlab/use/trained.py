@@ -114,7 +114,8 @@ class Trained(nn.Module):
                 )
             decoded = [pixels_of(image.copy(), size, self.background, channels) for image in images]
             return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
-        images = torch.as_tensor(images)
+        if isinstance(images, np.ndarray):
+            images = torch.from_numpy(np.require(images, requirements="W"))
         if images.dtype != torch.uint8 or images.shape[1:] != (channels, *size):
             wanted, given = f"(N, {channels}, {size[0]}, {size[1]})", str(images.dtype).removeprefix("torch.")
             raise UserError(

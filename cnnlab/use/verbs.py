@@ -14,7 +14,7 @@ from cnnlab.config.identity import chosen, configuration
 from cnnlab.config.objects import data_source, filled, instantiate
 from cnnlab.config.options import UserError
 from cnnlab.config.shape import offered
-from cnnlab.runs.named import find, named
+from cnnlab.runs.named import find, named, names_a_run
 from cnnlab.terminal import Table
 from cnnlab.text import say
 from cnnlab.use.opened import OpenedRun, opened, with_other_data
@@ -72,7 +72,7 @@ def anatomy(arguments: argparse.Namespace) -> None:
 
 def show(arguments: argparse.Namespace) -> None:
     """Draw training images as stored and as the network sees them; or, of a run, what it has learned."""
-    if len(arguments.overrides) == 1 and "=" not in arguments.overrides[0]:
+    if len(arguments.overrides) == 1 and names_a_run(arguments.overrides[0], arguments.runs):
         show_run(named(arguments.overrides[0], arguments.runs), arguments.picture)
         return
     if arguments.num < 1:
