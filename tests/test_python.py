@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -264,3 +266,23 @@ def test_the_page_is_true(monkeypatch, capsys):
     assert mine.network is names["network"]
     for key, values in mine.state_dict().items():
         assert values.equal(saved[key]), key
+
+
+def test_the_notebook_is_executed(tmp_path, monkeypatch):
+    """In a kernel of its own; progress, tables, curves and the report are shown."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
+    assert not [cell for cell in notebook.cells if cell.get("outputs")]  # a diff of it can be read
+    nbclient.NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    text = "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
+    shown = [output["data"] for output in outputs if "data" in output]
+    assert text.count("done: test accuracy") == 4
+    assert re.search(
+        r"^\d+\.\d s$", "\n".join(data.get("text/plain", "") for data in shown), re.MULTILINE
+    )  # the bar's end
+    assert sum("image/png" in data for data in shown) == 2, "matplotlib's backend is still the notebook's"
+    assert any("<iframe" in data.get("text/html", "") for data in shown)
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert "[300, 32]" in text

@@ -60,7 +60,7 @@ def check_name(name: str) -> None:
         raise UserError(
             f"{name} cannot be the name of a Python package. Use lower-case letters, digits and underscores{advice}."
         )
-    if name in sys.stdlib_module_names or name in ("conf", "outputs", "tests", "train", PACKAGE.name, NAME):
+    if name in sys.stdlib_module_names or name in ("conf", "outputs", "tests", "train", PACKAGE.name):
         raise UserError(f"{name} is taken: Python, cnnlab or the files of a project use that name. Use another one.")
     try:
         found = importlib.util.find_spec(name)
