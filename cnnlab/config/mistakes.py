@@ -10,7 +10,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from cnnlab.config.options import UserError, leaves, options
+from cnnlab.config.options import UserError, leaves, option_file, options
 from cnnlab.config.values import job_config
 from cnnlab.text import say
 
@@ -54,7 +54,10 @@ def explain(error: Exception) -> str:
         knobs = () if parent else (path for path, _ in leaves(job_config(cause.parent_node)))
         if below := [path for path in knobs if path.endswith(f".{cause.full_key}")]:  # lr=0.1
             return f"{cause.full_key}: there is no '{cause.full_key}' here. Did you mean {' or '.join(below)}?"
-        return _unknown(cause.full_key, f"{parent or 'The configuration'} has", keys, prefix)
+        said, key = _unknown(cause.full_key, f"{parent or 'The configuration'} has", keys, prefix), cause.full_key
+        if having := [name for name in options(parent) if key.rpartition(".")[2] in option_file(f"{parent}/{name}")]:
+            said += f" It is one of {parent}={','.join(having)}; in a sweep over {parent}, use ++{key}=VALUE."
+        return said
     text = re.sub(r"\s*(full_key|object_type|reference_type).*|\s+", " ", f"{error} {cause or ''}").strip()
     return f"{text} (python train.py --help shows what can be typed.)"
 
