@@ -22,6 +22,7 @@ REFUSED = {
     "launcher=local,null": "all runs of a sweep have the same launcher",
     "launcher=local,slurm": "all runs of a sweep have the same launcher",
     "experiment=best,null": "Leave experiment out, in a command of its own",
+    f"model={'a' * 300}": "there is no such option. Use model= and one of",
     "debug=null": "Leave debug out, which is the same",
 }
 
@@ -30,7 +31,7 @@ REFUSED = {
 def test_refused(word):
     with pytest.raises(UserError) as error:
         check_overrides(["--config-dir", "somewhere", "-m", word])
-    assert str(error.value).startswith(word)
+    assert str(error.value).startswith(word[:60])
     assert REFUSED[word] in str(error.value)
 
 

@@ -10,7 +10,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from cnnlab.config.options import UserError, leaves, option_file, options
+from cnnlab.config.options import GROUPS, UserError, leaves, option_file, options
 from cnnlab.config.values import job_config
 from cnnlab.text import say
 
@@ -55,7 +55,8 @@ def explain(error: Exception) -> str:
         if below := [path for path in knobs if path.endswith(f".{cause.full_key}")]:  # lr=0.1
             return f"{cause.full_key}: there is no '{cause.full_key}' here. Did you mean {' or '.join(below)}?"
         said, key = _unknown(cause.full_key, f"{parent or 'The configuration'} has", keys, prefix), cause.full_key
-        if having := [name for name in options(parent) if key.rpartition(".")[2] in option_file(f"{parent}/{name}")]:
+        offered = options(parent) if parent in (*GROUPS, "trainer") else ()
+        if having := [name for name in offered if key.rpartition(".")[2] in option_file(f"{parent}/{name}")]:
             said += f" It is one of {parent}={','.join(having)}; in a sweep over {parent}, use ++{key}=VALUE."
         return said
     text = re.sub(r"\s*(full_key|object_type|reference_type).*|\s+", " ", f"{error} {cause or ''}").strip()

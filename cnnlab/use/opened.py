@@ -30,7 +30,6 @@ USED = (
     "model",
     "loss",
     "metrics",
-    "module",
     "test_flips",
 )  # what of a run's configuration is used after training
 OURS = ("cache_dir", "sources", "sha256", "timeout")  # of `data`: never a run directory's
@@ -98,7 +97,7 @@ def opened(path: Path) -> OpenedRun:
         defaults, limits = option_file(f"{group}/{name}"), limits_of_file(f"{group}/{name}")
         node["_target_"] = defaults["_target_"]  # wherever the class is today
         known = {"data": facts, "run": {"test_flips": tree["test_flips"]}}
-        for knob, value in leaves(node):
+        for knob, value in (*leaves(node), *((key, one) for key, one in node.items() if isinstance(one, dict))):
             check_value(f"{group}.{knob}", value, defaults.get(knob), limits.get(knob), siblings(node, knob) | known)
             if value != defaults.get(knob) and not limits.get(knob) and (text := next(not_words(value), "")):
                 raise UserError(
