@@ -35,6 +35,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OverrideParseException):
+        if re.search(r"\(.*\bnull\b", error.override):
+            return f"{error.override}: null cannot stand in parentheses. Type the list alone, key=null,1.0."
         return (
             f"{error.override} cannot be read. Type key=value; lists in quotes, 'key=[a,b]'; "
             f"other than letters, digits and ./:_- in two pairs of quotes, 'key=\"(my pictures)\"'."
