@@ -174,11 +174,11 @@ import hashlib, itertools, random
 import torch
 from torch import nn
 from cnnlab.data.shapes import Shapes
-from cnnlab.networks import CNN
+from cnnlab.networks import ConvNet
 
 numbers = itertools.count()
 
-class Forgets(CNN):
+class Forgets(ConvNet):
     """Is random in a way that nobody restores."""
     def forward(self, images):
         return super().forward(images) * (1 + random.random() * self.training)
@@ -207,8 +207,8 @@ class Hashes(Shapes):
 def broken(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text(BROKEN)
     for name, text in {
-        "model/forgets": "_target_: broken.Forgets\nnum_classes: data.num_classes\nimage_size: data.image_size\n"
-        "channels: [4]\nhidden: 8\n",
+        "model/forgets": "_target_: broken.Forgets\nnum_classes: data.num_classes\nin_channels: data.channels\n"
+        "image_size: data.image_size\nchannels: [4]\nhidden: 8\n",
         "model/nothing": "_target_: broken.Nothing\nnum_classes: data.num_classes\n",
         "data/counts": "_target_: broken.Counts\nnum_train: 60\nnum_test: 20\n",
         "data/hashes": "_target_: broken.Hashes\nnum_train: 60\nnum_test: 20\n",
