@@ -60,7 +60,7 @@ cnnlab.compose("data=shapes optim=adam")
 assert len(cnnlab.runs()) == 2
 cnnlab.report(out="report")
 assert "torch" not in sys.modules
-import cnnlab.train.parts, cnnlab.report.page, cnnlab.runs.files
+import cnnlab.launch.job, cnnlab.report.page, cnnlab.runs.files
 assert all(map(callable, (cnnlab.train, cnnlab.report, cnnlab.runs)))
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -271,6 +271,7 @@ def test_the_page_is_true(monkeypatch, capsys):
 def test_the_notebook_is_executed(tmp_path, monkeypatch):
     """In a kernel of its own; progress, tables, curves and the report are shown."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # which verbs of this process have set
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
     assert not [cell for cell in notebook.cells if cell.get("outputs")]  # a diff of it can be read
