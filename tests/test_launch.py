@@ -315,7 +315,7 @@ def test_processes_import_nothing_from_the_current_folder(tmp_path):
 
 
 def test_a_folder_whose_name_slurm_would_change_is_refused():
-    with pytest.raises(UserError, match="has % in its name, which Slurm replaces. Use another output_dir"):
+    with pytest.raises(UserError, match="has % in its name, which Slurm replaces"):
         on_slurm(OmegaConf.create({"dry_run": True}), [Job(Path("out%j/runs/a"), "")], [])
 
 
