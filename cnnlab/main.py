@@ -14,12 +14,13 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from cnnlab import __version__
 from cnnlab.config.check import check
 from cnnlab.config.identity import chosen
 from cnnlab.config.mistakes import refuse, refusing
 from cnnlab.config.options import CONF, UserError, folders, use_folders
-from cnnlab.config.overrides import check_overrides
-from cnnlab.console import outlive_terminal
+from cnnlab.config.overrides import check_flags, check_overrides
+from cnnlab.console import doing, outlive_terminal
 from cnnlab.launch.job import Job
 from cnnlab.runs.directory import RunDirectory
 
@@ -83,6 +84,16 @@ def main(*conf: str) -> None:
             if own:
                 use_folders(own)
             folders()
+            if "--version" in sys.argv:
+                print(f"cnnlab {__version__}")
+                return
+            if {"--help", "-h"} & set(sys.argv):
+                from cnnlab.config.help import print_help
+
+                print_help(sys.argv[1:])
+                return
+            doing("Composing the configuration")
+            check_flags(sys.argv[1:])
             check_overrides(sys.argv[1:])
             single()
     except OSError as error:
