@@ -1,13 +1,14 @@
 """What is typed for a group is an option of it, and no mistake there is a traceback of Hydra's."""
 
 import pytest
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from cnnlab.config.help import print_help
 from cnnlab.config.mistakes import explain
 from cnnlab.config.options import GROUPS, UserError, description, options
-from cnnlab.config.overrides import check_flags, check_overrides
+from cnnlab.config.overrides import check_flags, check_overrides, flags_first
 
 REFUSED = {
     "=1": "nothing before the equals sign",
@@ -148,3 +149,20 @@ def test_help_on_one_group(capsys):
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_option_says_what_it_is(group):
     assert [option for option in options(group) if not description(f"{group}/{option}")] == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("seed=1", "--cfg", "job", "optim=sgd"),
+        ("--cfg", "job", "seed=1", "optim=sgd"),
+        ("seed=1", "optim=sgd", "--cfg", "job"),
+        ("seed=1", "-m", "optim=sgd", "~debug", "--resolve", "--info"),
+        ("seed=1", "--cfg=job", "-m", "+x=1"),
+    ],
+)
+def test_flags_may_stand_anywhere(words):
+    """Hydra's own parser takes overrides in one piece."""
+    parsed = get_args_parser().parse_args(flags_first(words))
+    assert parsed.overrides == [word for word in words if word[0] != "-" and word != "job"]
+    assert (parsed.cfg, parsed.multirun) == ("job" if any("--cfg" in word for word in words) else None, "-m" in words)

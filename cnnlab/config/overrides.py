@@ -1,8 +1,9 @@
 """What is typed on the command line, checked before Hydra, whose own refusals are tracebacks. Does not import torch."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -28,6 +29,15 @@ OTHER_NAMES = {  # what other programs call it
     "epochs": "trainer.max_epochs",
     "gpus": "trainer.devices",
 }
+
+
+def flags_first(words: Sequence[str]) -> list[str]:
+    """The words of a command line as Hydra needs them, with flags and their values before all overrides."""
+    flags, others = list[str](), list[str]()
+    for before, word in pairwise(("", *words)):
+        is_value = before.startswith("-") and before not in ("-m", "--multirun") and not re.search("^[-+~]|=", word)
+        (flags if word.startswith("-") or is_value else others).append(word)
+    return flags + others
 
 
 def check_flags(words: Sequence[str]) -> None:
