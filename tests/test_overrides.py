@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from cnnlab.config.help import print_help
 from cnnlab.config.mistakes import explain
 from cnnlab.config.options import GROUPS, UserError, description, options
-from cnnlab.config.overrides import check_flags, check_overrides, flags_first
+from cnnlab.config.overrides import check_flags, check_overrides, flags_last
 
 REFUSED = {
     "=1": "nothing before the equals sign",
@@ -163,6 +163,6 @@ def test_every_option_says_what_it_is(group):
 )
 def test_flags_may_stand_anywhere(words):
     """Hydra's own parser takes overrides in one piece."""
-    parsed = get_args_parser().parse_args(flags_first(words))
+    parsed = get_args_parser().parse_args(flags_last(words))
     assert parsed.overrides == [word for word in words if word[0] != "-" and word != "job"]
     assert (parsed.cfg, parsed.multirun) == ("job" if any("--cfg" in word for word in words) else None, "-m" in words)

@@ -31,13 +31,13 @@ OTHER_NAMES = {  # what other programs call it
 }
 
 
-def flags_first(words: Sequence[str]) -> list[str]:
-    """The words of a command line as Hydra needs them, with flags and their values before all overrides."""
+def flags_last(words: Sequence[str]) -> list[str]:
+    """The words of a command line as Hydra needs them, with flags and their values after all overrides."""
     flags, others = list[str](), list[str]()
     for before, word in pairwise(("", *words)):
         is_value = before.startswith("-") and before not in ("-m", "--multirun") and not re.search("^[-+~]|=", word)
         (flags if word.startswith("-") or is_value else others).append(word)
-    return flags + others
+    return others + flags
 
 
 def check_flags(words: Sequence[str]) -> None:
