@@ -166,3 +166,8 @@ def test_flags_may_stand_anywhere(words):
     parsed = get_args_parser().parse_args(flags_last(words))
     assert parsed.overrides == [word for word in words if word[0] != "-" and word != "job"]
     assert (parsed.cfg, parsed.multirun) == ("job" if any("--cfg" in word for word in words) else None, "-m" in words)
+
+
+def test_flags_that_exclude_each_other():
+    with pytest.raises(UserError, match=r"^--cfg and -m: a command can have one of these"):
+        check_flags(["seed=1", "-m", "--cfg=job"])
