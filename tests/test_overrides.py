@@ -103,7 +103,8 @@ def test_flags_of_other_programs_are_translated(typed):
 
 
 def test_flags_of_hydra_are_left_to_it():
-    check_flags(["--config-dir", "x", "--cfg", "job", "--multirun", "-m", "--info=config", "seed=1"])
+    for words in (["--cfg", "job"], ["--multirun", "-m"], ["--info=config"], ["--resolve", "-c", "job"]):
+        check_flags(["--config-dir", "x", *words, "seed=1"])
 
 
 @pytest.mark.parametrize("words", [("aug=cutmix", "aug=mixup"), ("-m", "aug=cutmix,mixup", "aug=[crop_flip]")])
@@ -169,5 +170,5 @@ def test_flags_may_stand_anywhere(words):
 
 
 def test_flags_that_exclude_each_other():
-    with pytest.raises(UserError, match=r"^--cfg and -m: a command can have one of these"):
+    with pytest.raises(UserError, match=r"^--cfg and --multirun: a command can have one of these"):
         check_flags(["seed=1", "-m", "--cfg=job"])

@@ -20,7 +20,7 @@ FLAGS = (  # of Hydra
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
 )
-ONE_OF = ("-m", "--multirun", "-r", "--run", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
+ONE_OF = {short: flag for flag in ("--multirun", "--run", "--cfg", "--info") for short in (flag, flag[1:3])}
 OTHER_NAMES = {  # what other programs call it
     "dataset": "data",
     "network": "model",
@@ -43,7 +43,7 @@ def flags_last(words: Sequence[str]) -> list[str]:
 
 def check_flags(words: Sequence[str]) -> None:
     """Refuse flags that Hydra does not know: `--epochs 3` is said as trainer.max_epochs=3."""
-    asked = {flag for word in words if (flag := word.partition("=")[0]) in ONE_OF}
+    asked = {ONE_OF[flag] for word in words if (flag := word.partition("=")[0]) in ONE_OF}
     if len(asked) > 1:
         raise UserError(f"{' and '.join(sorted(asked))}: a command can have one of these. Leave the others out.")
     for word, next_word in zip_longest(words, words[1:], fillvalue=""):
