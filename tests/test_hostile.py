@@ -30,7 +30,9 @@ from cnnlab.launch.job import Job
 from cnnlab.report import page, table
 from cnnlab.report.answer import answer
 from cnnlab.report.runs import find, read
+from cnnlab.report.sections import document
 from cnnlab.report.sweep import Sweep
+from cnnlab.report.tables import runs_table
 from cnnlab.runs.directory import CheckpointError, RunDirectory
 from cnnlab.use.opened import opened, with_other_data
 from cnnlab.use.trained import open_run
@@ -627,8 +629,9 @@ def use(runs: Path, run: Path, name: str) -> None:
     found = list(find([runs]))
     sweep = Sweep(*read(found))
     answer(sweep)
-    page.markdown(sweep)
-    page.runs_table(sweep)
+    page.markdown(document(sweep))
+    page.html(document(sweep))
+    runs_table(sweep)
     attempts: list[Callable[[], Any]] = [
         lambda: table.print_list(runs, None, 50),
         lambda: table.print_status(runs),

@@ -11,6 +11,7 @@ from statistics import median
 from cnnlab.config.options import UserError
 from cnnlab.report import plan
 from cnnlab.report.runs import Run, find, read, varied
+from cnnlab.report.units import written
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import BrokenFileError
 from cnnlab.runs.told import in_words
@@ -38,8 +39,8 @@ def print_table(directories: Sequence[Path]) -> bool:
         summary = run.summary
         table.add_row(
             *(run.value(name) for name in columns),
-            f"{run.measure} {run.score:.4f}",
-            f"{run.tested} {summary['metrics'][run.tested]:.4f}" if run.tested else "",
+            f"{run.measure} {written(run.measure, run.score)}",
+            f"{run.tested} {written(run.tested, summary['metrics'][run.tested])}" if run.tested else "",
             str(summary["best_epoch"]),
             f"{summary['train_seconds']:.0f}",
             f"{summary['images_per_second']:,.0f}",
@@ -98,13 +99,14 @@ def print_list(folder: Path, by: str | None, num: int) -> None:
         selected = run.summary.get("selected_on", "")
         found = [row[selected] for row in run.rows if selected in row]
         held_out = (max if run.higher else min)(found) if found else None
-        cells = [held_out, metrics.get(run.tested) if run.done else None, *([metrics[by]] if by else [])]
+        cells = [(selected, held_out), (run.tested, metrics.get(run.tested) if run.done else None)]
+        cells += [(by, metrics[by])] if by else []
         table.add_row(
             str(run.path.relative_to(folder)) if run.path != folder else run.path.name,
             state(run),
             str(len(run.rows)),
             selected,
-            *("" if cell is None else f"{cell:.4f}" for cell in cells),
+            *("" if value is None else written(name, value) for name, value in cells),
             ago(time.time() - changed[run.path]),
         )
     table.show()
