@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.ticker import MaxNLocator
 
 from cnnlab.report import pictures
@@ -79,37 +80,37 @@ def _curves(chart: Chart) -> matplotlib.figure.Figure:
 
 def _points(chart: Chart) -> matplotlib.figure.Figure:
     """Means, intervals and seeds: of named settings from top to bottom, or against a number."""
-    points = chart["points"]
-    if "x" not in chart:
-        figure = _figure(WIDTH, 1.0 + 0.32 * len(points))
-        axis = figure.subplots()
-        for place, point in enumerate(points):
-            _interval(axis, point, place, point["color"], horizontal=True)
-        axis.set_yticks(range(len(points)), _names([point["name"] for point in points]))
+    points, named = chart["points"], "x" not in chart
+    figure = _figure(WIDTH, 1.0 + 0.32 * len(points)) if named else _figure(0.6 * WIDTH, 3.6)
+    axis = figure.subplots()
+    places = np.arange(len(points)) if named else np.array([point["x"] for point in points])
+    if not named and chart["joined"]:
+        axis.plot(places, [point["mean"] for point in points], color="C0", lw=1.2)
+    colors = [point["color"] for point in points] if named else ["C0"] * len(points)
+    for color in dict.fromkeys(colors):
+        of_color = [at for at, other in enumerate(colors) if other == color]
+        _intervals(axis, [points[at] for at in of_color], places[of_color], color, named)
+    if named:
+        axis.set_yticks(places, _names([point["name"] for point in points]))
         axis.set(xlabel=chart["value"], ylim=(len(points) - 0.5, -0.5))
         return figure
-    figure = _figure(0.6 * WIDTH, 3.6)
-    axis = figure.subplots()
-    if chart["joined"]:
-        axis.plot([point["x"] for point in points], [point["mean"] for point in points], color="C0", lw=1.2)
-    for point in points:
-        _interval(axis, point, point["x"], "C0", horizontal=False)
     if chart["log"]:
         axis.set_xscale("log")
     axis.set(xlabel=_names([chart["x"]])[0], ylabel=chart["value"])
     return figure
 
 
-def _interval(axis: Axes, point: Chart, place: float, color: str, horizontal: bool) -> None:
-    mean = point["mean"]
-    ends = [[mean - point["low"]], [point["high"] - mean]] if "low" in point else None
-    seeds = point["seeds"]
-    if horizontal:
-        axis.errorbar([mean], [place], xerr=ends, fmt="o", color=color, capsize=3)
-        axis.plot(seeds, [place] * len(seeds), "|", color=color, alpha=0.6, ms=9)
-    else:
-        axis.errorbar([place], [mean], yerr=ends, fmt="o", color=color, capsize=3, ms=4)
-        axis.plot([place] * len(seeds), seeds, "_", color=color, alpha=0.6, ms=9)
+def _intervals(axis: Axes, points: Sequence[Chart], places: np.ndarray, color: str, horizontal: bool) -> None:
+    """Means with their intervals, if they have one, and a tick for every seed. places: on the other axis."""
+    means = np.array([point["mean"] for point in points])
+    ends = np.array([[point.get("low", point["mean"]), point.get("high", point["mean"])] for point in points])
+    sizes = {"xerr" if horizontal else "yerr": abs(ends.T - means)} if any("low" in point for point in points) else {}
+    seeds = np.array([value for point in points for value in point["seeds"]])
+    beside = np.repeat(places, [len(point["seeds"]) for point in points])
+    first, second = (means, places) if horizontal else (places, means)
+    axis.errorbar(first, second, fmt="o", color=color, capsize=3, ms=5, **sizes)
+    ticks = (seeds, beside) if horizontal else (beside, seeds)
+    axis.plot(*ticks, "|" if horizontal else "_", color=color, alpha=0.6, ms=9)
 
 
 def _heat(chart: Chart) -> matplotlib.figure.Figure:
@@ -141,10 +142,10 @@ def _parallel(chart: Chart) -> matplotlib.figure.Figure:
     table = np.array([_scaled(part, [line[at] for line in chart["lines"]], axis, at) for at, part in enumerate(axes)])
     scores = table[-1] if chart["higher"] else 1 - table[-1]
     colors = matplotlib.colormaps["viridis_r"](scores)
-    for line in reversed(range(len(chart["lines"]))):
-        axis.plot(range(len(axes)), table[:, line], color=colors[line], lw=1, alpha=0.7)
+    lines = np.stack(np.broadcast_arrays(np.arange(len(axes)), table.T), -1)[::-1]  # (settings, axes, 2)
+    axis.add_collection(LineCollection(list(lines), colors=colors[::-1], linewidths=1, alpha=0.7))
     axis.set_xticks(range(len(axes)), _names([part["name"] for part in axes]))
-    axis.set(yticks=[], xlim=(-0.2, len(axes) - 0.5))
+    axis.set(yticks=[], xlim=(-0.2, len(axes) - 0.5), ylim=(-0.03, 1.05))
     for side in ("left", "bottom"):
         axis.spines[side].set_visible(False)
     return figure
