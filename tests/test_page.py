@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import html.parser
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from PIL import Image
 from test_report import make_run, sweep_of
 
 from cnnlab.report import charts, page
+from cnnlab.report.figures import DRAWN
 from cnnlab.report.runs import find
 from cnnlab.report.sections import document
 from cnnlab.report.trials import importances
@@ -161,6 +163,7 @@ def test_a_search_has_parallel_coordinates_and_importances(tmp_path):
     chart = figures["parallel"]
     assert chart is not None
     assert [part["name"] for part in chart["axes"]] == ["optim", "optim.lr", "model.dropout"]
+    assert "10^" not in labels(figures["axis-1"])
     assert chart["lines"][0][1] == float(sweep.ranking[0].setting.value("optim.lr"))
     assert chart["lines"][0][3] == pytest.approx(100 * (0.5 + 0.4 * 11 / 12), rel=1e-4)
     found = importances(sweep)
@@ -287,6 +290,13 @@ def shown(chromium: Any) -> Iterator[Any]:
     assert said == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert len([url for url in asked if url.startswith("file:")]) == len(contexts)
+
+
+def labels(chart: dict[str, Any]) -> str:
+    """What is written at the axis of a figure as PNG."""
+    figure = DRAWN[chart["kind"]](chart)
+    figure.savefig(io.BytesIO())
+    return " ".join(label.get_text() for label in figure.axes[0].get_xticklabels(which="both"))
 
 
 def opened(runs: Path, folder: Path) -> Path:

@@ -10,7 +10,7 @@ import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from cnnlab.report import pictures
 
@@ -96,6 +96,8 @@ def _points(chart: Chart) -> matplotlib.figure.Figure:
         return figure
     if chart["log"]:
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")  # not as a formula, which would be written as its TeX source
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set(xlabel=_names([chart["x"]])[0], ylabel=chart["value"])
     return figure
 
