@@ -267,7 +267,7 @@ def test_a_broken_summary_is_named_and_hides_no_other_run(original, run, verb, c
         assert result.returncode == 0, result.stderr
         assert "outputs/runs/broken: left out: summary.json" in result.stdout
     assert "1 of 1 runs" in verb("ls", "outputs").stdout
-    assert "outputs/runs/broken: left out" in page.markdown(Sweep(*read(find([Path("outputs")]))))
+    assert "outputs/runs/broken: left out" in page.markdown(document(Sweep(*read(find([Path("outputs")])))))
     assert not table.print_table([run, broken])
     assert refused(verb("evaluate", broken))
 
