@@ -49,7 +49,7 @@ VERBS: tuple[tuple[Callable[[argparse.Namespace], None], dict[str, dict[str, Any
         {
             "folders": {"nargs": "+", "type": Path, "metavar": "FOLDER", "help": "run directories, or what holds some"},
             "--out": {"type": Path, "metavar": "FOLDER", "help": "where to write it; default: beside the runs"},
-            "--latex": {"action": "store_true", "help": "also write table.tex"},
+            "--latex": {"action": "store_true", "help": "also write report.tex, to be included in a paper"},
         },
     ),
     (

@@ -257,7 +257,10 @@ def report(arguments: argparse.Namespace) -> None:
     for path, reason in sweep.left_out:
         say(f"{path}: left out: {reason}")
     say(answer(sweep))
-    say(page.write(sweep, arguments.out or page.default_folder(paths), latex=arguments.latex))
+    if arguments.out:
+        say(page.write(sweep, arguments.out, arguments.latex))
+    else:
+        say(page.write_beside(sweep, paths, arguments.latex))
 
 
 def compare(arguments: argparse.Namespace) -> None:
