@@ -21,6 +21,7 @@ class CrossEntropy(nn.Module):
     """
 
     tasks = ("multiclass",)
+    class_weights: Tensor | None
 
     def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None):
         super().__init__()

@@ -136,7 +136,7 @@ def test_shifts_at_evaluation_take_the_mean_of_moved_images(flips):
     torch.testing.assert_close(classifier.validation_step((IMAGES, LABELS), 0), logits)
 
 
-def trained(lr_scale: dict[str, float]) -> tuple[dict[str, torch.Tensor], Classifier, torch.optim.Optimizer]:
+def trained(lr_scale: list[str]) -> tuple[dict[str, torch.Tensor], Classifier, torch.optim.Optimizer]:
     """What one step has changed of each tensor of a network, as a multiple of what plain SGD does."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5))
@@ -149,13 +149,13 @@ def trained(lr_scale: dict[str, float]) -> tuple[dict[str, torch.Tensor], Classi
 
 
 def test_rates_of_layers_are_multiples_and_0_freezes_weights_and_statistics():
-    plain, _, _ = trained({})
-    faster, _, optimizer = trained({"3": 10, "3.bias": 0.5})
+    plain, _, _ = trained([])
+    faster, _, optimizer = trained(["3:10", "3.bias:0.5"])
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 1.0, 0.05])
     torch.testing.assert_close(faster["3.weight"], 10 * plain["3.weight"])
     torch.testing.assert_close(faster["3.bias"], 0.5 * plain["3.bias"])
     assert faster["0.weight"].equal(plain["0.weight"])
-    frozen, classifier, _ = trained({"0": 0, "1": 0})
+    frozen, classifier, _ = trained(["0:0", "1:0"])
     classifier.try_it(Shape(5, 3, 4, 4))  # which evaluates, and leaves each layer as it was
     assert [name for name, change in frozen.items() if change.any()] == ["3.weight", "3.bias"]
     assert [layer.training for layer in classifier.network] == [False, False, True, True]
@@ -164,9 +164,10 @@ def test_rates_of_layers_are_multiples_and_0_freezes_weights_and_statistics():
 @pytest.mark.parametrize(
     ("scale", "said"),
     [
-        ({"4": 1}, r"lr_scale\.4: no weight's name begins with 4\. The layers are 0, 1, 3"),
-        ({"0": -1}, r"lr_scale\.0=-1 is no factor"),
-        ({"0": "much"}, "Use a number from 0"),
+        (["4:1"], r"no weight's name begins with 4\. The layers are 0, 1, 3"),
+        (["0:-1"], r"lr_scale=\[0:-1\] names no layer and its factor"),
+        (["0:much"], r"Use lr_scale=\[fc:10,conv1:0\]"),
+        (["0"], "names no layer"),
     ],
 )
 def test_rates_that_are_none_and_layers_that_there_are_none_of(scale, said):

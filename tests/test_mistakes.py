@@ -251,7 +251,7 @@ QUESTIONS = {
         "--help",
         0,
         [
-            "optim: adadelta, adafactor, adagrad, adam, adamw, lion, muon, nadam, radam, rmsprop, sgd, sgd_momentum, timm",
+            "optim: adadelta, adafactor, adagrad, adam, adamw, lion, muon, nadam, radam, rmsprop, sgd, sgd_momentum",
             "aug: affine, blur, color, crop_flip, cutmix",
             "batch_size: 128",
         ],

@@ -65,10 +65,6 @@ def check(config: DictConfig) -> None:
     check_targets(job)
     if not isinstance(job["checkpoint"], dict):
         raise UserError("checkpoint has the knobs checkpoint.every_n_steps and checkpoint.every_n_minutes. Type those.")
-    if not isinstance(job["lr_scale"], dict):
-        raise UserError(
-            "lr_scale gives layers a multiple of optim.lr each. Use for example 'lr_scale={fc:10,conv1:0}'."
-        )
     if added := sorted(job["checkpoint"].keys() - option_file("train")["checkpoint"].keys()):
         raise UserError(f"+checkpoint.{added[0]} adds what nothing reads. python train.py --help shows what there is.")
     make_folder(expand(job["cache_dir"]))

@@ -6,7 +6,7 @@ step itself for a network this small.
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from cnnlab.data.pipeline import data_of
 from cnnlab.metrics import Accuracy, EpochMetrics
 from cnnlab.networks import in_evaluation_mode
 from cnnlab.train.machine import of_all_processes
-from cnnlab.train.optimizers import freeze, make_optimizer, schedule
+from cnnlab.train.optimizers import freeze, make_optimizer, parsed, schedule
 from cnnlab.train.views import mean_of_views
 
 Batch = tuple[
@@ -53,7 +53,8 @@ class Classifier(LightningModule):
         monitor: the metric that ReduceLROnPlateau watches, "val/acc".
         warmup_epochs: the learning rate rises linearly, step by step, for so many epochs at first.
         decay_all: whether weight decay applies to biases and normalisation layers too.
-        lr_scale: rates of layers, by the beginning of their names, as multiples of the optimizer's; 0: frozen.
+        lr_scale: rates of layers, by the beginning of their names, as multiples of the optimizer's: ["fc:10",
+            "conv1:0"]; 0: frozen.
         test_flips: whether evaluation takes the mean of the logits of an image and of its mirror image.
         test_shifts: pixels by which evaluation also moves every image, see `mean_of_views`.
         compile: whether torch.compile makes fewer and larger operations of the network and its loss in training.
@@ -71,7 +72,7 @@ class Classifier(LightningModule):
         monitor: str = "val/acc",
         warmup_epochs: float = 0.0,
         decay_all: bool = True,
-        lr_scale: Mapping[str, float] | None = None,
+        lr_scale: Sequence[str] = (),
         test_flips: bool = False,
         test_shifts: int = 0,
         compile: bool = False,
@@ -86,7 +87,7 @@ class Classifier(LightningModule):
         kinds = metrics if metrics is not None else {"acc": Accuracy()}
         # of training, and of evaluation; hidden from nn.Module, which would keep them with the weights
         self.kept = tuple({name: metric.clone() for name, metric in kinds.items()} for _ in range(2))
-        self.warmup_epochs, self.decay_all, self.lr_scale = warmup_epochs, decay_all, dict(lr_scale or {})
+        self.warmup_epochs, self.decay_all, self.lr_scale = warmup_epochs, decay_all, parsed(lr_scale)
         self.test_flips, self.test_shifts = test_flips, test_shifts
         freeze(network, self.lr_scale)
         self.train_loss = torch.compile(self.loss_of, dynamic=False) if compile else self.loss_of

@@ -3,7 +3,7 @@
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -25,6 +25,22 @@ def make_optimizer(
     return optimizer
 
 
+def parsed(lr_scale: Sequence[str]) -> dict[str, float]:
+    """["fc:10", "conv1:0"] -> {"fc": 10.0, "conv1": 0.0}. Raises: UserError."""
+    factors = {}
+    for one in lr_scale:
+        layer, _, factor = str(one).rpartition(":")
+        try:
+            factors[layer] = float(factor)
+        except ValueError:
+            factors[layer] = math.nan
+        if not layer or not 0 <= factors[layer] < math.inf:
+            raise UserError(
+                f"lr_scale=[{one}] names no layer and its factor. Type lr_scale=[fc:10,conv1:0]; 0 freezes."
+            )
+    return factors
+
+
 def factor_of(name: str, lr_scale: Mapping[str, float]) -> float:
     """The factor of a layer or a weight: that of the longest name in `lr_scale` with which its own begins."""
     fitting = [layer for layer in lr_scale if f"{name}.".startswith(f"{layer}.")]
@@ -34,15 +50,13 @@ def factor_of(name: str, lr_scale: Mapping[str, float]) -> float:
 def freeze(network: nn.Module, lr_scale: Mapping[str, float]) -> None:
     """Layers with the factor 0 do not change: neither their weights nor, evaluating for good, what batch norm counts.
 
-    Raises: UserError for a factor that is none, or a name with which no weight's begins.
+    Raises: UserError for a name with which no weight's begins.
     """
     names = [name for name, _ in network.named_parameters()]
-    for layer, factor in lr_scale.items():
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 <= factor < math.inf:
-            raise UserError(f"lr_scale.{layer}={factor} is no factor. Use a number from 0; 0 freezes the layer.")
+    for layer in lr_scale:
         if not any(f"{name}.".startswith(f"{layer}.") for name in names):
             known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
-            raise UserError(f"lr_scale.{layer}: no weight's name begins with {layer}. The layers are {known}.")
+            raise UserError(f"lr_scale=[{layer}:...]: no weight's name begins with {layer}. The layers are {known}.")
     for name, weight in network.named_parameters():
         if not factor_of(name, lr_scale):
             weight.requires_grad_(False)

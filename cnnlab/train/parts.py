@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchmetrics import Metric
 
 from cnnlab.augment.base import Augmentation
 from cnnlab.config.objects import filled, instantiate
-from cnnlab.config.options import UserError, leaves
+from cnnlab.config.options import UserError
 from cnnlab.config.shape import Shape
 from cnnlab.config.values import plain, selection
 from cnnlab.data.images import DataSet
@@ -28,7 +28,7 @@ from cnnlab.train.weights import begin_with
 KNOBS: dict[str, Any] = {
     "warmup_epochs": 0.0,
     "decay_all": True,
-    "lr_scale": {},
+    "lr_scale": [],
     "test_flips": False,
     "test_shifts": 0,
     "compile": False,
@@ -111,7 +111,7 @@ def assemble(
     kind: type[LightningModule] = instantiate({"_target_": config.module["_target_"], "_partial_": True}).func
     taken = inspect.signature(kind).parameters
     everything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
-    values = {knob: config[knob] for knob in KNOBS} | {"lr_scale": dict(leaves(plain(config.lr_scale)))}
+    values = plain(OmegaConf.masked_copy(config, list(KNOBS)))
     knobs = {knob: value for knob, value in values.items() if everything or knob in taken}
     if metrics and not (everything or "metrics" in taken):
         raise UserError(

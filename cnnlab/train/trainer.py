@@ -32,7 +32,7 @@ from cnnlab.runs.log import log
 from cnnlab.train import graph, graphable
 from cnnlab.train.machine import computes_in_bf16
 from cnnlab.train.optimizers import make_optimizer, schedule
-from cnnlab.train.parts import Parts
+from cnnlab.train.parts import Parts, told
 from cnnlab.train.progress import ProgressBar
 from cnnlab.train.records import Records
 
@@ -142,7 +142,8 @@ def with_graph(
     """The class of module that replays CUDA graphs, where they can do the training steps; if not on a GPU, say why."""
     if not config.cuda_graph or not isinstance(kind, type):
         return kind
-    optimizer = make_optimizer([nn.Parameter(torch.zeros(1))])
+    with told("The optimizer refuses its arguments"):
+        optimizer = make_optimizer([nn.Parameter(torch.zeros(1))])
     if reason := graphable.unsupported(trainer, optimizer, make_scheduler, datamodule, plain(config.trainer), kind):
         if trainer.strategy.root_device.type == "cuda":
             log.info(f"No CUDA graph: {reason}.")
