@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from zygote import only_run, said
 
 from cnnlab.config.identity import configuration, identity
 from cnnlab.config.objects import instantiate
 from cnnlab.config.options import UserError
 from cnnlab.runs.directory import RunDirectory
-from cnnlab.train.trainer import make_logger
+from cnnlab.train.trainer import make_callbacks, make_logger
 from cnnlab.use.trained import open_run
 
 SMALL = (
@@ -106,6 +107,24 @@ def test_a_package_that_is_not_there_is_told_with_the_command_that_installs_it(o
 
     with pytest.raises(UserError, match=rf"needs the package {package}, .* Type pip install {package}"):
         made()
+
+
+@pytest.mark.parametrize(
+    ("kind", "instead"),
+    [
+        ("StochasticWeightAveraging", "callbacks=ema"),
+        ("LearningRateFinder", "-m optim.lr=A,B"),
+        ("BatchSizeFinder", "-m batch_size=A,B"),
+    ],
+)
+def test_callbacks_that_would_make_it_another_run_are_refused_with_what_to_use(kind, instead, tmp_path, monkeypatch):
+    target, more = f"lightning.pytorch.callbacks.{kind}", {"swa_lrs": 0.1} if kind.startswith("S") else {}
+    (tmp_path / "conf" / "callbacks").mkdir(parents=True)
+    (tmp_path / "conf" / "callbacks" / "mine.yaml").write_text(f"_target_: {target}\n")
+    monkeypatch.setenv("CNNLAB_CONF", str(tmp_path / "conf"))
+    config = OmegaConf.create({"callbacks": {"mine": {"_target_": target} | more}})
+    with pytest.raises(UserError, match=rf"^callbacks=mine is not supported: .* Use {instead}"):
+        make_callbacks(config, RunDirectory(tmp_path / "run"))
 
 
 def test_a_run_begins_with_the_weights_of_another_one_and_is_named_by_what_they_are(zygote, tmp_path):
