@@ -35,9 +35,7 @@ def parsed(lr_scale: Sequence[str]) -> dict[str, float]:
         except ValueError:
             factors[layer] = math.nan
         if not layer or not 0 <= factors[layer] < math.inf:
-            raise UserError(
-                f"lr_scale=[{one}] names no layer and its factor. Type lr_scale=[fc:10,conv1:0]; 0 freezes."
-            )
+            raise UserError(f"lr_scale=[{one}] names no layer and its factor. Use lr_scale=[fc:10,conv1:0]; 0 freezes.")
     return factors
 
 
