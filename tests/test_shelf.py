@@ -49,6 +49,8 @@ REFUSED = {  # what is typed, and what the answer says
     "model=timm": ["model.model_name must be given", "model.model_name=VALUE"],
     "model=timm model.model_name=resnet19": ["timm.create_model refuses its arguments: Unknown model (resnet19)"],
     "model=torchvision model.name=resnet19": ["get_model refuses its arguments: Unknown model resnet19"],
+    "model=timm model.model_name=resnet18 model.pretrained=true": ["pretrained=true is not allowed"],
+    "model=torchvision model.name=resnet18 model.weights=DEFAULT": ["weights=DEFAULT", "weights is None"],
     "optim=adan": ["there is no 'adan'", "optim=timm optim.opt=..."],
     "model=linear optim=timm optim.opt=foo": ["Optimizer foo not found in registry"],
     "model=linear optim=timm optim.opt=lion +optim.foo=1": ["got an unexpected keyword argument 'foo'"],

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,7 @@ def make_network(node: DictConfig | Mapping[str, Any], shape: Shape, try_it: boo
 
     Raises: UserError if it takes no such images.
     """
-    with told(f"{node['_target_']} refuses its arguments"):
+    with told(f"{node['_target_']} refuses its arguments") if try_it else nullcontext():
         network: nn.Module = instantiate(filled(node, shape.facts()))
     if try_it:
         with told(f"{node['_target_']} does not take images of {shape}"):
