@@ -66,7 +66,7 @@ VERBS: tuple[tuple[Callable[[argparse.Namespace], None], dict[str, dict[str, Any
         {
             "run": RUN,
             "overrides": OVERRIDES
-            | {"help": "other data or statistics: data=..., data.root=..., norm=..., test_flips="},
+            | {"help": "other data or statistics: data=..., data.root=..., norm=..., test_flips=, test_shifts="},
             "--out": {"type": Path, "metavar": "FOLDER", "help": "default: a folder in the run directory"},
         },
     ),

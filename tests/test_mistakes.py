@@ -63,7 +63,7 @@ MISTAKES = {
     "a schedule's own refusal": ("data=shapes sched=plateau sched.factor=1", ["Factor should be < 1.0"]),
     "unknown option": (
         "optim=sdg",
-        ["optim=sdg", "adamw, muon, rmsprop, sgd", "Did you mean optim=sgd?"],
+        ["optim=sdg", "adamw, lion, muon, nadam, radam, rmsprop, sgd", "Did you mean optim=sgd?"],
     ),
     "unknown option in a list": ("aug=[crop_flip,cutmx]", ["aug=cutmx", "crop_flip", "Did you mean aug=cutmix?"]),
     "mistyped key": ("optim.lrr=1", ["optim.lrr", "lr, momentum", "Did you mean optim.lr?"]),
@@ -72,8 +72,8 @@ MISTAKES = {
     "knob without its group": ("lr=0.1", ["lr", "Did you mean optim.lr?"]),
     "added key": ("+colour=red", ["colour", "python train.py --help"]),
     "momentum for Adam": ("optim=adam optim.momentum=0.9", ["optim.momentum", "lr, betas, eps"]),
-    "no option": ("optim=null", ["optim=null", "adamw, muon, rmsprop, sgd"]),
-    "deleted group": ("~optim", ["optim", "adamw, muon, rmsprop, sgd"]),
+    "no option": ("optim=null", ["optim=null", "adamw, lion, muon, nadam, radam, rmsprop, sgd"]),
+    "deleted group": ("~optim", ["optim", "adamw, lion, muon, nadam, radam, rmsprop, sgd"]),
     # values
     "text for a number": ("optim.lr=fast", ["optim.lr=fast", "number", "optim.lr=0.01"]),
     "text for a bool": ("rerun=maybe", ["rerun=maybe", "true or false", "rerun=false"]),

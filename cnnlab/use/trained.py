@@ -22,6 +22,7 @@ from cnnlab.runs.directory import CheckpointError
 from cnnlab.train.checkpoint import CheckpointFiles
 from cnnlab.train.machine import computes_in_bf16
 from cnnlab.train.parts import MISFITS, make_augmentations, make_loss, make_metrics, make_network
+from cnnlab.train.views import mean_of_views
 from cnnlab.use.bounded import bounded
 from cnnlab.use.opened import OpenedRun, opened
 
@@ -35,7 +36,7 @@ class Trained(nn.Module):
         norm: with the statistics of the training images.
         network: with its weights.
         crop: its `center` gives the part that evaluation looks at; None: the whole image.
-        test_flips: whether the logits are the mean over an image and its mirror image.
+        test_flips, test_shifts: over which views of an image the logits are the mean, see `mean_of_views`.
         classes: names, by label.
         stored: of the images.
         bf16: whether the network computes in bfloat16, as in training; normalisation never does.
@@ -53,9 +54,11 @@ class Trained(nn.Module):
         bf16: bool = False,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         metrics: Mapping[str, Metric] | None = None,
+        test_shifts: int = 0,
     ):
         super().__init__()
         self.norm, self.network, self.crop, self.test_flips = norm, network, crop, test_flips
+        self.test_shifts = test_shifts
         self.classes, self.stored, self.bf16, self.loss = tuple(classes), stored, bf16, loss
         self.metrics = (metrics if metrics is not None else {"acc": Accuracy()},)  # no part of the module
         self.eval()
@@ -67,8 +70,7 @@ class Trained(nn.Module):
 
     def classified(self, images: Tensor) -> Tensor:
         """Logits of normalised images, as the network gives them."""
-        logits = self.network(images)
-        return (logits + self.network(images.flip(3))) / 2 if self.test_flips else logits
+        return mean_of_views(self.network, images, self.test_flips, self.test_shifts)
 
     def precision(self) -> AbstractContextManager:
         """In this context the network computes as it was trained."""
@@ -148,5 +150,6 @@ def _made(run: OpenedRun, saved: dict[str, Any]) -> Trained:
         bf16,
         make_loss(config.loss, shape),
         make_metrics(config.metrics, shape),
+        config.test_shifts,
     )
     return model.to(device)

@@ -183,7 +183,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         model.norm = instantiate(filled(other.norm, wanted.facts()))
         model.norm.fit(torch.cat([model.cropped(some) for some in pixel_batches(data.train, 1000)]))
         model.norm.to(next(model.parameters()).device)
-    model.test_flips = other.test_flips
+    model.test_flips, model.test_shifts = other.test_flips, other.test_shifts
     found = evaluation.evaluate(model, data.test)
     folder = arguments.out or arguments.run / re.sub(r"[^\w.=-]+", "_", "-".join(["evaluation", *typed]))
     folder.mkdir(parents=True, exist_ok=True)
