@@ -34,10 +34,11 @@ from conftest import ROOT, Command
 from PIL import Image
 
 from cnnlab.config.options import UserError
-from cnnlab.data import cifar10
-from cnnlab.data.cifar10 import ARCHIVE, CIFAR10, read_archive
+from cnnlab.data import download
+from cnnlab.data.cifar import CIFAR10
 from cnnlab.data.images import cached_data
 
+[ARCHIVE] = CIFAR10.files
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 WAYS_OUT = ("python -m cnnlab fetch", f"copy {ARCHIVE} to", "data=image_folder", "data=shapes")
 
@@ -218,7 +219,7 @@ def server(small: bytes, authority: trustme.CA, tmp_path: Path, monkeypatch: pyt
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait before another attempt."""
-    monkeypatch.setattr(cifar10, "time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(download, "time", SimpleNamespace(sleep=lambda seconds: None))
 
 
 @pytest.fixture
@@ -305,7 +306,7 @@ def test_eight_processes_download_once(
 def test_archives_pickled_by_python_3_are_read_too(protocol: int, tmp_path: Path) -> None:
     archive = tmp_path / ARCHIVE
     archive.write_bytes(pack(TRAIN, TEST, pickled=lambda content: pickle.dumps(content, protocol)))
-    train, test = read_archive(archive)
+    train, test = CIFAR10.read(archive)
     for images, part in ((train, TRAIN), (test, TEST)):
         assert np.array_equal(images.pixels, part.pixels.transpose(0, 3, 1, 2))
         assert np.array_equal(images.targets, part.labels)
@@ -328,7 +329,7 @@ REASONS = {
 @pytest.mark.parametrize("fault", REASONS)
 def test_the_second_source_is_used_when_the_first_is_bad(fault: str, server: Server, cache: Path) -> None:
     server.faults = {"/bad": [fault]}
-    archive = server.source("/bad", "/good", timeout=0.5).fetch()
+    archive = server.source("/bad", "/good", timeout=0.5).fetch()[0]
     assert archive == cache / ARCHIVE
     assert archive.read_bytes() == server.content
     assert {path for path, _ in server.requests} == {"/bad", "/good"}
@@ -363,10 +364,10 @@ def test_a_source_that_was_bad_is_good_once_mended(fault: str, server: Server, c
     server.faults = {"/x": [fault]}
     source = server.source("/x")
     with pytest.raises(UserError, match=REASONS[fault]):
-        source.fetch()
+        source.fetch()[0]
     assert not (cache / ARCHIVE).exists()
     server.faults = {}
-    assert source.fetch().read_bytes() == server.content
+    assert source.fetch()[0].read_bytes() == server.content
     assert kept(cache) == [ARCHIVE]
 
 
@@ -378,7 +379,7 @@ def test_a_source_that_was_bad_is_good_once_mended(fault: str, server: Server, c
 def test_a_transfer_that_was_cut_off_goes_on(then: str, server: Server, cache: Path) -> None:
     """The rest is asked for; a server without ranges sends everything again, which is right too."""
     server.faults = {"/x": ["cut", then]}
-    assert server.source("/x").fetch().read_bytes() == server.content
+    assert server.source("/x").fetch()[0].read_bytes() == server.content
     assert server.requests == [("/x", None), ("/x", f"bytes={len(server.content) // 2}-")]
     assert kept(cache) == [ARCHIVE]
 
@@ -408,7 +409,7 @@ def leave_part(server: Server, cache: Path, content: bytes) -> None:
     """Leave this content as if a download from /x had been killed there."""
     server.faults = {"/x": ["cut", "missing"]}
     with contextlib.suppress(UserError):
-        server.source("/x").fetch()
+        server.source("/x").fetch()[0]
     (part,) = cache.glob("*.part")
     part.write_bytes(content)
     server.faults, server.requests = {}, []
@@ -418,7 +419,7 @@ def leave_part(server: Server, cache: Path, content: bytes) -> None:
 def test_a_complete_part_is_not_downloaded_again(server: Server, cache: Path) -> None:
     """Killed between the last byte and the renaming: the server has nothing to add (416)."""
     leave_part(server, cache, server.content)
-    assert server.source("/x").fetch().read_bytes() == server.content
+    assert server.source("/x").fetch()[0].read_bytes() == server.content
     assert server.requests == [("/x", f"bytes={len(server.content)}-")]
     assert kept(cache) == [ARCHIVE]
 
@@ -430,8 +431,8 @@ def test_a_part_of_another_file_costs_at_most_one_try(length: str, server: Serve
     num_bytes = len(server.content) + {"shorter": -1000, "as_long": 0, "longer": 1000}[length]
     leave_part(server, cache, b"\0" * num_bytes)
     with contextlib.suppress(UserError):
-        server.source("/x").fetch()
-    assert server.source("/x").fetch().read_bytes() == server.content
+        server.source("/x").fetch()[0]
+    assert server.source("/x").fetch()[0].read_bytes() == server.content
     assert kept(cache) == [ARCHIVE]
 
 
@@ -439,9 +440,9 @@ def test_a_part_of_another_file_costs_at_most_one_try(length: str, server: Serve
 def test_another_range_than_was_asked_for_costs_at_most_one_try(server: Server, cache: Path) -> None:
     server.faults = {"/x": ["cut", "other_range", "none"]}
     with contextlib.suppress(UserError):
-        server.source("/x").fetch()
+        server.source("/x").fetch()[0]
     assert server.requests[1] == ("/x", f"bytes={len(server.content) // 2}-")
-    assert server.source("/x").fetch().read_bytes() == server.content
+    assert server.source("/x").fetch()[0].read_bytes() == server.content
     assert kept(cache) == [ARCHIVE]
 
 
@@ -467,7 +468,7 @@ def test_other_addresses_are_refused(address: str) -> None:
 def test_a_redirect_is_followed_to_https_alone(server: Server, cache: Path) -> None:
     """Even to the same server; and the range that was asked for goes along."""
     server.faults = {"/moved": [server.url("/x")], "/x": ["cut", "none"]}
-    assert server.source("/moved").fetch().read_bytes() == server.content
+    assert server.source("/moved").fetch()[0].read_bytes() == server.content
     half = f"bytes={len(server.content) // 2}-"
     assert server.requests == [("/moved", None), ("/x", None), ("/moved", half), ("/x", half)]
 
@@ -475,7 +476,7 @@ def test_a_redirect_is_followed_to_https_alone(server: Server, cache: Path) -> N
     server.requests = []
     server.faults = {"/moved": [server.url("/x").replace("https://", "http://")]}
     with pytest.raises(UserError, match="which is not https"):
-        server.source("/moved").fetch()
+        server.source("/moved").fetch()[0]
     assert server.requests == [("/moved", None)]
     assert kept(cache) == []
 
@@ -488,11 +489,11 @@ def test_a_server_that_cannot_prove_its_name_is_refused(
     source = server.source("/x")
     source.sources = [source.sources[0].replace("localhost", "127.0.0.1")]
     with pytest.raises(UserError, match=r"certificate verify failed.*127\.0\.0\.1"):
-        source.fetch()
+        source.fetch()[0]
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "another.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "another.pem"))
     with pytest.raises(UserError, match="certificate verify failed"):
-        server.source("/x").fetch()
+        server.source("/x").fetch()[0]
     assert server.requests == []
     assert kept(cache) == []
 
@@ -581,7 +582,7 @@ def test_no_code_in_a_pickle_is_executed(name: str, file: str, tmp_path: Path) -
     archive = tmp_path / ARCHIVE
     archive.write_bytes(pack(TRAIN, TEST, **{file: payload}))
     with pytest.raises((pickle.UnpicklingError, UserError), match="has no place in a file of images"):
-        read_archive(archive)
+        CIFAR10.read(archive)
     assert not executed.exists()
 
 
