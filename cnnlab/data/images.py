@@ -11,7 +11,7 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -110,9 +110,18 @@ def fingerprint(*parts: Images) -> str:
     sha = hashlib.sha256()
     for images in parts:
         sha.update(repr((images.pixels.shape, images.classes)).encode())
-        sha.update(np.ascontiguousarray(images.pixels.transpose(0, 2, 3, 1)).data)
+        for some in in_pieces(images):
+            sha.update(some.data)
         sha.update(np.ascontiguousarray(images.targets).data)
     return sha.hexdigest()
+
+
+def in_pieces(images: Images) -> Iterator[np.ndarray]:
+    """The pixels of all images in order, (n, H, W, C): however they lie, no more than a piece is copied."""
+    import numpy as np
+
+    for first in range(0, len(images.pixels), 1000):
+        yield np.ascontiguousarray(images.pixels[first : first + 1000].transpose(0, 2, 3, 1))
 
 
 def cached_data(path: Path, make: Callable[[], tuple[Images, Images]]) -> DataSet:
@@ -141,7 +150,11 @@ def _write(data: DataSet, file: BinaryIO) -> None:
     np.save(file, np.array(data.train.classes))
     np.save(file, np.array(data.fingerprint))
     for images in (data.train, data.test):
-        np.save(file, images.pixels.transpose(0, 2, 3, 1))
+        num, channels, height, width = images.pixels.shape
+        header = {"descr": "|u1", "fortran_order": False, "shape": (num, height, width, channels)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for some in in_pieces(images):
+            file.write(some.data)
         np.save(file, images.targets)
 
 
