@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TypeVar
 
 from rich.console import Console
 from rich.progress import track
 
 from cnnlab.config.options import UserError
+from cnnlab.data.decode import Decoded
+from cnnlab.data.images import Images
 from cnnlab.text import say
-
-if TYPE_CHECKING:
-    import numpy as np
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -27,23 +28,28 @@ TRIED = 64  # images, after which is said how long all of them take
 LONG = 10  # seconds: what takes less is not worth a line
 
 
-def decoded_into(
-    folder: Path, images: Iterable[np.ndarray | None], num: int, size: tuple[int, int, int], what: str
-) -> np.ndarray:
-    """The images, mapped: (n, H, W, C) uint8.
+def decoded_images(
+    folder: Path,
+    rows: Iterable[tuple[Decoded | None, int]],
+    num: int,
+    size: tuple[int, int, int],
+    classes: Sequence[str],
+    what: str,
+) -> Images:
+    """Images in a file, mapped. What was lost, and how many were left out, is told.
 
-    While they are made, they are in a file without a name; what is left of it when the process ends is nobody's.
+    While they are made, the file has no name; what is left of it when the process ends is nobody's.
 
-    folder: where the file is, if it can be there. images: each (H, W, C) uint8, or None for one that is left out; `num`
-    in all. size: (H, W, C). what: they are, in words.
+    folder: where the file is, if it can be there. rows: each image, (H, W, C) uint8, or None for one that is left out,
+    and its class; `num` in all. size: (H, W, C). what: they are, in words.
 
     Raises: UserError if the disk has no room for them.
     """
     import numpy as np
 
-    num_bytes = num * size[0] * size[1] * size[2]
+    num_bytes = num * math.prod(size)
     needed = f"{what}: {num:,} images of {size[0]}x{size[1]}x{size[2]} take {num_bytes / 1e9:,.1f} GB"
-    kept, begun = 0, time.monotonic()
+    labels, lost, begun = [], Counter[str](), time.monotonic()
     with _scratch(folder) as file:
         where = os.fstatvfs(file.fileno())
         free = where.f_bavail * where.f_frsize
@@ -51,20 +57,26 @@ def decoded_into(
         if 2 * num_bytes > free:
             raise UserError(f"{needed}, {room}. Use a smaller data.image_size, or cache_dir=FOLDER on a larger disk.")
         try:
-            for done, image in enumerate(progress(images, what, num), 1):
-                if image is not None:
-                    assert image.shape == size
-                    assert image.dtype == np.uint8
-                    file.write(image.data if image.flags.c_contiguous else image.tobytes())
-                    kept += 1
+            for done, (image, label) in enumerate(progress(rows, what, num), 1):
+                if image:
+                    assert image.pixels.shape == size
+                    file.write(np.ascontiguousarray(image.pixels).data)
+                    labels.append(label)
+                    lost[image.lost] += 1
                 if done == TRIED and (seconds := (time.monotonic() - begun) / done * num) >= LONG:
                     say(f"{needed}, {room}. Decoding them takes about {duration(seconds)}, once.", file=sys.stderr)
             file.flush()
         except OSError as error:
             raise UserError(f"{needed}, and cannot be written ({error.strerror}). Use cache_dir=FOLDER.") from error
-        if not kept:
-            return np.empty((0, *size), np.uint8)
-        return np.asarray(np.memmap(file, np.uint8, "r", shape=(kept, *size)))
+        if not labels:
+            raise UserError(f"{what}: no image can be read.")
+        pixels = np.asarray(np.memmap(file, np.uint8, "r", shape=(len(labels), *size)))
+    if skipped := num - len(labels):
+        say(f"{what}: {skipped} unreadable images skipped.")
+    for loss, times in lost.items():
+        if loss:
+            say(f"{what}: {times} images with {loss}.")
+    return Images(pixels.transpose(0, 3, 1, 2), np.array(labels, np.int64), tuple(classes))
 
 
 def _scratch(folder: Path) -> IO[bytes]:

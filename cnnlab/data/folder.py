@@ -12,7 +12,7 @@ import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import ImageColor
@@ -23,7 +23,7 @@ from cnnlab.config.shape import Shape, sides
 from cnnlab.data import decode
 from cnnlab.data.content import content_digest
 from cnnlab.data.decode import SUFFIXES, UNREADABLE, Decoded, described, images_below, read_image
-from cnnlab.data.decoded import decoded_into, in_threads
+from cnnlab.data.decoded import decoded_images, in_threads
 from cnnlab.data.images import DataSet, Images, cached_data
 from cnnlab.text import say
 
@@ -152,29 +152,16 @@ class ImageFolder:
         return self.folder / f"{hashlib.sha256(self.digest().encode() + decoder).hexdigest()[:32]}.images"
 
     def _decode(self, part: str) -> Images:
-        import numpy as np
-
-        by_class, labels, lost = self._files(part), [], Counter[str]()
-        files = [(file, label) for label, names in enumerate(by_class.values()) for file in names]
-
-        def read() -> Iterator[np.ndarray | None]:
-            for (_, label), one in zip(files, in_threads(self._read, [file for file, _ in files]), strict=True):
-                if one:
-                    labels.append(label)
-                    lost[one.lost] += 1
-                yield one.pixels if one else None
-
-        what = str(self.root / part)
-        pixels = decoded_into(self.folder, read(), len(files), (*self.size, self.channels), what)
-        for label in sorted(set(range(len(by_class))) - set(labels)):
-            name = list(by_class)[label]
+        by_class = self._files(part)
+        files = [file for names in by_class.values() for file in names]
+        labels = [label for label, names in enumerate(by_class.values()) for _ in names]
+        rows = zip(in_threads(self._read, files), labels, strict=True)
+        size = (*self.size, self.channels)
+        images = decoded_images(self.folder, rows, len(files), size, list(by_class), str(self.root / part))
+        for label in sorted(set(labels) - set(images.targets.tolist())):
+            name = images.classes[label]
             raise UserError(f"No image in {self.root / part / name} can be read. Replace them or delete the folder.")
-        if skipped := len(files) - len(labels):
-            say(f"{what}: {skipped} unreadable images skipped.")
-        for loss, num in lost.items():
-            if loss:
-                say(f"{what}: {num} images with {loss}.")
-        return Images(pixels.transpose(0, 3, 1, 2), np.array(labels, np.int64), tuple(by_class))
+        return images
 
     def _read(self, file: str) -> Decoded | None:
         """An image; None if it cannot be read and such images are to be skipped."""
