@@ -252,13 +252,19 @@ OVERLAYS = ("experiment", "debug")
 LISTS = ("aug", "metrics", "logger", "callbacks")
 RESERVED = {"_target_", "_partial_"}
 
+NEEDED = {  # of data that are not there
+    "image_folder": ["data.root=pictures"],
+    "huggingface": ["data.root=pictures"],
+    "arrays": ["data.train=arrays.npz"],
+    "torchvision": ["data.dataset=MNIST", "data.root=pictures"],
+}
+
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}={file.stem}")
 
 
 def with_option(file: Path) -> DictConfig:
     """The configuration in which the option of this file is chosen."""
-    needed = ["data.root=pictures"] if file.stem == "image_folder" else []
-    return composed(f"{file.parent.name}={file.stem}", *needed)
+    return composed(f"{file.parent.name}={file.stem}", *NEEDED.get(file.stem, []))
 
 
 @functools.cache
@@ -323,8 +329,11 @@ def test_defaults_in_conf_are_those_of_the_constructor(target):
 def test_an_option_as_it_is_has_no_changes_and_passes_the_checks(file):
     config = with_option(file)
     if file.parent.name not in OVERLAYS:
-        assert changes(config) == {}
-    if file.stem != "image_folder":  # whose folder is not there
+        assert changes(config) == ({"data.dataset": "MNIST"} if file.stem == "torchvision" else {})
+    if file.stem in NEEDED:
+        with pytest.raises(UserError, match=r"pictures|arrays\.npz"):
+            check(config)
+    else:
         check(config)
 
 

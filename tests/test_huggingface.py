@@ -15,7 +15,7 @@ from cnnlab.config.options import UserError
 from cnnlab.data.huggingface import HuggingFace
 
 GENERATOR = np.random.default_rng(0)
-NUM = {"train": 700, "test": 6}  # more than a group of rows
+NUM = {"train": 300, "test": 6}  # more than a group of rows
 PIXELS = {part: GENERATOR.integers(256, size=(num, 8, 9, 3), dtype=np.uint8) for part, num in NUM.items()}
 LABELS = {part: [place % 2 for place in range(num)] for part, num in NUM.items()}
 NAMES = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
