@@ -115,10 +115,11 @@ def small() -> bytes:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one archive, whatever path is asked for.
+    """Serves one archive, whatever path is asked for, but for files that have other contents.
 
     Attributes:
         content: the archive.
+        files: contents by name.
         faults: path -> what goes wrong at the first, second, ... request for it; the last one goes on.
         requests: path and Range header of every request.
     """
@@ -129,6 +130,7 @@ class Server(ThreadingHTTPServer):
         authority.issue_cert("localhost").configure_cert(context)
         self.socket = context.wrap_socket(self.socket, server_side=True)
         self.content = content
+        self.files: dict[str, bytes] = {}
         self.faults: dict[str, list[str]] = {}
         self.requests: list[tuple[str, str | None]] = []
 
@@ -156,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         faults = self.server.faults.get(self.path, ["none"])
         fault = faults.pop(0) if len(faults) > 1 else faults[0]
-        asked, content = self.headers["Range"], self.server.content
+        asked, content = self.headers["Range"], self.server.files.get(Path(self.path).name, self.server.content)
         self.server.requests.append((self.path, asked))
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and fault != "no_ranges" else 0
         if fault == "silent":

@@ -1,10 +1,13 @@
 """A folder of pictures becomes the arrays that PIL decodes, once per content."""
 
+import multiprocessing
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +22,8 @@ from cnnlab.config.options import UserError
 from cnnlab.data import decoded
 from cnnlab.data import folder as module
 from cnnlab.data.folder import ImageFolder
+from cnnlab.data.pipeline import ImageData
+from cnnlab.normalize import Standard
 from cnnlab.use.opened import OpenedRun, with_other_data
 
 
@@ -171,6 +176,8 @@ def test_names_are_bytes_and_classes_are_utf8_in_any_locale(tmp_path):
     code = """if True:
         import sys
         from cnnlab.data.folder import ImageFolder
+from cnnlab.data.pipeline import ImageData
+from cnnlab.normalize import Standard
         folder = ImageFolder(sys.argv[1], sys.argv[2])
         folder.check()
         data = folder.load()
@@ -330,3 +337,48 @@ def test_a_file_that_a_table_names_and_that_is_not_there_is_named_or_skipped(tmp
     with pytest.raises(UserError, match=r"train/4.png cannot be read as an image \(FileNotFoundError"):
         source(root).load()
     assert len(source(root, unreadable="skip").load().train.targets) == 5
+
+
+def within_a_limit(root: Path, megabytes: int) -> tuple[bool, float]:
+    """In a process of its own: whether an array of all images can be had in its memory, and the mean of an epoch.
+
+    The kernel limits what is not mapped from a file.
+    """
+
+    def draw() -> None:
+        threading.stack_size(1 << 19)
+        before = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+        resource.setrlimit(resource.RLIMIT_DATA, (before * 1024 + megabytes * 2**20,) * 2)
+        folder = source(root, image_size=128)
+        fits = True
+        try:
+            np.empty((folder.num_train, 128, 128, 3), np.uint8)
+        except MemoryError:
+            fits = False
+        data = ImageData(folder.load(), Standard(), {}, batch_size=10, val_fraction=0)
+        plan, total = data.draw_whole(0), 0.0
+        for rows in range(0, len(plan["index"]), 10):
+            batch = {key: values[rows : rows + 10] for key, values in plan.items()}
+            total += data.norm.inverse(data.make(batch, 10)[0]).double().mean().item() * 10
+        sender.send((fits, total / len(plan["index"])))
+
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=draw)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return receiver.recv()
+
+
+def test_a_folder_larger_than_a_memory_limit_is_decoded_measured_and_drawn(tmp_path):
+    """147 MB of pixels with 96 MB of memory: from the files on, through normalisation, to every batch of an epoch."""
+    root = tmp_path / "root"
+    for part, num in (("train", 1500), ("test", 4)):
+        for shade, name in ((50, "cat"), (150, "dog")):
+            (root / part / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4), (shade,) * 3).save(tmp_path / f"{name}.png")
+            for number in range(num):
+                os.link(tmp_path / f"{name}.png", root / part / name / f"{number}.png")
+    fits, mean = within_a_limit(root, 96)
+    assert not fits, "the limit holds"
+    assert mean == pytest.approx(100, abs=1e-3)

@@ -90,8 +90,8 @@ def _scratch(folder: Path) -> IO[bytes]:
 def in_threads(do: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
     """What is made of each item, in order; not far ahead of whoever takes it, so that it does not pile up."""
     with ThreadPoolExecutor() as pool:
-        for first in range(0, len(items), 1024):
-            yield from pool.map(do, items[first : first + 1024])
+        for first in range(0, len(items), 64):
+            yield from pool.map(do, items[first : first + 64])
 
 
 def duration(seconds: float) -> str:
