@@ -71,7 +71,8 @@ def run(folder: Path, limit: int, *words: str) -> dict[str, float]:
                 largest[name] = max(largest[name], int(found[1]) * 1024 / 1e6)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return {"seconds": round(time.monotonic() - begin)} | {name: round(value) for name, value in largest.items()}
+    largest["seconds"] = time.monotonic() - begin
+    return {name: round(value) for name, value in largest.items()}
 
 
 def main() -> None:

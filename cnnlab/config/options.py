@@ -81,9 +81,14 @@ def _folders(named: str, current: Path | None) -> tuple[Path, ...]:
 
 
 def _of_project(current: Path | None) -> Iterator[Path]:
-    """The folder that the next pyproject.toml names, here or above. That of another user is no project of ours."""
+    """The folder that the next pyproject.toml names, here or above.
+
+    That of another user is no project of ours, and what lies in a run directory is data.
+    """
     for folder in (current, *current.parents) if current else ():
         file = folder / "pyproject.toml"
+        if os.path.isdir(folder / ".hydra"):
+            continue
         if os.path.isfile(file) and file.stat().st_uid in (os.geteuid(), 0):  # not where nothing may be looked at
             try:
                 conf = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("cnnlab", {}).get("conf")

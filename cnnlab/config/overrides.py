@@ -12,6 +12,7 @@ from cnnlab.config.options import GROUPS, UserError, options
 
 NEEDED = (*GROUPS, "trainer", "logger")
 OPTIONAL = ("experiment", "debug", "launcher")
+LONGEST = 100  # characters in the name of an option
 
 
 def check_overrides(words: Iterable[str]) -> None:
@@ -48,6 +49,8 @@ def check_overrides(words: Iterable[str]) -> None:
             raise UserError(f"{word}: null cannot be typed here. Leave {group} out, {where}.")
         if wrong := [name for name in names if str(name).endswith((".yaml", ".yml"))]:
             raise UserError(f"{word}: {wrong[0]} is a file. Use {group}={wrong[0].rpartition('.')[0]}.")
+        if any(len(str(name)) > LONGEST for name in names):  # no file can be called that
+            raise UserError(f"{word[:60]}...: there is no such option. Use {offered}.")
         if wrong := [name for name in names if not isinstance(name, str | None)]:
             raise UserError(f"{word}: {wrong[0]} is not the name of an option. Use {offered}.")
 

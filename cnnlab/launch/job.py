@@ -248,7 +248,7 @@ def train_here(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> 
 def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:
     """Train in processes of the run's own, and wait for them; signals are passed on."""
     inherited = {name: value for name, value in os.environ.items() if name not in RANKS}
-    environment = inherited | {ABOUT: json.dumps(about), "PYTHONPATH": python_path()}
+    environment = inherited | {ABOUT: json.dumps(about)} | python_path()
     child = subprocess.Popen(
         [sys.executable, "-m", "cnnlab.launch.job", str(run.path)],
         env=environment,

@@ -33,7 +33,7 @@ class Worker:
         self.environment = environment
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cnnlab.launch.job"],
-            env=os.environ | environment | {"PYTHONPATH": python_path()},
+            env=os.environ | environment | python_path(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             preexec_fn=lambda: die_with_parent(signal.SIGTERM),
