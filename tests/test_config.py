@@ -217,7 +217,7 @@ def test_a_directory_that_the_run_does_not_name_is_refused(typed):
         check(composed("data=shapes", typed))
 
 
-@pytest.mark.parametrize("typed", ["hydra.run.dir='x/${run_id:}'", "hydra.sweep.dir=x"])
+@pytest.mark.parametrize("typed", ["hydra.run.dir='x/${cnnlab.run_id:}'", "hydra.sweep.dir=x"])
 def test_the_runs_own_directory_may_be_elsewhere(typed):
     check(composed("data=shapes", typed))
 

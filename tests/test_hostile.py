@@ -122,7 +122,7 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "decoded": lambda c: c["model"].update(hidden=f"\\${{oc.decode:'{CALL}'}}"),
     "environment": lambda c: c["norm"].update(eps="${oc.env:SECRET}"),
     "another value": lambda c: c["model"].update(hidden="${batch_size}"),
-    "resolver of ours": lambda c: c["model"].update(hidden="${run_id:}"),
+    "resolver of ours": lambda c: c["model"].update(hidden="${cnnlab.run_id:}"),
     "missing": lambda c: c["model"].update(hidden="???"),
     "key that is a number": lambda c: c["model"].update({7: 1}),
     "path as a group": lambda c: c.update({"aug": {"/tmp/x": INTRUDER}}),
