@@ -1,3 +1,8 @@
 """A research template for training small convolutional networks on small images."""
 
+import sys
+
+if sys.platform == "win32":  # no fcntl, no POSIX signals
+    sys.exit("cnnlab runs on Linux, macOS and WSL, not on native Windows. Install WSL (wsl --install) and run it there.")
+
 __version__ = "0.1.0"
