@@ -74,7 +74,9 @@ def values(path: Path) -> list[tuple[str, str, str, str]]:
             if limit and not re.search(rf"\b{key.value}\b", limit[1]):
                 limit = None
             shown = "(a list)" if block else text[value.start_mark.index : value.end_mark.index]
-            rows.append((name, shown, comment[: limit.start()].strip() if limit else comment, limit[1] if limit else ""))
+            rows.append(
+                (name, shown, comment[: limit.start()].strip() if limit else comment, limit[1] if limit else "")
+            )
 
     root = yaml.compose(text)
     if isinstance(root, yaml.MappingNode):
