@@ -116,7 +116,7 @@ def cell(text: str, code: bool = False) -> str:
 
 
 def table(rows: list[tuple[str, str, str, str]], prefix: str) -> list[str]:
-    lines = ["| key | default | | must satisfy |", "| --- | --- | --- | --- |"]
+    lines = ["| key | default | meaning | must satisfy |", "| --- | --- | --- | --- |"]
     for name, default, comment, limit in rows:
         full = cell(prefix + name, code=True)
         lines.append(f"| {full} | {cell(default, code=True)} | {cell(comment)} | {cell(limit, code=True)} |")
