@@ -185,7 +185,12 @@ def commands() -> str:
 
 def classes() -> str:
     """The page of the classes that options are made of, or are subclasses of; filled when the site is built."""
-    lines = ["# Python", ""]
+    lines = [
+        "# Classes",
+        "",
+        "What options are made of, or are subclasses of, from the docstrings in the source.",
+        "",
+    ]
     for name in (*DOCUMENTED, *(name for name in OPTIONAL if (ROOT / "cnnlab" / f"{name}.py").exists())):
         lines += [f"## cnnlab.{name}", "", f"::: cnnlab.{name}", ""]
     return "\n".join(lines)
