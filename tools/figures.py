@@ -21,10 +21,12 @@ from rich.text import Text
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = 100
 COMMAND = (
-    "python train.py -m data=shapes data.num_train=2000 norm=standard optim=sgd_momentum,adam aug=crop_flip,cutmix",
-    "'seed=range(5)' model.channels=[8,16,32] model.hidden=64 model.batch_norm=true batch_size=32 trainer.max_epochs=5",
+    "python train.py -m optim=sgd_momentum,adam aug=crop_flip,cutmix 'seed=range(5)'",
+    "data=shapes data.num_train=2000 norm=standard batch_size=32 trainer.max_epochs=5",
+    "model.channels=[8,16,32] model.hidden=64 model.batch_norm=true",
 )
-SHOWN = 4  # lines of the first run
+HIDDEN = ("outputs/runs/", "Composing", "Loading", "Pictures", "Figures")  # lines of no interest here
+ROWS = 10  # of the table of runs
 BROWSERS = ("chromium", "google-chrome")
 
 
@@ -47,22 +49,22 @@ def session(folder: Path) -> str:
 
 
 def draw(text: str, path: Path) -> None:
-    """The command, the beginning of the first run, and the end, as an SVG file."""
-    lines = text.strip().splitlines()
-    end = next(number for number, line in enumerate(lines) if re.match(r"\d+ of \d+ runs", line))
-    table = [line for line in lines[end:] if line]
-    console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    console.print(Text(f"$ {COMMAND[0]} \\\n    {COMMAND[1]}", style="bold green"))
-    for line in lines[:SHOWN]:
-        console.print(Text(line))
-    console.print(Text("...", style="dim"))
-    answer = next(number for number, line in enumerate(table) if "has the highest" in line or "may be the best" in line)
-    for line in table[: min(answer, 9)]:
-        console.print(Text(line), overflow="crop", no_wrap=True)
-    console.print(Text("...", style="dim"))
-    for line in table[answer:]:
-        console.print(Text(line, style="bold"))
-    console.save_svg(str(path), title="cnnlab")
+    """The command, the first run, the beginning of the table of runs, and the answer, as an SVG file."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip() and not line.startswith(HIDDEN)]
+    done = next(number for number, line in enumerate(lines) if line.startswith("done:"))
+    table = next(number for number, line in enumerate(lines) if re.match(r"\d+ of \d+ runs", line))
+    answer = next(number for number, line in enumerate(lines) if number > table and re.search(r"accuracy: \d", line))
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        console = Console(record=True, width=COLUMNS, file=nowhere)
+        console.print(Text("$ " + " \\\n    ".join(COMMAND), style="bold green"))
+        for part in (lines[: done + 1], lines[table : table + ROWS]):
+            for line in part:
+                console.print(Text(line), overflow="ellipsis", no_wrap=True)
+            console.print(Text("...", style="dim"))
+        for line in lines[answer:]:
+            console.print(Text(line, style="bold"))
+        drawn = console.export_svg(title="cnnlab")
+    path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL), encoding="utf-8")  # fonts of a server
 
 
 def photograph(page: Path, path: Path) -> None:
