@@ -15,8 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import __version__
-from cnnlab.config.check import check
-from cnnlab.config.identity import chosen
+from cnnlab.config.check import check_single
 from cnnlab.config.mistakes import refuse, refusing
 from cnnlab.config.options import CONF, UserError, folders, use_folders
 from cnnlab.config.overrides import check_flags, check_overrides, flags_last
@@ -36,12 +35,7 @@ def single(config: DictConfig) -> None:
     try:
         with refusing():
             whole = OmegaConf.create({**config, "hydra": settings})
-            check(whole)
-            if settings.runtime.choices["hydra/sweeper"] != "grid":
-                raise UserError("A search has many runs. Type python train.py -m hydra/sweeper=optuna.")
-            if "launcher" in config:
-                [launcher] = chosen(whole)["launcher"]
-                raise UserError(f"launcher={launcher} is for sweeps. Type python train.py -m ...")
+            check_single(whole)
             if config.plan:
                 from cnnlab.report.plan import print_plan
 

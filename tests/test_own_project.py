@@ -142,7 +142,9 @@ def test_completion_offers_what_a_project_brings(project):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COMP_LINE": "python train.py model=t", "COMP_POINT": "22"}
     command = [sys.executable, "train.py", "-sc", "query=bash"]
     result = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=60)
-    assert result.stdout.split() == ["model=timm_resnet18", "model=tower"], result.stderr
+    assert result.stdout.split() == ["model=timm", "model=timm_resnet18", "model=torchvision", "model=tower"], (
+        result.stderr
+    )
 
 
 def test_elsewhere_there_is_no_such_option(project, tmp_path):

@@ -16,8 +16,8 @@ A file that says so for one of its values has them all checked, for their types 
 nothing are for its class to check. Other names in the expression are those of the option's other values, `data.NAME`
 for what the data are (see cnnlab.config.shape.Shape, and data.num_train), and `run.NAME` for any value of the run;
 `is_file(value)` and `is_run(value)` say that a value names a file or a run directory, whose content is part of the
-run's identity. A comment that ends with [changes nothing] keeps a value out of the run's identity, or the whole option
-if it has a line of its own.
+run's identity, and `is_size(value)` that it is one number or [height, width]. A comment that ends with [changes
+nothing] keeps a value out of the run's identity, or the whole option if it has a line of its own.
 """
 
 import functools

@@ -80,7 +80,7 @@ def check_overrides(words: Sequence[str]) -> None:
     parser, before = OverridesParser.create(), dict[str, str]()
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")
-        if key in ("hydra.run.dir", "hydra.sweep.subdir") and not value.strip("'\"").endswith("${run_id:}"):
+        if key in ("hydra.run.dir", "hydra.sweep.subdir") and not value.strip("'\"").endswith("${cnnlab.run_id:}"):
             raise UserError(f"{word} {NOT_OWN}")  # Hydra would make it before anything is checked
         if key in ("name", "output_dir") and value in ("", "null"):
             raise UserError(f"{word} names no folder. Use {key}=FOLDER, or leave it out.")

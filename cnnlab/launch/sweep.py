@@ -108,7 +108,7 @@ def report(paths: list[Path], trials: bool = False) -> bool:
     made = Sweep(*read(path for path in paths if (path / "summary.json").exists()))
     if made.ranking:
         say(answer(made))
-        say(f"Report: {os.path.relpath(page.write(made, page.default_folder(paths)))}")
+        say(f"Report: {os.path.relpath(page.write_beside(made, paths))}")
     return all_done or bool(trials and made.ranking)
 
 
