@@ -217,7 +217,7 @@ def test_a_directory_that_the_run_does_not_name_is_refused(typed):
         check(composed("data=shapes", typed))
 
 
-@pytest.mark.parametrize("typed", ["hydra.run.dir='x/${run_id:}'", "hydra.sweep.dir=x"])
+@pytest.mark.parametrize("typed", ["hydra.run.dir='x/${cnnlab.run_id:}'", "hydra.sweep.dir=x"])
 def test_the_runs_own_directory_may_be_elsewhere(typed):
     check(composed("data=shapes", typed))
 
@@ -251,6 +251,9 @@ FILES = sorted(CONF.glob("*/*.yaml"))  # not those below conf/hydra, which are n
 OVERLAYS = ("experiment", "debug")
 NEEDED = {  # what an option cannot do without
     "data=image_folder": ["data.root=pictures"],
+    "data=huggingface": ["data.root=pictures"],
+    "data=arrays": ["data.train=arrays.npz"],
+    "data=torchvision": ["data.dataset=MNIST"],
     "model=timm": ["model.model_name=resnet10t"],
     "model=torchvision": ["model.name=squeezenet1_1"],
     "optim=timm": ["optim.opt=nadamw"],
@@ -332,7 +335,10 @@ def test_an_option_as_it_is_has_no_changes_and_passes_the_checks(file):
     if file.parent.name not in OVERLAYS:
         needed = {word.partition("=")[0] for word in NEEDED.get(f"{file.parent.name}={file.stem}", [])}
         assert changes(config).keys() <= needed
-    if file.stem != "image_folder":  # whose folder is not there
+    if file.stem in ("image_folder", "huggingface", "arrays"):  # which are not there
+        with pytest.raises(UserError, match=r"pictures|arrays\.npz"):
+            check(config)
+    else:
         check(config)
 
 

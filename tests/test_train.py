@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -332,17 +333,13 @@ def test_a_sweep_ends_with_a_table_and_typed_again_trains_what_is_missing(comman
     assert f"Report: {report}" in first.stdout
     assert "Which aug (crop_flip, cutmix) and which optim (adam, sgd)" in report.read_text()
     table = first.stdout[first.stdout.index("4 of 4 runs done") :]
-    accuracies = [
-        json.loads((Path("outputs/runs") / run / "summary.json").read_text())["metrics"]["test/acc"] for run in runs
-    ]
-    shown = [
-        float(word)
-        for line in table[: table.index("Pictures")].splitlines()
-        for word in line.split()
-        if word.startswith("0.")
-    ][::2]
-    assert shown == sorted((round(accuracy, 4) for accuracy in accuracies), reverse=True)
-    assert "curves.png" in table
+    metrics = [json.loads((Path("outputs/runs") / run / "summary.json").read_text())["metrics"] for run in runs]
+    shown = [re.findall(r"\b\d+\.\d\d\b", line) for line in table.splitlines()]
+    ranked = sorted((f"{100 * one['val/acc']:.2f}" for one in metrics), key=float, reverse=True)
+    assert [values[0] for values in shown if len(values) == 2][:4] == ranked
+    assert all(f"{100 * one['test/acc']:.2f}" in table for one in metrics)
+    assert all(run[-8:] in table for run in runs)
+    assert [f"run {number} of 4, " in first.stdout for number in (1, 2, 3, 4)] == [True] * 4
 
     again = command("-X", "importtime", *words)
     assert again.returncode == 0

@@ -275,7 +275,7 @@ def test_wrong_inputs_are_one_paragraph(trained, command, tmp_path):
     (bare / "summary.json").write_text(json.dumps(run.summary()))
     for words, answer in (
         (("evaluate", "empty"), "is no run directory"),
-        (("predict", "nowhere", "text.png"), "is no run directory"),
+        (("predict", "nowhere", "text.png"), "nowhere names no run"),
         (("export", "bare"), "no epoch of it was finished"),
         (("predict", plain, "nothing.png"), "does not exist"),
         (("predict", plain, "empty"), "holds no image"),

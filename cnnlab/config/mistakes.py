@@ -10,7 +10,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from cnnlab.config.options import GROUPS, UserError, leaves, option_file, options
+from cnnlab.config.options import GROUPS, LISTED, UserError, leaves, option_file, options
 from cnnlab.config.values import job_config
 from cnnlab.text import say
 
@@ -45,6 +45,11 @@ def explain(error: Exception) -> str:
         group, _, option = error.missing_cfg_file.rpartition("/")
         said = _unknown(f"{group}={option}", f"The group {group} offers", error.options or options(group), f"{group}=")
         return said + by_name(group)
+    if found := re.search(r"Ambiguous value for argument '(.*?)'", str(error)):
+        key, _, values = found[1].partition("=")
+        several = f", or '{key}=[{values}]' for all of them in one run" if key in LISTED else ""
+        several = several if key in (*GROUPS, "trainer", "logger") else f", or '{key}=[{values}]' for a list"
+        return f"{found[1]} has several values. Use python train.py -m to train a run for each{several}."
     cause = error.__cause__
     if (
         isinstance(cause, ConfigAttributeError | ConfigKeyError)

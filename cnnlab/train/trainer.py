@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import os
 import warnings
 from collections.abc import Mapping
 from datetime import timedelta
@@ -33,7 +32,7 @@ from cnnlab.train import graph, graphable
 from cnnlab.train.machine import computes_in_bf16
 from cnnlab.train.optimizers import make_optimizer, schedule
 from cnnlab.train.parts import Parts, told
-from cnnlab.train.progress import ProgressBar
+from cnnlab.train.progress import progress
 from cnnlab.train.records import Records
 
 warnings.filterwarnings("ignore", module=r"lightning\.")  # of its use of older torch
@@ -48,9 +47,7 @@ def make_trainer(
 
     run_key: what loggers know the run by.
     """
-    callbacks: list[Callback] = [records, *chosen.values()]
-    if os.isatty(1):
-        callbacks.append(ProgressBar())
+    callbacks: list[Callback] = [records, *chosen.values(), *progress()]
     node = plain(config.trainer)
     if node["precision"] == "auto":
         node["precision"] = "bf16-mixed" if computes_in_bf16(node["accelerator"]) else "32-true"

@@ -62,6 +62,11 @@ class OpenedRun:
         height, width = data["image_size"]
         return Shape(len(data["classes"]), data["channels"], height, width, data["task"])
 
+    @property
+    def background(self) -> str:
+        """What it saw behind transparent images."""
+        return str(self.summary["changes"].get("data.background", "black"))
+
 
 def opened(path: Path) -> OpenedRun:
     """Read and check the files of a run, but for its checkpoints.
