@@ -30,6 +30,7 @@ from table import DRAWN, ROOT, Bench, command, durations, save
 
 from cnnlab.data.cifar10 import CIFAR10
 from cnnlab.data.images import DataSet, Images
+from cnnlab.report.pictures import STYLE
 from cnnlab.runs.files import atomic_path
 
 Points = list[dict[str, Any]]  # each with its "size"
@@ -106,6 +107,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[Bench, Sequence[int]], Points], list[int
 }
 
 
+@matplotlib.rc_context(STYLE)
 def draw(path: Path, found: dict[str, Points]) -> None:
     """A panel for every measurement."""
     figure = matplotlib.figure.Figure(figsize=(10, 7), layout="constrained")

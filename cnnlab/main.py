@@ -7,21 +7,20 @@ failed, 2 the input is wrong, 143 stopped by a signal after saving (130: by Ctrl
 import os
 import re
 import sys
-from collections.abc import Sequence
 from errno import EACCES, EDQUOT, EEXIST, EFBIG, EIO, ELOOP, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS, ESTALE
-from itertools import pairwise
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from cnnlab import __version__
 from cnnlab.config.check import check
 from cnnlab.config.identity import chosen
 from cnnlab.config.mistakes import refuse, refusing
 from cnnlab.config.options import CONF, UserError, folders, use_folders
-from cnnlab.config.overrides import check_overrides
-from cnnlab.console import outlive_terminal
+from cnnlab.config.overrides import check_flags, check_overrides
+from cnnlab.console import doing, outlive_terminal
 from cnnlab.launch.job import Job
 from cnnlab.runs.directory import RunDirectory
 
@@ -55,10 +54,16 @@ def single(config: DictConfig) -> None:
     sys.exit(Job.of(whole, run.path).do())
 
 
-def own_folders(words: Sequence[str]) -> list[str]:
-    """What follows --config-dir or -cd among the words of a command line."""
-    joined = [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
-    return joined + [value for flag, value in pairwise(words) if flag in ("--config-dir", "-cd")]
+def own_folders(words: list[str]) -> list[str]:
+    """Take --config-dir FOLDER or -cd FOLDER out of the words of a command line, wherever it was typed."""
+    found: list[str] = []
+    for place in reversed(range(len(words))):
+        if words[place].startswith("--config-dir="):
+            found.insert(0, words.pop(place).partition("=")[2])
+        elif words[place] in ("--config-dir", "-cd") and words[place + 1 :]:
+            found.insert(0, words.pop(place + 1))
+            del words[place]
+    return found
 
 
 def main(*conf: str) -> None:
@@ -73,9 +78,22 @@ def main(*conf: str) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP advises against what conf/trainer/ddp.yaml says
     try:
         with refusing():
-            if own := [*own_folders(sys.argv[1:]), *conf]:
+            words = sys.argv[1:]
+            own = [*own_folders(words), *conf]
+            sys.argv[1:] = words
+            if own:
                 use_folders(own)
             folders()
+            if "--version" in sys.argv:
+                print(f"cnnlab {__version__}")
+                return
+            if {"--help", "-h"} & set(sys.argv):
+                from cnnlab.config.help import print_help
+
+                print_help(sys.argv[1:])
+                return
+            doing("Composing the configuration")
+            check_flags(sys.argv[1:])
             check_overrides(sys.argv[1:])
             single()
     except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import islice
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -22,6 +23,9 @@ from cnnlab.config.options import UserError
 from cnnlab.config.overrides import check_overrides
 from cnnlab.launch.job import Job
 from cnnlab.runs.directory import RunDirectory
+from cnnlab.text import say
+
+MOST = 10_000  # values of one axis
 
 
 class GridSweeper(Sweeper):
@@ -51,10 +55,14 @@ class GridSweeper(Sweeper):
         check_overrides(from_file)
         overrides = OverridesParser.create(self.loader).parse_overrides([*from_file, *arguments])
         for override in overrides:
-            if override.is_sweep_override() and not list(override.sweep_iterator()):
-                raise UserError(
-                    f"{override.input_line} is a list without values, and the sweep has no runs. Name some."
-                )
+            try:
+                values = list(islice(override.sweep_iterator(), 1 + MOST)) if override.is_sweep_override() else [None]
+            except ValueError as error:  # range(0,10,0)
+                raise UserError(f"{override.input_line} is no list of values: {error}.") from error
+            if not 0 < len(values) <= MOST:
+                few = "without values, and the sweep has no runs. Name some"
+                what = few if not values else f"of more than {MOST:,} values. Name fewer"
+                raise UserError(f"{override.input_line} is a list {what}.")
         words = [tuple(job) for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]]
         composed = {job: self.loader.load_sweep_config(self.config, list(job)) for job in dict.fromkeys(words)}
         for job, config in composed.items():
@@ -111,6 +119,8 @@ class OptunaSweeper(GridSweeper):
                     search.give_up(trial)
                     print(f"{run.path}: given up before, in trial {number}.")
                     continue
+                drawn = " ".join(word for word in overrides if word not in search.fixed)
+                say(f"\ntrial {number + 1} of {self.num_trials}, {drawn}")
                 with search.watching(trial):
                     in_turn(None, [job])
             except UserError as error:

@@ -15,6 +15,7 @@ from PIL import Image
 from cnnlab.config.options import CONF
 from cnnlab.report.charts import COLORS
 from cnnlab.report.page import markdown_table
+from cnnlab.report.pictures import STYLE
 from cnnlab.report.runs import over_epochs
 from cnnlab.report.statistics import estimate
 from cnnlab.runs.files import atomic_path, write_text
@@ -114,6 +115,7 @@ def curves_of(results: Results, keys: Mapping[str, str]) -> dict[str, list[Run]]
 # -------------------------------------------------------------------------------------------------------------- figures
 
 
+@matplotlib.rc_context(STYLE)
 def draw(path: Path, curves: Mapping[str, Sequence[Run]], beside: Mapping[str, Sequence[Run]], title: str) -> None:
     """Loss and accuracy over epochs in the report's form: training dashed, held-out solid.
 
@@ -153,6 +155,7 @@ def draw(path: Path, curves: Mapping[str, Sequence[Run]], beside: Mapping[str, S
     save(figure, path)
 
 
+@matplotlib.rc_context(STYLE)
 def draw_settings(path: Path, results: Results) -> None:
     """Test accuracy at the last epoch of every setting but that of one epoch: a dot for a seed, a line at the mean."""
     shown = [key for key in in_order(results) if key != ONE_EPOCH]

@@ -184,7 +184,7 @@ def test_the_table_of_a_sweep_is_in_the_order_of_the_page(tmp_path, capsys):
     order = [place.setting.value("optim") for place in sweep_of(tmp_path).ranking]
     assert order == ["b", "c", "a"]
     shown = capsys.readouterr().out
-    places = [shown.index(f"val/acc {tenths}0.00%") for tenths in (9, 8, 7)]
+    places = [shown.index(f" {tenths}0.00 ") for tenths in (9, 8, 7)]
     assert places == sorted(places)
 
 

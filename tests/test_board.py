@@ -1,7 +1,9 @@
 """TensorBoard itself, started over a sweep: what its pages ask for is there, and they open in a browser."""
 
 import json
+import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -11,12 +13,56 @@ from pathlib import Path
 
 import pytest
 from conftest import BROWSER
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from test_resume import Zygote, said
+
+from cnnlab.train.board import TensorBoard
 
 COMMAND = (
     *("-m", "data=shapes", "data.num_train=400", "data.num_test=60", "batch_size=40", "model.channels=[8,8,8]"),
     *("optim=sgd,adam", "aug=crop_flip", "norm=standard", "trainer.max_epochs=3", "trainer.accelerator=cpu"),
 )
+
+
+def record(content: bytes) -> bytes:
+    """As event files have them."""
+
+    def checked(part: bytes) -> bytes:
+        return part + struct.pack("<I", masked_crc32c(part))
+
+    return checked(struct.pack("<Q", len(content))) + checked(content)
+
+
+WHOLE = record(
+    Event(wall_time=1.0, summary=Summary(value=[Summary.Value(tag="rate", simple_value=1)])).SerializeToString()
+)
+DAMAGED = {
+    "text": b"hello",
+    "cut": WHOLE + WHOLE[:-3],
+    "no event": WHOLE + record(b"\xff" * 4),
+    "a record of 2**60 bytes": WHOLE + struct.pack("<QI", 2**60, masked_crc32c(struct.pack("<Q", 2**60))),
+    "a record of 2**64 bytes": WHOLE + struct.pack("<QI", 2**64 - 1, masked_crc32c(struct.pack("<Q", 2**64 - 1))),
+    "fifo": None,
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_event_files_that_are_damaged_end_no_run(tmp_path, content):
+    file = tmp_path / "events.out.tfevents.1"
+    if content is None:
+        os.mkfifo(file)
+    else:
+        file.write_bytes(content)
+    logger = TensorBoard(str(tmp_path))
+    logger.open_run("val", ("loss",))
+    logger.go_on(2.0, {"val/loss"})
+    logger.finalize("failed")
+    [new] = [path for path in tmp_path.glob("events.out.tfevents.*") if path != file]
+    kept = [value.tag for event in LegacyEventFileLoader(str(new)).Load() for value in event.summary.value]
+    assert kept.count("rate") == (content is not None and content.startswith(WHOLE))
 
 
 @pytest.fixture(scope="module")

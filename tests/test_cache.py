@@ -1,5 +1,6 @@
 """A cache is a convenience: what it holds is verified, and what it cannot hold is made."""
 
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -124,6 +125,32 @@ def test_of_another_user_nothing_is_used_and_everybody_has_an_entry(open_folder)
 def test_a_filled_cache_of_root_needs_no_right_to_write(open_folder, caplog):
     entry(open_folder / "cache" / "entry")
     assert as_user(20_001, lambda: (entry(open_folder / "cache" / "entry"), caplog.text)) == ((b"made", False), "")
+
+
+def squashed(uid: int) -> None:
+    """From now on files belong to another user when we make them, as on a network drive with root_squash."""
+    ctypes.CDLL(None).setfsuid(uid)
+
+
+@root_only
+def test_a_file_system_that_gives_our_files_another_owner_keeps_them(open_folder):
+    path = open_folder / "entry"
+
+    def twice() -> list[tuple[bytes, bool]]:
+        squashed(20_001)
+        return [entry(path), entry(path, b"other")]
+
+    assert as_user(0, twice) == [(b"made", True), (b"made", False)]
+    assert path.stat().st_uid == 20_001
+    assert entry(path, b"ours") == (b"ours", True)  # of another user, where owners are what they are
+
+
+def test_where_others_can_write_every_file_nothing_is_kept(tmp_path, caplog, monkeypatch):
+    anybodys = os.stat_result((0o100777, 0, 0, 1, os.getuid(), 0, 0, 0, 0, 0))
+    monkeypatch.setattr(cache, "_of_a_new_file", lambda folder: anybodys)
+    assert [entry(tmp_path / "entry") for _ in range(2)] == [(b"made", True)] * 2
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".lock"}
+    assert "Other users can write every file" in caplog.text
 
 
 @root_only

@@ -2,6 +2,7 @@
 
 import importlib
 
+import matplotlib
 from conftest import ROOT
 from PIL import Image
 
@@ -27,3 +28,6 @@ def test_the_picture_of_whatever_was_measured(monkeypatch, tmp_path):
         growth.draw(tmp_path / "growth.png", found)
         pictures.append(Image.open(tmp_path / "growth.png").tobytes())
     assert pictures[0] != pictures[1]
+    with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30, "text.usetex": True}):  # a user's own style
+        growth.draw(tmp_path / "growth.png", found)
+    assert Image.open(tmp_path / "growth.png").tobytes() == pictures[1]

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -34,6 +35,8 @@ from cnnlab.report.sections import document
 from cnnlab.report.sweep import Sweep
 from cnnlab.report.tables import runs_table
 from cnnlab.runs.directory import CheckpointError, RunDirectory
+from cnnlab.train import checkpoint
+from cnnlab.use.bounded import bounded
 from cnnlab.use.opened import opened, with_other_data
 from cnnlab.use.trained import open_run
 
@@ -124,6 +127,11 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "key that is a number": lambda c: c["model"].update({7: 1}),
     "path as a group": lambda c: c.update({"aug": {"/tmp/x": INTRUDER}}),
     "no mapping": lambda c: c.update(aug=[INTRUDER]),
+    "key that is no name": lambda c: c["model"].update({"(": 1}),
+    "key that is a slow expression": lambda c: c["model"].update({r"(.|\w|[^x])*!": 1}),
+    "key with dots": lambda c: c["norm"].update(eps={"a.b": 1}),
+    "file to read": lambda c: c["model"].update(weights="/dev/zero"),
+    "address to read": lambda c: c["model"].update(batch_norm=["https://evil.example"]),
     "far too large": lambda c: c["model"].update(hidden=10**12),
 }
 
@@ -166,6 +174,32 @@ def test_a_class_that_a_configuration_names_is_none_of_ours_to_make(run, attack,
     result = verb("evaluate", run)
     assert result.returncode == 0, result.stderr
     assert not intruder()
+
+
+LOADER = """
+_target_: torch.hub.load
+repo_or_dir: ours/models
+model: small # or large
+where: ??? # [where.startswith('/data/')]
+"""
+
+
+def test_a_configuration_chooses_words_and_numbers_and_what_an_option_says(run, tmp_path, monkeypatch):
+    """An option may name a function that loads code from wherever it is told."""
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "loader.yaml").write_text(LOADER)
+    monkeypatch.setenv("CNNLAB_CONF", str(tmp_path / "conf"))
+    change_summary(run, choices=json.loads((run / "summary.json").read_text())["choices"] | {"model": "loader"})
+    sound = {"repo_or_dir": "ours/models", "model": "large", "where": "/data/x", "depth": 3, "pretrained": True}
+    change_config(run, lambda c: c.update(model=sound))
+    assert opened(run).config.model == sound | {"_target_": "torch.hub.load"}
+    for evil in (
+        *({"repo_or_dir": "evil/models"}, {"model": "../x"}, {"model": "~"}, {"model": "a\nb"}, {"where": "/home/x"}),
+        *({"more": "hub:evil"}, {"more": {"a": [{"/b": 1}]}}),
+    ):
+        change_config(run, lambda c, evil=evil: c.update(model=sound | evil))
+        with pytest.raises(UserError, match=r"may name a file or an address|is not allowed"):
+            opened(run)
 
 
 LAUGHS = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))
@@ -445,6 +479,98 @@ def test_checkpoints_that_are_no_archives_are_refused(run, verb):
     for planted in (b"", b"hello", content[:-100], squeezed.getvalue(), cut.getvalue()):
         plant(run, planted)
         assert refused(verb("evaluate", run))
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, torch.FloatTensor, torch.UntypedStorage, bytearray])
+def test_no_checkpoint_takes_memory_by_calling_something(run, verb, kind):
+    class Called:
+        def __reduce__(self) -> Any:
+            return kind, (10**11,)
+
+    file = io.BytesIO()
+    torch.save({"state_dict": {}, "records": {"x": Called()}}, file)
+    plant(run, file.getvalue())
+    result = verb("evaluate", run)
+    assert refused(result)
+    assert "which has no place in a checkpoint" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError("Cannot allocate memory")],
+)
+def test_a_full_memory_is_no_fault_of_a_checkpoint(run, verb, monkeypatch, error):
+    def load(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(MemoryError):
+        checkpoint.newest(run / "checkpoints")
+    assert not list(run.rglob("*.damaged"))
+    assert refused(verb("evaluate", run))
+
+
+# ---------------------------------------------------------------------------------------- networks of any class
+
+COMPUTING = """
+import torch
+from cnnlab.networks import ConvNet
+
+
+class Computing(ConvNet):
+    def __init__(self, blocks: int = 3, **arguments):
+        super().__init__(**arguments)
+        self.rates = [rate.item() for rate in torch.linspace(0, 1, blocks)]
+"""
+
+
+def test_a_network_may_compute_when_it_is_made_and_is_no_larger_than_its_weights(run, verb, tmp_path, monkeypatch):
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    ours = (ROOT / "conf" / "model" / "cnn.yaml").read_text()
+    option = ours.replace("cnnlab.networks.ConvNet", "computing.Computing") + "blocks: 3\n"
+    (tmp_path / "conf" / "model" / "computing.yaml").write_text(option)
+    (tmp_path / "computing.py").write_text(COMPUTING)
+    monkeypatch.setenv("CNNLAB_CONF", str(tmp_path / "conf"))
+    monkeypatch.syspath_prepend(tmp_path)
+    change_summary(run, choices=json.loads((run / "summary.json").read_text())["choices"] | {"model": "computing"})
+    result = verb("evaluate", run)
+    assert result.returncode == 0, result.stderr
+    change_config(run, lambda c: c["model"].update(blocks=10**12))
+    result = verb("evaluate", run)
+    assert refused(result)
+    assert "takes more than" in result.stderr
+
+
+TOO_LARGE: dict[str, Callable[[], Any]] = {
+    "a layer": lambda: torch.nn.Linear(10**6, 10**6),
+    "a table": lambda: torch.arange(10**5)[:, None] - torch.arange(10**5),
+    "a copy": lambda: torch.zeros(1).expand(10**9).clone(),
+    "random numbers": lambda: torch.randn(10**9, generator=torch.Generator()),
+    "layers": lambda: [torch.zeros(100_000) for _ in range(10_000)],
+    "repeated": lambda: torch.ones(10).repeat(10**9),
+}
+
+
+@pytest.mark.parametrize("make", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_what_is_made_is_bounded_before_it_takes_memory(make):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with bounded(1000), pytest.raises(ValueError, match="takes more than"):
+        make()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kB
+
+
+def test_a_constructor_that_loads_a_file_runs_nothing_of_it(tmp_path, intruder):
+    class Called:
+        def __reduce__(self) -> Any:
+            import intruder
+
+            return intruder.call, ()
+
+    torch.save(Called(), tmp_path / "weights.pt")
+    Path("noticed").unlink()  # by the import
+    with bounded(1000), pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "weights.pt", weights_only=False)
+    assert not intruder()
 
 
 def test_sizes_that_fit_nothing_are_refused(run, verb):

@@ -1,9 +1,13 @@
 """What is typed for a group is an option of it, and no mistake there is a traceback of Hydra's."""
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
-from cnnlab.config.options import UserError
-from cnnlab.config.overrides import check_overrides
+from cnnlab.config.help import print_help
+from cnnlab.config.mistakes import explain
+from cnnlab.config.options import GROUPS, UserError, description, options
+from cnnlab.config.overrides import check_flags, check_overrides
 
 REFUSED = {
     "=1": "nothing before the equals sign",
@@ -22,6 +26,7 @@ REFUSED = {
     "launcher=local,null": "all runs of a sweep have the same launcher",
     "launcher=local,slurm": "all runs of a sweep have the same launcher",
     "experiment=best,null": "Leave experiment out, in a command of its own",
+    f"model={'a' * 300}": "there is no such option. Use model= and one of",
     "debug=null": "Leave debug out, which is the same",
 }
 
@@ -30,7 +35,7 @@ REFUSED = {
 def test_refused(word):
     with pytest.raises(UserError) as error:
         check_overrides(["--config-dir", "somewhere", "-m", word])
-    assert str(error.value).startswith(word)
+    assert str(error.value).startswith(word[:60])
     assert REFUSED[word] in str(error.value)
 
 
@@ -46,11 +51,24 @@ def test_left_to_hydra(word):
     check_overrides([word])
 
 
+def test_null_in_parentheses():
+    with pytest.raises(HydraException) as error:
+        OverridesParser.create().parse_overrides(["model.dropout=choice(null,0.5)"])
+    assert "null cannot stand in parentheses. Type the list alone, key=null,1.0" in explain(error.value)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("-m", "seed=range(0)"), "seed=range(0) is a list without values"),
         (("-m", "seed=glob(*)"), "seed=glob(*) is a list without values"),
+        (("-m", "seed=range(1,9,0)"), "seed=range(1,9,0) is no list of values: range() arg 3 must not be zero"),
+        (("-m", "optim.lr=range(0.1,9,1e-9)"), "optim.lr=range(0.1,9,1e-9) is a list of more than 10,000 values"),
+        (
+            ("sched=step", "optim=adam", "optim.momentum=0.9"),
+            "is one of optim=muon,rmsprop,sgd,sgd_momentum; in",
+        ),
+        (("--config-dir", "nowhere"), "nowhere is no folder of options"),  # wherever it is typed
         (("hydra.run.dir=/dev/null/x",), "hydra.run.dir=/dev/null/x is not the run's own directory"),
         (("-m", "aug=[]"), "leaves no aug"),
     ],
@@ -61,3 +79,72 @@ def test_commands(command, words, said):
     assert result.returncode == 2, result.stdout
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+
+
+FLAGS = {
+    "--epochs 3": "Use trainer.max_epochs=3.",
+    "--max-epochs=3": "Use trainer.max_epochs=3.",
+    "--lr=0.1": "Use optim.lr=0.1.",
+    "--batch-size 64": "Use batch_size=64.",
+    "--optimizer adam": "Use optim=adam.",
+    "--data": "Use data=VALUE.",
+    "--seed -m": "Use seed=VALUE.",
+    "--hidden optim=sgd": "Use model.hidden=VALUE.",
+    "--quux 1": "Use python train.py --help",
+}
+
+
+@pytest.mark.parametrize("typed", FLAGS)
+def test_flags_of_other_programs_are_translated(typed):
+    with pytest.raises(UserError) as error:
+        check_flags(typed.split())
+    assert FLAGS[typed] in str(error.value)
+
+
+def test_flags_of_hydra_are_left_to_it():
+    check_flags(["--config-dir", "x", "--cfg", "job", "--multirun", "-m", "--info=config", "seed=1"])
+
+
+@pytest.mark.parametrize("words", [("aug=cutmix", "aug=mixup"), ("-m", "aug=cutmix,mixup", "aug=[crop_flip]")])
+def test_a_list_that_is_set_twice_is_not_half_obeyed(words):
+    with pytest.raises(UserError, match=r"the second would replace the first. Use 'aug=\[cutmix,"):
+        check_overrides(list(words))
+
+
+@pytest.mark.parametrize("words", [("aug=cutmix", "aug=cutmix"), ("aug=cutmix", "aug=none"), ("seed=1", "seed=2")])
+def test_what_replaces_without_loss_may_be_typed_twice(words):
+    check_overrides(list(words))
+
+
+def test_several_values_without_m_is_said_in_our_words(command):
+    result = command("train.py", "data=shapes", "aug=cutmix,crop_flip")
+    assert result.returncode == 2
+    assert result.stderr == (
+        "cnnlab: aug=cutmix,crop_flip has several values. Use python train.py -m to train a run for each, or "
+        "'aug=[cutmix,crop_flip]' for all of them in one run.\n"
+    )
+
+
+def test_help_lists_every_option_and_the_arguments_of_what_is_chosen(capsys):
+    print_help(["optim=adam", "optim.lr=0.3"])
+    said = capsys.readouterr().out
+    for group in GROUPS:
+        for option in options(group):
+            assert option in said, option
+    assert "optim.lr=0.3" in said
+    assert "optim.betas=[0.9,0.999]" in said
+    assert "momentum" not in said[said.index("Arguments of optim=adam") :]
+    assert "aug=OPTION: several at once as 'aug=[a,b]'" in said
+    assert max(map(len, said.splitlines())) <= 100
+
+
+def test_help_on_one_group(capsys):
+    print_help(["sched"])
+    said = capsys.readouterr().out
+    assert "Arguments of sched=exponential" in said
+    assert "optim" not in said.replace("optim.lr", "")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_option_says_what_it_is(group):
+    assert [option for option in options(group) if not description(f"{group}/{option}")] == []

@@ -12,6 +12,7 @@ from conftest import ROOT
 from PIL import Image
 from zygote import differences, left_by, only_run, said
 
+from cnnlab.config.options import _folders, folders
 from cnnlab.runs.told import headline, in_words, reported
 
 DATA = ("data=shapes", "data.num_train=200", "data.num_test=50", "batch_size=20", "trainer.max_epochs=1")
@@ -161,6 +162,15 @@ def test_a_stranger_names_no_folder_of_options(project, tmp_path):
     assert (result.returncode, "there is no 'tower'" in result.stderr) == (2, True)
 
 
+def test_a_run_directory_names_no_folder_of_options(project, monkeypatch):
+    """Though its files belong to the user who has unpacked it."""
+    monkeypatch.chdir(project)
+    assert folders()[0] == project / "conf"
+    (project / ".hydra").mkdir()
+    _folders.cache_clear()
+    assert len(folders()) == 1
+
+
 # --------------------------------------------------------------------------------------- everything, killed and used
 
 FAST = (
@@ -249,7 +259,7 @@ def test_fetched_images_do_not_depend_on_the_number_of_workers(zygote, own, tmp_
     assert differences(first, second) == []
 
 
-def test_distillation_depends_on_what_the_teacher_is(zygote, own, tmp_path):
+def test_distillation_depends_on_what_the_teacher_is(zygote, verb, own, tmp_path):
     common = (*FAST, "data=grey", "data.num_train=1000", "model=tower", "norm=standard", "trainer.max_epochs=1")
     teachers = []
     for seed in (0, 1):
@@ -267,6 +277,8 @@ def test_distillation_depends_on_what_the_teacher_is(zygote, own, tmp_path):
     assert zygote.run(outputs, command=student, environment=own)["status"] == 0
     assert len(list((outputs / "runs").glob("*/summary.json"))) == 2  # another teacher is another run
     shutil.rmtree(tmp_path / "teacher")
+    evaluated = verb("evaluate", first)  # which needs no teacher
+    assert evaluated.returncode == 0, evaluated.stderr
     assert zygote.run(outputs, command=student, environment=own)["status"] == 2
     assert "module.teacher=" in said(outputs)
     assert "must satisfy is_run(teacher)" in said(outputs)

@@ -1,10 +1,16 @@
 """An epoch's plan depends on seed and epoch alone: not on the number of processes, nor on where one enters it."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
 from cnnlab.augment import CropFlip, CutMix
-from cnnlab.data.plan import draw_epoch, of_process
+from cnnlab.config.options import UserError
+from cnnlab.data.images import Images
+from cnnlab.data.loaders import Slices, refuse_few
+from cnnlab.data.plan import draw_epoch, of_process, sampling_weights
 
 INDICES = torch.arange(5, 105)  # 100 training images
 AUGMENTATIONS = {"crop_flip": CropFlip(), "cutmix": CutMix()}
@@ -55,3 +61,41 @@ def test_with_a_halo_partners_are_those_of_rolling_the_whole_batch(world_size):
     for back in (1, 2):
         partners = torch.cat([share.view(5, -1)[:, 2 - back : -back] for share in shares], 1)
         assert partners.equal(steps.roll(back, 1))
+
+
+@pytest.mark.parametrize(
+    "weights", [[1, np.nan, 1], [1, -1, 1], [0, 1, 0], [1, 1], [[1, 1, 1]], [1, np.inf, 1], [1e308, 1, 1e308]]
+)
+def test_weights_that_nothing_can_be_drawn_by_are_refused(weights):
+    images = Images(np.zeros((3, 1, 2, 2), np.uint8), np.zeros(3, np.int64), ("a",), np.array(weights))
+    with pytest.raises(UserError, match="one finite number from 0 for each training image"):
+        sampling_weights(images, np.array([0, 2]), "weighted")
+
+
+@pytest.mark.parametrize("num", [2, 3, 7, 100])
+@pytest.mark.parametrize("side", [32, 2000])
+def test_processes_have_equal_numbers_of_batches_for_evaluation_and_none_is_empty(num, side):
+    def batches(rank: int) -> list:
+        data = SimpleNamespace(
+            trainer=SimpleNamespace(global_rank=rank, world_size=2),
+            device=torch.device("cpu"),
+            home=torch.device("cpu"),
+            stored=SimpleNamespace(size=(side, side)),
+            data=SimpleNamespace(test=None),
+        )
+        return Slices(data, "test", torch.arange(num)).batches
+
+    of_rank = [batches(rank) for rank in range(2)]
+    assert len(of_rank[0]) == len(of_rank[1])
+    assert all(len(index) for some in of_rank for _, index, _ in some)
+    assert sorted(torch.cat([index for some in of_rank for _, index, _ in some]).tolist()) == [*range(num)]
+
+
+def test_fewer_images_to_evaluate_than_processes_are_refused():
+    data = SimpleNamespace(held_out_index=[1, 2], data=SimpleNamespace(test=SimpleNamespace(targets=[0] * 3)))
+    refuse_few(data, 2)
+    with pytest.raises(UserError, match="2 held-out images cannot be shared by 3 processes"):
+        refuse_few(data, 3)
+    data.held_out_index = []
+    with pytest.raises(UserError, match="3 test images cannot be shared by 4 processes"):
+        refuse_few(data, 4)

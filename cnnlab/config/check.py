@@ -122,10 +122,10 @@ def facts_of(config: DictConfig) -> dict[str, Any]:
 
 
 def siblings(job: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The values beside one."""
+    """The values beside one; none where keys have dots in them."""
     for key in path.split(".")[:-1]:
-        job = job[key]
-    return dict(job)
+        job = job.get(key, {}) if isinstance(job, Mapping) else {}
+    return dict(job) if isinstance(job, Mapping) else {}
 
 
 def parents(path: str) -> list[str]:
@@ -233,14 +233,15 @@ def check_clause(path: str, value: Any, clause: str, known: Mapping[str, Any], e
     if len(context) < len(named):
         return
     key = path.rsplit(".", 1)[-1]
-    context |= {name: known[name] for name in known if name != key and re.search(rf"(?<![.\w]){name}\b(?!\.)", clause)}
+    read = {node.id for node in ast.walk(ast.parse(clause)) if isinstance(node, ast.Name)} - {key, "data", "run"}
+    context |= {name: known[name] for name in sorted(read & known.keys())}
     names = {name: nested(known[name]) if name in ("data", "run") else known[name] for name in known}
     names |= {test.__name__: test for test in (is_file, is_run)}
     try:
         holds = eval(clause, {}, names)  # an option file's own text
     except NameError:  # it depends on what is not known here
         return
-    except (TypeError, AttributeError):
+    except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError):
         holds = False
     if not holds:
         here = f" with {', '.join(f'{name}={as_typed(found)}' for name, found in context.items())}" if context else ""

@@ -7,6 +7,7 @@ data are kept cannot, so they stay out of the hash (`NOT_IDENTITY`).
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -97,7 +98,7 @@ def identity(config: DictConfig, without: str = "") -> str:
 
 def is_file(path: str) -> bool:
     """Whether a value names a file. An option that says so for a value has the content in the identity of its runs."""
-    return Path(path).is_file()
+    return os.path.isfile(path)
 
 
 def is_run(path: str) -> bool:
@@ -111,7 +112,7 @@ def content_of(config: DictConfig, path: str, limit: str) -> str:
     if not isinstance(value, str):
         return ""
     if is_run(value):
-        return Path(value, "checkpoints", "best.ckpt.sha256").read_text("utf-8").split()[0]
+        return Path(value, "checkpoints", "best.ckpt.sha256").read_bytes()[:64].decode("latin-1")
     if is_file(value):
         with open(value, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

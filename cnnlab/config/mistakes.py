@@ -10,7 +10,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from cnnlab.config.options import UserError, leaves, options
+from cnnlab.config.options import GROUPS, LISTED, UserError, leaves, option_file, options
 from cnnlab.config.values import job_config
 from cnnlab.text import say
 
@@ -35,6 +35,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OverrideParseException):
+        if re.search(r"\(.*\bnull\b", error.override):
+            return f"{error.override}: null cannot stand in parentheses. Type the list alone, key=null,1.0."
         return (
             f"{error.override} cannot be read. Type key=value; lists in quotes, 'key=[a,b]'; "
             f"other than letters, digits and ./:_- in two pairs of quotes, 'key=\"(my pictures)\"'."
@@ -42,6 +44,11 @@ def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return _unknown(f"{group}={option}", f"The group {group} offers", error.options or options(group), f"{group}=")
+    if found := re.search(r"Ambiguous value for argument '(.*?)'", str(error)):
+        key, _, values = found[1].partition("=")
+        several = f", or '{key}=[{values}]' for all of them in one run" if key in LISTED else ""
+        several = several if key in (*GROUPS, "trainer", "logger") else f", or '{key}=[{values}]' for a list"
+        return f"{found[1]} has several values. Use python train.py -m to train a run for each{several}."
     cause = error.__cause__
     if (
         isinstance(cause, ConfigAttributeError | ConfigKeyError)
@@ -54,7 +61,11 @@ def explain(error: Exception) -> str:
         knobs = () if parent else (path for path, _ in leaves(job_config(cause.parent_node)))
         if below := [path for path in knobs if path.endswith(f".{cause.full_key}")]:  # lr=0.1
             return f"{cause.full_key}: there is no '{cause.full_key}' here. Did you mean {' or '.join(below)}?"
-        return _unknown(cause.full_key, f"{parent or 'The configuration'} has", keys, prefix)
+        said, key = _unknown(cause.full_key, f"{parent or 'The configuration'} has", keys, prefix), cause.full_key
+        offered = options(parent) if parent in (*GROUPS, "trainer") else ()
+        if having := [name for name in offered if key.rpartition(".")[2] in option_file(f"{parent}/{name}")]:
+            said += f" It is one of {parent}={','.join(having)}; in a sweep over {parent}, use ++{key}=VALUE."
+        return said
     text = re.sub(r"\s*(full_key|object_type|reference_type).*|\s+", " ", f"{error} {cause or ''}").strip()
     return f"{text} (python train.py --help shows what can be typed.)"
 

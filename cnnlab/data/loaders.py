@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnnlab.config.options import UserError
 from cnnlab.data.images import Images, fetches
 from cnnlab.data.plan import of_process
 from cnnlab.data.resident import evaluated_together
@@ -95,6 +96,16 @@ class Slices:
         items = [[(place, place) for place in index.tolist()] for _, index, _ in self.batches]
         fetched = cast(Any, self.images.pixels).batches(items)
         return ((*batch, pixels) for batch, pixels in zip(self.batches, fetched, strict=True))
+
+
+def refuse_few(data: ImageData, processes: int) -> None:
+    """Raises: UserError where a process would have no image to evaluate."""
+    for part, num in (("held-out", len(data.held_out_index)), ("test", len(data.data.test.targets))):
+        if 0 < num < processes:
+            raise UserError(
+                f"{num} {part} images cannot be shared by {processes} processes, of which each evaluates one at least. "
+                f"Use more images, or fewer devices."
+            )
 
 
 def samples(data: ImageData, num: int = 40) -> tuple[np.ndarray, np.ndarray]:

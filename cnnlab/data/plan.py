@@ -82,4 +82,8 @@ def sampling_weights(images: Images, index: np.ndarray, sampling: str) -> Tensor
         return torch.from_numpy(1 / np.bincount(labels)[labels])
     if images.weights is None:
         raise UserError("sampling=weighted needs data that give weights, and these do not.")
-    return torch.from_numpy(images.weights[index].astype(np.float64))
+    weights = np.asarray(images.weights, dtype=np.float64)
+    possible = weights.shape == (len(images.targets),) and ((weights >= 0) & (weights < 1e30)).all()
+    if not possible or not weights[index].any():
+        raise UserError("The data's weights are not one finite number from 0 for each training image, and not all 0.")
+    return torch.from_numpy(weights[index])

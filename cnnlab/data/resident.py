@@ -11,8 +11,11 @@ from cnnlab.data.images import Images, fetches
 
 
 def evaluated_together(device: torch.device, size: Size) -> int:
-    """How many images make a batch when nothing is learned from it: by the pixels of 500 of CIFAR's, or 2,500."""
-    return max(1, (500 if device.type == "cpu" else 2500) * 32**2 // (size[0] * size[1]))
+    """How many images make a batch when nothing is learned from it: by the pixels of 500 of CIFAR's, or 2,500.
+
+    At least two: so processes whose shares differ by one image have equal numbers of batches, none of which is empty.
+    """
+    return max(2, (500 if device.type == "cpu" else 2500) * 32**2 // (size[0] * size[1]))
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:

@@ -16,12 +16,14 @@ def in_words(status: int) -> str:
     return f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
 
 
-def python_path() -> str:
-    """Where other processes look for modules: first where this package is.
+def python_path() -> dict[str, str]:
+    """Variables that say where other processes look for modules: first where this package is.
 
-    -m looks into the current folder, which may be any, and then for an installed package, which may be another one.
+    Not first in the current folder, as -m would: a project may have a logging.py there. And not in an installed
+    package, which may be another one.
     """
-    return os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 def die_with_parent(number: int) -> None:

@@ -29,7 +29,7 @@ from cnnlab.config.objects import checked_config, data_source
 from cnnlab.config.options import UserError, folders, use_folders
 from cnnlab.config.processes import ABOUT, RANKS
 from cnnlab.config.values import job_config
-from cnnlab.console import outlive_terminal
+from cnnlab.console import doing, outlive_terminal
 from cnnlab.launch.children import die_with_parent, in_words, python_path
 from cnnlab.runs import signals
 from cnnlab.runs.directory import BusyError, RunDirectory
@@ -237,6 +237,7 @@ def train_here(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> 
     processes.place(config.trainer).settle()
     os.environ["MPLBACKEND"] = "agg"  # Lightning imports matplotlib, and a notebook's own backend may not be there
     source = data_source(config.data)
+    doing(f"Loading the images of {type(source).__name__}, importing torch")
     if (prepared := offered(source, "prepared")) and prepared.exists():
         Thread(target=importlib.import_module, args=("cnnlab.train.run",)).start()
     data = load_once(source)
@@ -248,7 +249,7 @@ def train_here(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> 
 def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:
     """Train in processes of the run's own, and wait for them; signals are passed on."""
     inherited = {name: value for name, value in os.environ.items() if name not in RANKS}
-    environment = inherited | {ABOUT: json.dumps(about), "PYTHONPATH": python_path()}
+    environment = inherited | {ABOUT: json.dumps(about)} | python_path()
     child = subprocess.Popen(
         [sys.executable, "-m", "cnnlab.launch.job", str(run.path)],
         env=environment,

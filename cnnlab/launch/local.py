@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from cnnlab.config.processes import num_cores
 from cnnlab.launch.children import die_with_parent, in_words, python_path
 from cnnlab.launch.job import LAST, Job, record_failure
-from cnnlab.launch.job_states import tell
+from cnnlab.launch.job_states import stopped, tell
 from cnnlab.runs import signals
 from cnnlab.runs.directory import BusyError, RunDirectory
 from cnnlab.runs.log import log, logged
@@ -33,7 +33,7 @@ class Worker:
         self.environment = environment
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cnnlab.launch.job"],
-            env=os.environ | environment | {"PYTHONPATH": python_path()},
+            env=os.environ | environment | python_path(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             preexec_fn=lambda: die_with_parent(signal.SIGTERM),
@@ -96,6 +96,7 @@ def locally(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None
                     worker.jobs.close()
                     worker.process.wait()
     if number := signals.received():
+        stopped(sweep)
         sys.exit(Interrupted(number).exit_status)
 
 

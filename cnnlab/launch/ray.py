@@ -17,7 +17,7 @@ def on_ray(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None:
     import ray
 
     ours = {name: value for name, value in os.environ.items() if name.startswith("CNNLAB_")}
-    environment = ours | {"PYTHONPATH": python_path()}
+    environment = ours | python_path()
     ray.init(address=settings.address, log_to_driver=False, runtime_env={"env_vars": environment})
     task, waiting = ray.remote(max_retries=10)(in_folder), {}
     most = {kind: max(node["Resources"].get(kind, 0) for node in ray.nodes()) for kind in ("CPU", "GPU")}

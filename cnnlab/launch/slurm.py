@@ -129,6 +129,7 @@ def size(settings: DictConfig, job: Job) -> tuple[int, int, int]:
 def parameters(settings: DictConfig, nodes: int, tasks: int, gpus: int) -> dict[str, Any]:
     """What submitit makes an sbatch script of."""
     given = {name: settings[name] for name in ("partition", "account", "qos", "constraint", "mem") if settings[name]}
+    variables = python_path() | {"OMP_NUM_THREADS": str(settings.cpus_per_task)}
     return given | {
         "job_name": "cnnlab",
         "time": settings.time,
@@ -141,7 +142,7 @@ def parameters(settings: DictConfig, nodes: int, tasks: int, gpus: int) -> dict[
         "signal_delay_s": settings.save_before,
         "stderr_to_stdout": True,
         "setup": [
-            f"export PYTHONPATH={shlex.quote(python_path())} OMP_NUM_THREADS={settings.cpus_per_task}",
+            "export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items()),
             *settings.setup,
         ],
         "teardown": [AGAIN],

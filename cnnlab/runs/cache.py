@@ -3,12 +3,16 @@
 A cache is a convenience: what cannot be kept is made and used all the same. An entry is one file, a line with the
 SHA-256 of all that follows and of the file's name, then the content. It is used only if it has that digest, belongs to
 this user or to root, and can be written by nobody else. Any other one is reported, set aside and made anew.
+
+Network file systems may give our files another owner (root_squash) or permissions of their own (CIFS). So an owner is
+also ours if a file that we write there has it; and where others could write whatever we keep, nothing is kept.
 """
 
 import contextlib
 import glob
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
@@ -62,9 +66,22 @@ def cached(
 
 def _is_of_another_user(path: Path) -> bool:
     try:
-        return path.stat().st_uid not in (os.geteuid(), 0)
+        return not _is_ours(path.stat(), path.parent)
     except OSError:
         return False
+
+
+def _is_ours(status: os.stat_result, folder: Path) -> bool:
+    return status.st_uid in (os.geteuid(), 0, getattr(_of_a_new_file(folder), "st_uid", 0))
+
+
+def _of_a_new_file(folder: Path) -> os.stat_result | None:
+    """The owner and the permissions that a file has there which only we may read and write; None if we cannot write."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".owner.") as file:
+            return os.stat(file.name)
+    except OSError:
+        return None
 
 
 def _load(path: Path, read: Callable[[BinaryIO], T]) -> T:
@@ -72,7 +89,7 @@ def _load(path: Path, read: Callable[[BinaryIO], T]) -> T:
     try:
         with open_regular(path) as file:
             status = os.fstat(file.fileno())
-            if status.st_uid not in (os.geteuid(), 0):
+            if not _is_ours(status, path.parent):
                 raise CacheError("belongs to another user")
             if status.st_mode & 0o022:
                 raise CacheError("can be written by other users")
@@ -88,6 +105,10 @@ def _load(path: Path, read: Callable[[BinaryIO], T]) -> T:
 
 def _keep(path: Path, value: T, write: Callable[[T, BinaryIO], object]) -> None:
     """Write an entry, in whose place there is none; the caller holds its lock."""
+    made = _of_a_new_file(path.parent)
+    if made and made.st_mode & 0o022:
+        log.warning(f"Other users can write every file in {path.parent}, so nothing is kept there. Set cache_dir.")
+        return
     for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # of a process that was killed
         partial.unlink(missing_ok=True)
     try:

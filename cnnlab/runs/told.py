@@ -26,6 +26,13 @@ def in_words(metric: str) -> str:
     return re.sub(r"\bacc$", "accuracy", re.sub("^val/", "validation/", metric).replace("/", " "))
 
 
+def duration(seconds: float) -> str:
+    """75 -> "1 min 15 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def recall(path: Path, summary: dict[str, Any], code: str, data: str) -> str:
     """One line for a run that was finished before; it says whether code or data have changed since."""
     changed = [

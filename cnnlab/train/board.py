@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
 from cnnlab.report.pictures import tiled
+from cnnlab.runs.log import log
 
 
 class TensorBoard(TensorBoardLogger):
@@ -29,7 +30,7 @@ class TensorBoard(TensorBoardLogger):
         A resumed run writes all its epochs again, and `go_on` what others had logged: no point appears twice, and none
         is missing.
         """
-        for events in Path(self.save_dir).glob("events.out.tfevents.*"):
+        for events in filter(Path.is_file, Path(self.save_dir).glob("events.out.tfevents.*")):
             events.rename(events.with_name(events.name.replace("tfevents", "before")))
         together = {
             {"acc": "accuracy"}.get(metric, metric): ["Multiline", [f"train/{metric}", f"{held_out}/{metric}"]]
@@ -39,15 +40,22 @@ class TensorBoard(TensorBoardLogger):
         self.add_picture("samples", step=0)
 
     def go_on(self, until: float, rewritten: Collection[str]) -> None:
-        """Keep the scalars that callbacks have logged, up to a time, but for those that are written again."""
+        """Keep the scalars that callbacks have logged, up to a time, but for those that are written again.
+
+        A file that was damaged is read up to there.
+        """
+        from google.protobuf.message import DecodeError
         from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
-        for file in sorted(Path(self.save_dir).glob("events.out.before.*")):
-            for event in LegacyEventFileLoader(str(file)).Load():
-                scalars = [value.tag for value in event.summary.value if value.HasField("simple_value")]
-                again = any(tag in rewritten or tag.startswith("final/") for tag in scalars)
-                if scalars and not again and event.wall_time <= until:
-                    self.experiment._get_file_writer().event_writer.add_event(event)
+        for file in sorted(filter(Path.is_file, Path(self.save_dir).glob("events.out.before.*"))):
+            try:
+                for event in LegacyEventFileLoader(str(file)).Load():
+                    scalars = [value.tag for value in event.summary.value if value.HasField("simple_value")]
+                    again = any(tag in rewritten or tag.startswith("final/") for tag in scalars)
+                    if scalars and not again and event.wall_time <= until:
+                        self.experiment._get_file_writer().event_writer.add_event(event)
+            except (DecodeError, MemoryError, OverflowError, OSError) as error:  # of a record that claims any size
+                log.warning(f"{file} is damaged ({type(error).__name__}): some of what callbacks had logged is lost.")
             file.unlink()
 
     def add_filters(self, filters: Tensor, epoch: int) -> None:

@@ -12,6 +12,7 @@ import io
 import math
 import pickle
 import pickletools
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -77,11 +78,11 @@ class CheckpointFiles(CheckpointIO):
         """
         self.wait()
         path = Path(path)
-        if reason := damage(path):
-            raise CheckpointError(f"{path} {reason}")
         try:
+            if reason := damage(path):
+                raise CheckpointError(f"{path} {reason}")
             return torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except UNREADABLE as error:  # `damage` has read no tensor
+        except (*UNREADABLE, MemoryError) as error:  # `damage` has read no tensor
             raise CheckpointError(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from error
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -128,7 +129,10 @@ def newest(folder: Path, put_aside: bool = True) -> Path | None:
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a file, in words; empty if it is a checkpoint, and what was written."""
+    """What is wrong with a file, in words; empty if it is a checkpoint, and what was written.
+
+    Raises: OSError, MemoryError: faults of the machine, and not of the file.
+    """
     expected = read_digest(path)
     if not expected:
         return f"has no digest {path.name}.sha256"
@@ -144,15 +148,18 @@ def damage(path: Path) -> str:
     try:
         return foreign(path)
     except UNREADABLE as error:
+        if "allocate memory" in str(error):  # in words of torch, and of the operating system
+            raise MemoryError(f"{path}: {error}") from error
         return f"is not a checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
 
 
 MOST_REPEATED = 1 << 28  # bytes that tensors may have beyond what is stored: an expanded one repeats its values
 
 # What zipfile, pickle and torch.load raise for a file that torch.save did not write. What a file holds decides which:
-# NotImplementedError, an archive that zipfile does not know; MemoryError, a pickle that claims an impossible size.
+# NotImplementedError, an archive that zipfile does not know. Not MemoryError: what a pickle says of sizes is compared
+# with the file before any of it is believed.
 UNREADABLE = (
-    *(zipfile.BadZipFile, pickle.UnpicklingError, EOFError, NotImplementedError, MemoryError, AssertionError),
+    *(zipfile.BadZipFile, pickle.UnpicklingError, EOFError, NotImplementedError, AssertionError),
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
 )
 
@@ -187,10 +194,16 @@ def foreign(path: Path) -> str:
     return ""
 
 
+PARTS_OF_TENSORS = re.compile(r"collections OrderedDict|torch[\w.]* (?!.*Tensor$|TypedStorage|UntypedStorage)\w+")
+
+
 def named_in(content: bytes) -> str:
-    """What a pickle names besides torch's own parts of a tensor and ordered dictionaries; empty if nothing."""
+    """What a pickle names besides torch's own parts of a tensor and ordered dictionaries; empty if nothing.
+
+    Called with a number, a class of tensors or of untyped storages takes so much memory.
+    """
     for operation, argument, _ in pickletools.genops(content):
-        if "GLOBAL" in operation.name and not str(argument).startswith(("torch", "collections OrderedDict")):
+        if "GLOBAL" in operation.name and not PARTS_OF_TENSORS.fullmatch(str(argument)):
             return str(argument)
     return ""
 

@@ -21,7 +21,7 @@ from cnnlab.config.options import UserError, leaves
 from cnnlab.config.processes import place
 from cnnlab.config.values import plain, selection
 from cnnlab.data.images import DataSet, at_places
-from cnnlab.data.loaders import samples
+from cnnlab.data.loaders import refuse_few, samples
 from cnnlab.data.pipeline import ImageData
 from cnnlab.report import pictures
 from cnnlab.runs import signals
@@ -64,6 +64,7 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     refuse_early(config, parts)
     check_monitors(callbacks, parts)
     datamodule = parts.data
+    refuse_few(datamodule, trainer.world_size)
     summary = {"status": "running"} | dict(about) | describe(trainer, parts)
     if trainer.is_global_zero:
         if config.trainer.accelerator == "auto" and (reason := unused_gpu()):
@@ -269,6 +270,5 @@ def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, 
     at_last = {name.removeprefix("last/"): value for name, value in summary["metrics"].items() if "last/" in name}
     log.info(
         f"done: {headline(summary)} at epoch {summary['best_epoch']}, the best by {summary['selected_on']}; "
-        f"{headline(summary | {'metrics': at_last}).rpartition(' ')[2]} at the last; "
-        f"pictures in {os.path.relpath(run.path)}"
+        f"{headline(summary | {'metrics': at_last}).rpartition(' ')[2]} at the last"
     )

@@ -6,6 +6,7 @@ are downloaded from and where they are kept is for our own option files to say.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,10 @@ USED = (
     "model",
     "loss",
     "metrics",
-    "module",
     "test_flips",
 )  # what of a run's configuration is used after training
 OURS = ("cache_dir", "sources", "sha256", "timeout")  # of `data`: never a run directory's
+WORD = re.compile(r"[\w#][\w#.+ -]*", re.ASCII)  # no path, and no address
 MAX_SIDE = 4096  # pixels
 MAX_CHANNELS = 256
 
@@ -96,9 +97,25 @@ def opened(path: Path) -> OpenedRun:
         defaults, limits = option_file(f"{group}/{name}"), limits_of_file(f"{group}/{name}")
         node["_target_"] = defaults["_target_"]  # wherever the class is today
         known = {"data": facts, "run": {"test_flips": tree["test_flips"]}}
-        for knob, value in leaves(node):
+        for knob, value in (*leaves(node), *((key, one) for key, one in node.items() if isinstance(one, dict))):
             check_value(f"{group}.{knob}", value, defaults.get(knob), limits.get(knob), siblings(node, knob) | known)
+            if value != defaults.get(knob) and not limits.get(knob) and (text := next(not_words(value), "")):
+                raise UserError(
+                    f"{path} has {group}.{knob}={text}, which may name a file or an address, and a run directory does "
+                    f"not choose what is read. If it may be that, say so in conf/{group}/{name}.yaml, at the end of "
+                    f"the comment of {knob}: [{knob}] is for any value."
+                )
     return OpenedRun(path, best, summary, checked_config(tree))
+
+
+def not_words(value: Any) -> Iterator[str]:
+    """The texts in a value that are more than a word, such as paths and addresses: of code or weights to load."""
+    if isinstance(value, str):
+        if not WORD.fullmatch(value):
+            yield value
+    elif isinstance(value, list | dict):
+        for one in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from not_words(one)
 
 
 def _nodes(tree: dict[str, Any], summary: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:

@@ -22,6 +22,7 @@ from cnnlab.runs.directory import CheckpointError
 from cnnlab.train.checkpoint import CheckpointFiles
 from cnnlab.train.machine import computes_in_bf16
 from cnnlab.train.parts import MISFITS, make_augmentations, make_loss, make_metrics, make_network
+from cnnlab.use.bounded import bounded
 from cnnlab.use.opened import OpenedRun, opened
 
 
@@ -128,12 +129,9 @@ def _made(run: OpenedRun, saved: dict[str, Any]) -> Trained:
         raise ValueError(f"the network is said to see {data['input_size']} pixels, and augmentations give {shape.size}")
     prefix = "network."
     weights = {key.removeprefix(prefix): value for key, value in saved["state_dict"].items() if key.startswith(prefix)}
-    with torch.device("meta"):  # first without memory: the network is as large as its checkpoint, or is not made
-        make_network(config.model, shape, try_it=False).load_state_dict(
-            {name: torch.empty_like(values, device="meta") for name, values in weights.items()}
-        )
-    network = make_network(config.model, shape, try_it=False)
-    network.load_state_dict(weights)
+    with bounded(sum(values.nbytes for values in weights.values() if isinstance(values, Tensor))):
+        network = make_network(config.model, shape, try_it=False)
+        network.load_state_dict(weights)
     norm = instantiate(filled(config.norm, stored.facts()))
     norm.restore(saved.get("ImageData", {}))  # a normalisation may have no statistics
     crops = (augmentation for augmentation in augmentations.values() if augmentation.stage == Stage.CROP)
