@@ -164,6 +164,22 @@ def test_a_stranger_names_no_folder_of_options(project, tmp_path):
     assert (result.returncode, "there is no 'tower'" in result.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("how", ["a folder of everybody", "a link to ours", "a folder of another user"])
+def test_what_a_stranger_can_put_there_names_no_folder_of_options(project, monkeypatch, capsys, how):
+    if how == "a folder of everybody":
+        project.chmod(0o1777)
+    elif how == "a link to ours":
+        (project / "pyproject.toml").rename(project.parent / "ours.toml")
+        (project / "pyproject.toml").symlink_to(project.parent / "ours.toml")
+        os.chown(project / "pyproject.toml", 12345, 12345, follow_symlinks=False)
+    else:
+        os.chown(project, 12345, 12345)
+    monkeypatch.chdir(project)
+    _folders.cache_clear()
+    assert len(folders()) == 1
+    assert "pyproject.toml may be another user's and is not used" in capsys.readouterr().err
+
+
 def test_a_run_directory_names_no_folder_of_options(project, monkeypatch):
     """Though its files belong to the user who has unpacked it."""
     monkeypatch.chdir(project)

@@ -1,5 +1,6 @@
 """The parts of a run, made out of its configuration and its data: one assembly for everything. Imports torch."""
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, nullcontext
@@ -222,6 +223,16 @@ def make_network(node: DictConfig | Mapping[str, Any], shape: Shape, try_it: boo
         with told(f"{node['_target_']} does not take images of {shape}"):
             on_black(network, shape)
     return network
+
+
+def try_alone(network: nn.Module, shape: Shape) -> None:
+    """Raises: UserError for a network that cannot learn from one image at a time, as with some batch normalisation."""
+    image = torch.zeros(1, shape.channels, shape.height, shape.width)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(network).train()(image)
+    except ValueError as error:
+        raise UserError(f"batch_size leaves one image for each process: {error}. Use a larger batch_size.") from error
 
 
 def on_black(network: nn.Module, shape: Shape) -> Any:

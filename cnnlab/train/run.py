@@ -34,7 +34,7 @@ from cnnlab.runs.told import headline
 from cnnlab.train import checkpoint
 from cnnlab.train.checkpoint import CheckpointFiles
 from cnnlab.train.machine import leave_process_group, of_gpus, peak_memory, reset_peak_memory, unused_gpu, use_threads
-from cnnlab.train.parts import NOT_DETERMINISTIC, Parts, assemble, told
+from cnnlab.train.parts import NOT_DETERMINISTIC, Parts, assemble, told, try_alone
 from cnnlab.train.records import Records, measured
 from cnnlab.train.trainer import check_monitors, make_callbacks, make_trainer, refuse_early, with_graph
 
@@ -68,6 +68,8 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     check_monitors(callbacks, parts)
     datamodule = parts.data
     refuse_few(datamodule, trainer.world_size)
+    if config.batch_size == trainer.world_size:
+        try_alone(parts.network, datamodule.shape)
     summary = {"status": "running"} | dict(about) | describe(trainer, parts)
     if trainer.is_global_zero:
         if config.trainer.accelerator == "auto" and (reason := unused_gpu()):
