@@ -177,11 +177,17 @@ def test_rates_that_are_none_and_layers_that_there_are_none_of(scale, said):
 
 def test_compiled_or_not_a_network_has_the_same_weights_by_the_same_names(monkeypatch):
     """The compiler itself is torch's: here its backend runs what Dynamo has traced as it is."""
-    compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda work, **options: compile(work, backend="eager", **options))
+    compiler, compiled_by_torch = torch.compile, []
+
+    def compile(work, **options):
+        compiled_by_torch.append(work)
+        return compiler(work, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", compile)
     compiled, usual = plain(compile=True), plain()
     for classifier in (compiled, usual):
         classifier.training_step((IMAGES, LABELS), 0).backward()
+    assert compiled_by_torch == [compiled.loss_of]
     assert list(compiled.state_dict()) == list(usual.state_dict())
     for mine, theirs in zip(compiled.parameters(), usual.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad)

@@ -1,5 +1,6 @@
 """cnnlab new and cnnlab rename: a project that uses cnnlab, a fork of it, and the checks for a project's options."""
 
+import importlib.util
 import json
 import os
 import re
@@ -283,3 +284,11 @@ def test_only_a_repository_is_renamed(tmp_path):
         renamed(tmp_path, "petlab")
     with pytest.raises(UserError, match="cannot be the name"):
         renamed(tmp_path, "pet-lab")
+
+
+def test_every_name_of_the_contract_is_there():
+    names = set(re.findall(r"`(cnnlab(?:\.\w+)+)`", (ROOT / "docs" / "contract.md").read_text()))
+    assert len(names) > 15
+    for name in sorted(names):
+        module, _, last = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), last) or importlib.util.find_spec(name), name
