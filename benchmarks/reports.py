@@ -4,8 +4,9 @@
 
 The run directories are made up, with 20 epochs each and no predictions: "grid" has ten seeds of every learning rate,
 "search" a trial of four hyperparameters in each run. Seconds are those of the processor (user and system)
-for the whole command `python -m cnnlab report`, which other work on the machine changes little; "opened" is the time until Chromium has drawn the page (from the start of the navigation), "sorted" that of a click on
-the head of a column of the table of runs.
+for the whole command `python -m cnnlab report`, which other work on the machine changes little; "opened" is the time
+until Chromium has drawn the page (from the start of the navigation), "sorted" that of a click on the head of a column
+of the table of runs.
 """
 
 import resource
