@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from cnnlab.python import runs as runs
     from cnnlab.python import train as train
 
+import sys
+
+if sys.platform == "win32":  # no fcntl, no POSIX signals
+    sys.exit("cnnlab runs on Linux, macOS and WSL, not on native Windows. Use it in WSL (wsl --install).")
+
 __version__ = "0.1.0"
 __all__ = ["RunFailedError", "UserError", "compose", "load", "report", "runs", "train"]
 

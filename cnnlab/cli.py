@@ -10,6 +10,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from cnnlab import __version__
 from cnnlab.config.mistakes import refuse
 from cnnlab.config.options import UserError, folders, use_folders
 from cnnlab.console import outlive_terminal
@@ -65,7 +66,7 @@ VERBS: tuple[tuple[Callable[[argparse.Namespace], None], dict[str, dict[str, Any
         {
             "folders": {"nargs": "+", "type": Path, "metavar": "FOLDER", "help": "runs, or folders of some"},
             "--out": {"type": Path, "metavar": "FOLDER", "help": "where to write it; default: beside the runs"},
-            "--latex": {"action": "store_true", "help": "also write table.tex"},
+            "--latex": {"action": "store_true", "help": "also write report.tex, to be included in a paper"},
         },
     ),
     (
@@ -83,7 +84,7 @@ VERBS: tuple[tuple[Callable[[argparse.Namespace], None], dict[str, dict[str, Any
             "run": RUN,
             "--runs": RUNS,
             "overrides": OVERRIDES
-            | {"help": "other data or statistics: data=..., data.root=..., norm=..., test_flips="},
+            | {"help": "other data or statistics: data=..., data.root=..., norm=..., test_flips=, test_shifts="},
             "--out": {"type": Path, "metavar": "FOLDER", "help": "default: a folder in the run directory"},
         },
     ),
@@ -112,7 +113,9 @@ VERBS: tuple[tuple[Callable[[argparse.Namespace], None], dict[str, dict[str, Any
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m cnnlab", description="What there is to do besides training.")
     parser.add_argument("--config-dir", action="append", default=[], metavar="FOLDER", help="with options of your own")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    parser.add_argument("--version", action="version", version=f"cnnlab {__version__}")
+    parser.set_defaults(function=lambda _: parser.print_help())
+    verbs = parser.add_subparsers(metavar="VERB")
     for function, arguments in VERBS:
         verb = verbs.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
         verb.set_defaults(function=function)

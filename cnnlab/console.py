@@ -26,6 +26,12 @@ class _Lasting(io.FileIO):
             return len(content)
 
 
+def doing(what: str) -> None:
+    """Say on a terminal what is being done, where the next line takes seconds to come."""
+    if os.isatty(2):
+        print(f"{what} ...", file=sys.stderr, flush=True)
+
+
 def outlive_terminal() -> None:
     """From now on, printing succeeds in this process, whatever becomes of its output, and whatever the text.
 

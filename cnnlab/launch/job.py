@@ -29,7 +29,7 @@ from cnnlab.config.objects import checked_config, data_source
 from cnnlab.config.options import UserError, folders, use_folders
 from cnnlab.config.processes import ABOUT, RANKS
 from cnnlab.config.values import job_config
-from cnnlab.console import leave_notebook, outlive_terminal
+from cnnlab.console import doing, leave_notebook, outlive_terminal
 from cnnlab.launch.children import die_with_parent, in_words, python_path
 from cnnlab.runs import signals
 from cnnlab.runs.directory import BusyError, RunDirectory
@@ -37,15 +37,10 @@ from cnnlab.runs.files import now
 from cnnlab.runs.log import log, logged
 from cnnlab.runs.provenance import code_digest
 from cnnlab.runs.signals import Interrupted, Pruned
-from cnnlab.runs.told import recall
+from cnnlab.runs.told import advice, reason, recall
 from cnnlab.text import say
 
 LAST = "last"  # what a worker adds to its answer if it does no further job
-# What a failure calls for, by the type of its error.
-ADVICE = {
-    "OutOfMemoryError": "Use a smaller batch_size, or resident=host to keep the images in host memory",
-    "AcceleratorError": "CUDA_LAUNCH_BLOCKING=1 shows which operation failed. Further runs get a process of their own",
-}
 _gpu_lost = False  # after a CUDA error nothing works on the GPU in this process any more
 
 
@@ -214,9 +209,8 @@ def record_failure(run: RunDirectory, about: dict[str, Any], error: BaseExceptio
         log.error(f"{run.path}, or the working directory, was removed during the run. Run the same command again.")
         return 1
     global _gpu_lost
-    kind, advice = type(error).__name__, ADVICE.get(type(error).__name__)
-    _gpu_lost = _gpu_lost or kind == "AcceleratorError"
-    log.error(f"failed: {kind}: {error}; {advice or f'see {run.path}/train.log'}", exc_info=error)
+    _gpu_lost = _gpu_lost or type(error).__name__ == "AcceleratorError"
+    log.error(f"failed: {reason(error)}; {advice(error) or f'see {run.path}/train.log'}", exc_info=error)
     with suppress(OSError):  # a full disk
         run.write_summary(about | run.summary() | failed(error))
     return 1
@@ -235,6 +229,7 @@ def train_here(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> 
     processes.place(config.trainer).settle()
     leave_notebook()
     source = data_source(config.data)
+    doing(f"Loading the images of {type(source).__name__}, importing torch")
     if (prepared := offered(source, "prepared")) and prepared.exists():  # torch is imported while they are read
         Thread(target=importlib.import_module, args=("cnnlab.train.run",)).start()
     data = load_once(source)

@@ -17,7 +17,7 @@ from cnnlab.augment.base import Crop, Stage, in_order, output_size
 from cnnlab.config.objects import filled, instantiate
 from cnnlab.config.options import UserError
 from cnnlab.config.shape import Shape
-from cnnlab.data.decode import MODES, pixels_of
+from cnnlab.data.decode import MODES, converted
 from cnnlab.data.resident import evaluated_together
 from cnnlab.metrics import Accuracy
 from cnnlab.normalize import Normalization
@@ -25,6 +25,7 @@ from cnnlab.runs.directory import CheckpointError
 from cnnlab.train.checkpoint import CheckpointFiles
 from cnnlab.train.machine import computes_in_bf16
 from cnnlab.train.parts import MISFITS, make_augmentations, make_loss, make_metrics, make_network
+from cnnlab.train.views import mean_of_views
 from cnnlab.use.bounded import bounded
 from cnnlab.use.opened import OpenedRun, opened
 
@@ -44,7 +45,7 @@ class Trained(nn.Module):
         norm: with the statistics of the training images.
         network: with its weights.
         crop: its `center` gives the part that evaluation looks at; None: the whole image.
-        test_flips: whether the logits are the mean over an image and its mirror image.
+        test_flips, test_shifts: over which views of an image the logits are the mean, see `mean_of_views`.
         classes: names, by label.
         stored: of the images.
         bf16: whether the network computes in bfloat16, as in training; normalisation never does.
@@ -63,10 +64,12 @@ class Trained(nn.Module):
         bf16: bool = False,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         metrics: Mapping[str, Metric] | None = None,
+        test_shifts: int = 0,
         background: str = "black",
     ):
         super().__init__()
         self.norm, self.network, self.crop, self.test_flips = norm, network, crop, test_flips
+        self.test_shifts = test_shifts
         self.classes, self.stored, self.bf16, self.loss = tuple(classes), stored, bf16, loss
         self.background = background
         self.metrics = (metrics if metrics is not None else {"acc": Accuracy()},)  # no part of the module
@@ -79,8 +82,7 @@ class Trained(nn.Module):
 
     def classified(self, images: Tensor) -> Tensor:
         """Logits of normalised images, as the network gives them."""
-        logits = self.network(images)
-        return (logits + self.network(images.flip(3))) / 2 if self.test_flips else logits
+        return mean_of_views(self.network, images, self.test_flips, self.test_shifts)
 
     def precision(self) -> AbstractContextManager:
         """In this context the network computes as it was trained."""
@@ -113,7 +115,7 @@ class Trained(nn.Module):
                 raise UserError(
                     f"The run takes images of {channels} channels, and Pillow's have 1, 3 or 4. Pass pixels."
                 )
-            decoded = [pixels_of(image.copy(), size, self.background, channels) for image in images]
+            decoded = [converted(image.copy(), size, self.background, channels) for image in images]
             return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
         if isinstance(images, np.ndarray):
             images = torch.from_numpy(np.require(images, requirements="W"))
@@ -237,6 +239,7 @@ def _made(run: OpenedRun, saved: dict[str, Any]) -> Trained:
         bf16,
         make_loss(config.loss, shape),
         make_metrics(config.metrics, shape),
+        config.test_shifts,
         run.background,
     )
     return model.to(device)

@@ -178,7 +178,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         model.norm = instantiate(filled(other.norm, wanted.facts()))
         model.norm.fit(torch.cat([model.cropped(some) for some in pixel_batches(data.train, 1000)]))
         model.norm.to(next(model.parameters()).device)
-    model.test_flips = other.test_flips
+    model.test_flips, model.test_shifts = other.test_flips, other.test_shifts
     found = evaluation.evaluate(model, data.test)
     folder = arguments.out or path / re.sub(r"[^\w.=-]+", "_", "-".join(["evaluation", *typed]))
     folder.mkdir(parents=True, exist_ok=True)
@@ -250,7 +250,10 @@ def report(arguments: argparse.Namespace) -> None:
     for path, reason in sweep.left_out:
         say(f"{path}: left out: {reason}")
     say(answer(sweep))
-    say(page.write(sweep, arguments.out or page.default_folder(paths), latex=arguments.latex))
+    if arguments.out:
+        say(page.write(sweep, arguments.out, arguments.latex))
+    else:
+        say(page.write_beside(sweep, paths, arguments.latex))
 
 
 def compare(arguments: argparse.Namespace) -> None:
