@@ -131,7 +131,7 @@ def test_a_command_is_right(page, command, answer):
             return
         arguments = parser().parse_args(words)
         overrides = getattr(arguments, "overrides", [])
-        words = [] if words[0] in ("evaluate",) or overrides == ["RUN"] else overrides
+        words = [] if words[0] == "evaluate" or not all("=" in word for word in overrides) else overrides  # a run
     words = words[1:] if program == "cnnlab" and words[:1] == ["train"] else words
     if "--config-dir" in words:
         at = words.index("--config-dir")
@@ -174,7 +174,7 @@ def test_options_that_are_named_exist(page):
         if key in groups and key != "metrics":
             names = set(re.split(r"[][,]+", value)) - {"", "NAME", "addam"}
             assert names <= groups[key] | {"null"}, f"{page}: {span}"
-        elif key.partition(".")[0] in groups or key in keys or "." in key:
+        elif key.partition(".")[0] in groups and page != "docs/faults.md":  # whose tests have options of their own
             assert key in keys or span.startswith(("+", "'+")) or key in groups, f"{page}: {span}"
 
 
