@@ -234,4 +234,5 @@ def report(runs: Name | Iterable[Name] | pandas.DataFrame = HERE, out: Name | No
 
     places: Name | Iterable[Name] = runs if isinstance(runs, str | os.PathLike) else getattr(runs, "path", runs)
     found = _read(places)
-    return Report(page.write(Sweep(found), Path(out or page.default_folder([run.path for run in found]))))
+    sweep = Sweep(found)
+    return Report(page.write(sweep, Path(out)) if out else page.write_beside(sweep, [run.path for run in found]))
