@@ -3,10 +3,9 @@
     python benchmarks/reports.py 16 1000 10000     prints a Markdown table
 
 The run directories are made up, with 20 epochs each and no predictions: "grid" has ten seeds of every learning rate,
-"search" a trial of four hyperparameters in each run. Seconds are those of the processor (user and system)
-for the whole command `python -m cnnlab report`, which other work on the machine changes little; "opened" is the time
-until Chromium has drawn the page (from the start of the navigation), "sorted" that of a click on the head of a column
-of the table of runs.
+"search" a trial of four hyperparameters in each run. CPU seconds are user and system time of the whole command
+`python -m cnnlab report`, which other work on the machine changes little. "opened" is the time until Chromium has drawn
+the page (from the start of the navigation), "sorted" that of a click on the head of a column of the table of runs.
 """
 
 import resource

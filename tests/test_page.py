@@ -376,7 +376,11 @@ def test_charts_answer_the_mouse_and_their_controls(grid_page, shown):
 @pytest.mark.browser
 def test_a_search_is_drawn_and_long_tables_grow(tmp_path, shown):
     tab = shown(opened(search(tmp_path / "runs", 240), tmp_path / "report"))
-    assert tab.locator(".chart.parallel svg path").count() >= 240
+    lines = tab.locator(".chart.parallel svg path[stroke-opacity='0.7']")
+    assert lines.count() == 240
+    start = re.match(r"M([\d.]+) ([\d.]+)L", lines.first.get_attribute("d"))
+    tab.locator(".chart.parallel .plot").hover(position={"x": float(start[1]) + 1, "y": float(start[2])})
+    assert "model.dropout" in tab.locator(".chart.parallel .tip").inner_text()
     runs = "section:has(h2:text-is('Runs'))"
     assert len(column(tab, runs, 1)) == page.MOST_ROWS
     tab.locator(f"{runs} input[type=search]").fill("adam")
@@ -405,6 +409,11 @@ def test_the_page_fits_a_phone_the_dark_and_paper(grid_page, shown):
     cells = dark.locator(".chart.heat").last.locator("svg path[fill^=rgb]")
     assert min(min(map(int, re.findall(r"\d+", cells.nth(at).get_attribute("fill")))) for at in range(4)) < 60
     paper = shown(grid_page, color_scheme="dark")
+    paper.evaluate("dispatchEvent(new Event('beforeprint'))")  # as the browser does, before it lays out the pages
+    assert paper.locator(".chart.curves svg").get_attribute("width") == "660"
+    assert paper.locator(".chart.curves svg text").first.get_attribute("fill") == "#1b1b1b"
+    paper.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert paper.locator(".chart.curves svg text").first.get_attribute("fill") == "#e6e6e6"
     pdf = paper.pdf(format="A4")
     assert pdf.startswith(b"%PDF")
     assert len(pdf) > 20_000
