@@ -91,7 +91,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "outputs" / "runs" / "RUN" / "checkpoints").mkdir(parents=True)
     (folder / "outputs" / "runs" / "RUN" / "checkpoints" / "best.ckpt.sha256").touch()
     (folder / "resnet18.pt").touch()
-    (folder / "outputs" / "runs" / "RUN" / "checkpoints").mkdir(parents=True)
     (folder / "outputs" / "runs" / "RUN" / "checkpoints" / "best.ckpt.sha256").write_text(f"{'0' * 64}  best.ckpt\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CNNLAB_CONF", "")
