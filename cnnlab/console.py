@@ -26,6 +26,12 @@ class _Lasting(io.FileIO):
             return len(content)
 
 
+def doing(what: str) -> None:
+    """Say on a terminal what is being done, where the next line takes seconds to come."""
+    if os.isatty(2):
+        print(f"{what} ...", file=sys.stderr, flush=True)
+
+
 def outlive_terminal() -> None:
     """From now on, printing succeeds in this process, whatever becomes of its output, and whatever the text.
 
@@ -46,3 +52,14 @@ def outlive_terminal() -> None:
                 line_buffering=stream.line_buffering or stream.write_through,  # that of standard error
             )
             setattr(sys, name, lasting)
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    return "ipykernel" in sys.modules
+
+
+def leave_notebook() -> None:
+    """In a process that a notebook has started: forget its backend for matplotlib, which only its kernel can use."""
+    if os.environ.get("MPLBACKEND", "").startswith("module://") and not in_notebook():
+        os.environ["MPLBACKEND"] = "agg"

@@ -3,22 +3,49 @@
 import os
 from typing import Any
 
-from rich import table
+from rich import box, table
 from rich.console import Console
+from rich.measure import Measurement
 from rich.text import Text
 
 from cnnlab.text import printable
 
 
 class Table(table.Table):
-    """A table of plain text: brackets are no markup, and control characters are not obeyed."""
+    """A table of plain text: brackets are no markup, and control characters are not obeyed.
+
+    Columns of rank 0 are never cut. Where the terminal is too narrow, the others are left out, the highest rank first.
+    """
 
     def __init__(self, *headers: str, title: str = ""):
-        super().__init__(*headers, title=Text(printable(title)) if title else None, title_justify="left")
+        super().__init__(
+            *headers, title=Text(printable(title)) if title else None, title_justify="left", box=box.SIMPLE_HEAD
+        )
+        self.ranks: dict[int, int] = {}
+
+    def add(self, header: str, rank: int = 0, number: bool = True, fold: bool = False) -> None:
+        """A column; of numbers, which stand at its right; fold: what is too long for its line goes on in the next."""
+        self.ranks[len(self.columns)] = rank
+        self.add_column(
+            Text(printable(header)),
+            justify="right" if number else "left",
+            no_wrap=not fold,
+            overflow="fold",
+            min_width=24 if fold else None,
+        )
 
     def add_row(self, *cells: Any, **settings: Any) -> None:
         super().add_row(*(Text(printable(str(cell))) for cell in cells), **settings)
 
     def show(self, width: int = 160) -> None:
         """Print it; as wide as the terminal, or `width` characters where there is none."""
-        Console(width=None if os.isatty(1) else width).print(self)
+        console = Console(width=None if os.isatty(1) else width)
+        by_rank = sorted((place for place, rank in self.ranks.items() if rank), key=lambda place: -self.ranks[place])
+        unbounded = console.options.update(width=10_000)
+        for column in self.columns:
+            if column.no_wrap:
+                column.min_width = max(Text(str(cell)).cell_len for cell in (column.header, *column._cells))
+        while by_rank and Measurement.get(console, unbounded, self).minimum > console.width:
+            dropped = by_rank.pop(0)
+            self.columns = [column for column in self.columns if column._index != dropped]
+        console.print(self)

@@ -23,6 +23,7 @@ from cnnlab.config.options import UserError
 from cnnlab.config.overrides import check_overrides
 from cnnlab.launch.job import Job
 from cnnlab.runs.directory import RunDirectory
+from cnnlab.text import say
 
 MOST = 10_000  # values of one axis
 
@@ -118,6 +119,8 @@ class OptunaSweeper(GridSweeper):
                     search.give_up(trial)
                     print(f"{run.path}: given up before, in trial {number}.")
                     continue
+                drawn = " ".join(word for word in overrides if word not in search.fixed)
+                say(f"\ntrial {number + 1} of {self.num_trials}, {drawn}")
                 with search.watching(trial):
                     in_turn(None, [job])
             except UserError as error:

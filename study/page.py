@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from cnnlab.config.options import CONF
-from cnnlab.report.figures import COLORS
+from cnnlab.report.charts import COLORS
 from cnnlab.report.page import markdown_table
 from cnnlab.report.pictures import STYLE
 from cnnlab.report.runs import over_epochs

@@ -16,6 +16,7 @@ from cnnlab.report.answer import answer, image_noise, notes, seeds_needed
 from cnnlab.report.contrasts import seeds_to_tell
 from cnnlab.report.effects import effects, shares
 from cnnlab.report.runs import find, grouped
+from cnnlab.report.sections import document
 from cnnlab.report.sweep import Sweep
 from cnnlab.report.table import print_table
 from cnnlab.report.trials import best_of, is_search
@@ -74,12 +75,12 @@ def test_the_metric_and_its_direction_are_those_of_the_runs(tmp_path, mode, firs
 
 def test_runs_in_which_nothing_is_held_out_say_so_in_the_second_line(tmp_path):
     sweep = settings(tmp_path, [0.80, 0.81], [0.70, 0.71], selected_on="test/acc")
-    lines = [line for line in page.markdown(sweep).splitlines() if line]
-    assert lines[1].startswith("Nothing was held out: settings and epochs are chosen by test accuracy")
-    text = page.page(sweep)
+    lines = [line for line in page.markdown(document(sweep)).splitlines() if line]
+    assert lines[1].startswith("**Nothing was held out: settings and epochs are chosen by test accuracy")
+    text = page.html(document(sweep))
     assert text.index("Nothing was held out") < text.index('class="answer"')
     assert "its test accuracy" not in answer(sweep)
-    assert "Nothing was held out" not in page.markdown(settings(tmp_path / "held", [0.8, 0.7]))
+    assert "Nothing was held out" not in page.markdown(document(settings(tmp_path / "held", [0.8, 0.7])))
 
 
 def test_runs_that_failed_are_part_of_the_answer(tmp_path):
@@ -103,7 +104,7 @@ def test_runs_that_failed_are_part_of_the_answer(tmp_path):
     assert "optim=a (n = 1 of 3, 2 diverged), which may be as good" in said
     assert "Without a finished run: optim=d (0 of 2, 2 diverged)." in said
     assert "range(3)" not in said
-    assert any("diverged come after" in note for note in notes(sweep))
+    assert any("diverged runs are ranked after" in note for note in notes(sweep))
 
 
 def test_a_setting_that_diverges_is_not_first_and_not_called_worse_for_it(tmp_path):
@@ -169,7 +170,7 @@ def test_advice_on_seeds_is_their_number(tmp_path):
 
 def test_intervals_of_accuracies_stay_within_0_and_100(tmp_path):
     sweep = settings(tmp_path, [0.6, 1.0], [0.1, 0.9])
-    text = page.markdown(sweep)
+    text = page.markdown(document(sweep))
     numbers = [float(number) for pair in re.findall(r"(-?\d+\.\d\d) to (-?\d+\.\d\d)", text) for number in pair]
     assert max(numbers) == 100
     assert min(numbers) >= -100
@@ -183,7 +184,7 @@ def test_the_table_of_a_sweep_is_in_the_order_of_the_page(tmp_path, capsys):
     order = [place.setting.value("optim") for place in sweep_of(tmp_path).ranking]
     assert order == ["b", "c", "a"]
     shown = capsys.readouterr().out
-    places = [shown.index(f"val/acc 0.{tenths}000") for tenths in (9, 8, 7)]
+    places = [shown.index(f" {tenths}0.00 ") for tenths in (9, 8, 7)]
     assert places == sorted(places)
 
 
@@ -244,10 +245,10 @@ def test_shares_of_the_variance_are_those_of_least_squares(tmp_path):
 
 
 def test_a_main_effect_is_no_answer_where_the_axes_interact(tmp_path):
-    text = page.markdown(two_way(tmp_path / "with", gain=0.05))
+    text = page.markdown(document(two_way(tmp_path / "with", gain=0.05)))
     assert "The effect of an axis depends on the others" in text
     assert "## Effect of" not in text
-    without = page.markdown(two_way(tmp_path / "without", gain=0.0))
+    without = page.markdown(document(two_way(tmp_path / "without", gain=0.0)))
     assert "depends on the others" not in without
     assert "better than sgd by" in without  # the default
     assert "better than none by" in without
@@ -257,7 +258,7 @@ def test_a_grid_of_single_runs_is_compared_by_what_main_effects_leave(tmp_path):
     sweep = two_way(tmp_path, gain=0.0, noise=0.0002, num=1)
     found = shares(sweep)
     assert set(found.parts) == {"aug", "optim", "interaction and seeds"}
-    assert "Each combination has one run." in page.markdown(sweep)
+    assert "Each combination has one run." in page.markdown(document(sweep))
     sections = {title: table for title, _, table in tables.effect_sections(sweep)}
     [row] = [row for row in sections["Effect of optim"] if row[0] == "muon"]
     variance, df = found.noise
@@ -287,6 +288,7 @@ def test_a_search_and_its_page_name_the_same_winner(tmp_path):
     assert (nums[0], nums[-1]) == (1, 8)
     assert means[-1] == pytest.approx(best.value)
     assert means == sorted(means)
-    text = page.page(sweep)
+    text = page.html(document(sweep))
     assert "Expected best by the number of trials" in text
-    assert 'aria-label="Expected best validation accuracy over' in text
+    assert "Importance of hyperparameters" in text
+    assert "Parallel coordinates" in text

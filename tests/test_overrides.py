@@ -1,12 +1,14 @@
 """What is typed for a group is an option of it, and no mistake there is a traceback of Hydra's."""
 
 import pytest
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from cnnlab.config.help import print_help
 from cnnlab.config.mistakes import explain
-from cnnlab.config.options import UserError
-from cnnlab.config.overrides import check_overrides
+from cnnlab.config.options import GROUPS, UserError, description, options
+from cnnlab.config.overrides import check_flags, check_overrides, flags_last
 
 REFUSED = {
     "=1": "nothing before the equals sign",
@@ -78,3 +80,95 @@ def test_commands(command, words, said):
     assert result.returncode == 2, result.stdout
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+
+
+FLAGS = {
+    "--epochs 3": "Use trainer.max_epochs=3.",
+    "--max-epochs=3": "Use trainer.max_epochs=3.",
+    "--lr=0.1": "Use optim.lr=0.1.",
+    "--batch-size 64": "Use batch_size=64.",
+    "--optimizer adam": "Use optim=adam.",
+    "--data": "Use data=VALUE.",
+    "--seed -m": "Use seed=VALUE.",
+    "--hidden optim=sgd": "Use model.hidden=VALUE.",
+    "--quux 1": "Use python train.py --help",
+}
+
+
+@pytest.mark.parametrize("typed", FLAGS)
+def test_flags_of_other_programs_are_translated(typed):
+    with pytest.raises(UserError) as error:
+        check_flags(typed.split())
+    assert FLAGS[typed] in str(error.value)
+
+
+def test_flags_of_hydra_are_left_to_it():
+    for words in (["--cfg", "job"], ["--multirun", "-m"], ["--info=config"], ["--resolve", "-c", "job"]):
+        check_flags(["--config-dir", "x", *words, "seed=1"])
+
+
+@pytest.mark.parametrize("words", [("aug=cutmix", "aug=mixup"), ("-m", "aug=cutmix,mixup", "aug=[crop_flip]")])
+def test_a_list_that_is_set_twice_is_not_half_obeyed(words):
+    with pytest.raises(UserError, match=r"the second would replace the first. Use 'aug=\[cutmix,"):
+        check_overrides(list(words))
+
+
+@pytest.mark.parametrize("words", [("aug=cutmix", "aug=cutmix"), ("aug=cutmix", "aug=none"), ("seed=1", "seed=2")])
+def test_what_replaces_without_loss_may_be_typed_twice(words):
+    check_overrides(list(words))
+
+
+def test_several_values_without_m_is_said_in_our_words(command):
+    result = command("train.py", "data=shapes", "aug=cutmix,crop_flip")
+    assert result.returncode == 2
+    assert result.stderr == (
+        "cnnlab: aug=cutmix,crop_flip has several values. Use python train.py -m to train a run for each, or "
+        "'aug=[cutmix,crop_flip]' for all of them in one run.\n"
+    )
+
+
+def test_help_lists_every_option_and_the_arguments_of_what_is_chosen(capsys):
+    print_help(["optim=adam", "optim.lr=0.3"])
+    said = capsys.readouterr().out
+    for group in GROUPS:
+        for option in options(group):
+            assert option in said, option
+    assert "optim.lr=0.3" in said
+    assert "optim.betas=[0.9,0.999]" in said
+    assert "momentum" not in said[said.index("Arguments of optim=adam") :]
+    assert "aug=OPTION: several at once as 'aug=[a,b]'" in said
+    assert max(map(len, said.splitlines())) <= 100
+
+
+def test_help_on_one_group(capsys):
+    print_help(["sched"])
+    said = capsys.readouterr().out
+    assert "Arguments of sched=exponential" in said
+    assert "optim" not in said.replace("optim.lr", "")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_option_says_what_it_is(group):
+    assert [option for option in options(group) if not description(f"{group}/{option}")] == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("seed=1", "--cfg", "job", "optim=sgd"),
+        ("--cfg", "job", "seed=1", "optim=sgd"),
+        ("seed=1", "optim=sgd", "--cfg", "job"),
+        ("seed=1", "-m", "optim=sgd", "~debug", "--resolve", "--info"),
+        ("seed=1", "--cfg=job", "-m", "+x=1"),
+    ],
+)
+def test_flags_may_stand_anywhere(words):
+    """Hydra's own parser takes overrides in one piece."""
+    parsed = get_args_parser().parse_args(flags_last(words))
+    assert parsed.overrides == [word for word in words if word[0] != "-" and word != "job"]
+    assert (parsed.cfg, parsed.multirun) == ("job" if any("--cfg" in word for word in words) else None, "-m" in words)
+
+
+def test_flags_that_exclude_each_other():
+    with pytest.raises(UserError, match=r"^--cfg and --multirun: a command can have one of these"):
+        check_flags(["seed=1", "-m", "--cfg=job"])

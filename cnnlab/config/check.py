@@ -12,7 +12,7 @@ from typing import Any
 import hydra.utils
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.config.identity import NOT_OWN, defaults_of, is_file, is_run, limits_of, run_id
+from cnnlab.config.identity import NOT_OWN, chosen, defaults_of, is_file, is_run, limits_of, run_id
 from cnnlab.config.objects import check_targets, data_source, num_trained_on
 from cnnlab.config.options import GROUPS, LISTED, UserError, leaves, option_file, options
 from cnnlab.config.paths import expand, make_folder
@@ -112,6 +112,16 @@ def check(config: DictConfig) -> None:
             raise UserError(f"trainer.devices={devices}: a launcher has to know how many. Type a number from 1.")
         if num_nodes > 1 and job["launcher"]["way"] != "slurm":
             raise UserError(f"trainer.num_nodes={num_nodes} needs launcher=slurm, or torchrun on every node.")
+
+
+def check_single(config: DictConfig) -> None:
+    """As `check`, for a configuration that is to be one run."""
+    check(config)
+    if config.hydra.runtime.choices["hydra/sweeper"] != "grid":
+        raise UserError("A search has many runs. Type python train.py -m hydra/sweeper=optuna.")
+    if "launcher" in config:
+        [launcher] = chosen(config)["launcher"]
+        raise UserError(f"launcher={launcher} is for sweeps. Type python train.py -m ...")
 
 
 def facts_of(config: DictConfig) -> dict[str, Any]:

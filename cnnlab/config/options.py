@@ -33,6 +33,8 @@ from typing import Any, cast
 import yaml
 from omegaconf import OmegaConf
 
+from cnnlab.text import say
+
 PACKAGE = Path(__file__).parents[1]
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 VARIABLE = "CNNLAB_CONF"
@@ -83,13 +85,17 @@ def _folders(named: str, current: Path | None) -> tuple[Path, ...]:
 def _of_project(current: Path | None) -> Iterator[Path]:
     """The folder that the next pyproject.toml names, here or above.
 
-    That of another user is no project of ours, and what lies in a run directory is data.
+    That of another user is no project of ours, nor is one in a folder where everybody puts files, as /tmp. What lies in
+    a run directory is data.
     """
     for folder in (current, *current.parents) if current else ():
         file = folder / "pyproject.toml"
-        if os.path.isdir(folder / ".hydra"):
-            continue
-        if os.path.isfile(file) and file.stat().st_uid in (os.geteuid(), 0):  # not where nothing may be looked at
+        if os.path.isfile(file) and not os.path.isdir(folder / ".hydra"):  # not where nothing may be looked at
+            if is_strangers(file):
+                with suppress(OSError), open(file, "rb") as opened:
+                    if b"[tool.cnnlab]" in opened.read(65_536):
+                        say(f"cnnlab: {file} may be another user's and is not used. Use --config-dir.", sys.stderr)
+                continue
             try:
                 conf = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("cnnlab", {}).get("conf")
             except (OSError, ValueError) as error:
@@ -97,6 +103,13 @@ def _of_project(current: Path | None) -> Iterator[Path]:
             if isinstance(conf, str):
                 yield folder / conf
             return
+
+
+def is_strangers(file: Path) -> bool:
+    """Whether another user may have put a file where it is."""
+    folder = file.parent.stat()
+    shared = folder.st_mode & 0o1002 == 0o1002  # everybody may put files there, which their owners alone may remove
+    return shared or not {file.lstat().st_uid, folder.st_uid} <= {os.geteuid(), 0}
 
 
 def use_folders(named: list[str]) -> None:
@@ -146,17 +159,46 @@ def option_file(name: str) -> dict[str, Any]:
 
 def limits_of_file(name: str) -> dict[str, str]:
     """The values that an option's file checks, by path, with what each one must satisfy; that may be nothing."""
-    path = _path(name)
-    found = dict(_limits(path))
-    if "/" in name:
-        for parent in _content(path).get("defaults", []):
-            if isinstance(parent, str) and parent != "_self_":
-                found = limits_of_file(f"{name.rsplit('/', 1)[0]}/{parent}") | found
+    found: dict[str, str] = {}
+    for path in _inherited(name):
+        said = {key: re.search(r"\[((?:[^][]|\[[^][]*\])*)\]$", comment) for key, comment in _comments(path).items()}
+        limits = {
+            key: limit[1] if limit and re.search(rf"\b{key.rpartition('.')[2]}\b", limit[1]) else ""
+            for key, limit in said.items()
+        }
+        found |= limits if any(limits.values()) else {}
     return found
 
 
+def comments_of_file(name: str) -> dict[str, str]:
+    """What an option's file says behind its values, by path."""
+    found: dict[str, str] = {}
+    for path in _inherited(name):
+        found |= _comments(path)
+    return found
+
+
+def description(name: str) -> str:
+    """What an option's file says first: its first line of comment; empty if there is none."""
+    for line in _path(name).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @package"):
+            return line.lstrip("# ")
+    return ""
+
+
+def _inherited(name: str) -> list[Path]:
+    """An option's file, after those whose values it inherits: "trainer/ddp" -> auto.yaml, ddp.yaml."""
+    path = _path(name)
+    parents = [parent for parent in _content(path).get("defaults", []) if "/" in name and isinstance(parent, str)]
+    group = name.rpartition("/")[0]
+    return [file for parent in parents if parent != "_self_" for file in _inherited(f"{group}/{parent}")] + [path]
+
+
 @functools.cache
-def _limits(path: Path) -> dict[str, str]:
+def _comments(path: Path) -> dict[str, str]:
+    """The comment behind every value, by its path, but for "[changes nothing]"."""
     text = path.read_text(encoding="utf-8")
     lines = [*text.splitlines(), ""]
 
@@ -164,14 +206,13 @@ def _limits(path: Path) -> dict[str, str]:
         for key, value in node.value:
             if isinstance(value, yaml.MappingNode):
                 yield from walk(value, f"{prefix}{key.value}.")
-            elif isinstance(value, yaml.ScalarNode) or value.flow_style:
-                comment = lines[value.end_mark.line][value.end_mark.column :].replace("[changes nothing]", "")
-                said = re.search(r"#.*?\[((?:[^][]|\[[^][]*\])*)\]\s*$", comment)
-                yield f"{prefix}{key.value}", said[1] if said and re.search(rf"\b{key.value}\b", said[1]) else ""
+            else:
+                end = value.end_mark if isinstance(value, yaml.ScalarNode) or value.flow_style else key.end_mark
+                behind = lines[end.line][end.column :].removeprefix(":")
+                yield f"{prefix}{key.value}", behind.replace("[changes nothing]", "").strip().lstrip("# ")
 
     root = yaml.compose(text)
-    found = dict(walk(root, "")) if isinstance(root, yaml.MappingNode) else {}
-    return found if any(found.values()) else {}
+    return dict(walk(root, "")) if isinstance(root, yaml.MappingNode) else {}
 
 
 def changes_nothing(name: str) -> frozenset[str]:
@@ -179,13 +220,8 @@ def changes_nothing(name: str) -> frozenset[str]:
 
     The keys of values; an empty one if a line of its own says so, of the whole option.
     """
-    path = _path(name)
-    lines = re.findall(r"^(?:(\w+):.*|)#.*\[changes nothing\]\s*$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    parents = (
-        parent for parent in _content(path).get("defaults", []) if isinstance(parent, str) and parent != "_self_"
-    )
-    inherited = (changes_nothing(f"{name.rsplit('/', 1)[0]}/{parent}") for parent in parents)
-    return frozenset(lines).union(*inherited)
+    pattern = re.compile(r"^(?:(\w+):.*|)#.*\[changes nothing\]\s*$", re.MULTILINE)
+    return frozenset(key for path in _inherited(name) for key in pattern.findall(path.read_text(encoding="utf-8")))
 
 
 def default_option(group: str) -> str:

@@ -1,6 +1,9 @@
-"""What is typed for a group of options, checked before Hydra, whose own refusals are tracebacks. No torch."""
+"""What is typed on the command line, checked before Hydra, whose own refusals are tracebacks. Does not import torch."""
 
-from collections.abc import Iterable, Iterator
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise, zip_longest
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -8,22 +11,76 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString, Ra
 from hydra.errors import HydraException
 
 from cnnlab.config.identity import NOT_OWN
-from cnnlab.config.options import GROUPS, UserError, options
+from cnnlab.config.options import GROUPS, LISTED, UserError, default_option, leaves, option_file, options
 
 NEEDED = (*GROUPS, "trainer", "logger")
 OPTIONAL = ("experiment", "debug", "launcher")
 LONGEST = 100  # characters in the name of an option
+FLAGS = (  # of Hydra
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
+)
+ONE_OF = {short: flag for flag in ("--multirun", "--run", "--cfg", "--info") for short in (flag, flag[1:3])}
+OTHER_NAMES = {  # what other programs call it
+    "dataset": "data",
+    "network": "model",
+    "optimizer": "optim",
+    "scheduler": "sched",
+    "learning_rate": "optim.lr",
+    "epochs": "trainer.max_epochs",
+    "gpus": "trainer.devices",
+}
 
 
-def check_overrides(words: Iterable[str]) -> None:
-    """Refuse, with a UserError, overrides without a key and groups without an option.
+def flags_last(words: Sequence[str]) -> list[str]:
+    """The words of a command line as Hydra needs them, with flags and their values after all overrides."""
+    flags, others = list[str](), list[str]()
+    for before, word in pairwise(("", *words)):
+        is_value = before.startswith("-") and before not in ("-m", "--multirun") and not re.search("^[-+~]|=", word)
+        (flags if word.startswith("-") or is_value else others).append(word)
+    return others + flags
+
+
+def check_flags(words: Sequence[str]) -> None:
+    """Refuse flags that Hydra does not know: `--epochs 3` is said as trainer.max_epochs=3."""
+    asked = {ONE_OF[flag] for word in words if (flag := word.partition("=")[0]) in ONE_OF}
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(sorted(asked))}: a command can have one of these. Leave the others out.")
+    for word, next_word in zip_longest(words, words[1:], fillvalue=""):
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--") or flag == "--" or any(known.startswith(flag) for known in FLAGS):
+            continue
+        value = (value if equals or "=" in next_word or next_word.startswith("-") else next_word) or "VALUE"
+        instead = " or ".join(f"{key}={value}" for key in meant(flag)) or "python train.py --help to see the keys"
+        raise UserError(f"{flag} is not an option: values are set as key=value, without dashes. Use {instead}.")
+
+
+def meant(flag: str) -> list[str]:
+    """The keys that a flag may mean: --max-epochs, --epochs -> trainer.max_epochs."""
+    name = flag.lstrip("-").replace("-", "_").lower()
+    name = OTHER_NAMES.get(name, name)
+    if name in (*NEEDED, *OPTIONAL):
+        return [name]
+    known = [path for path, _ in leaves(option_file("train"))]
+    for group in NEEDED:
+        for option in default_option(group).split("+"):
+            prefix = f"{group}.{option}." if group in LISTED else f"{group}."
+            known += [prefix + path for path, _ in leaves(option_file(f"{group}/{option}"))]
+    for alike in (lambda key: key == name, lambda key: key.endswith(f"_{name}"), lambda key: name in key):
+        if found := [path for path in known if path == name or alike(path.rpartition(".")[2])]:
+            return found[:3]
+    return difflib.get_close_matches(name, known, n=1)
+
+
+def check_overrides(words: Sequence[str]) -> None:
+    """Refuse, with a UserError, overrides without a key, groups without an option, and lists that are set twice.
 
     words: of the command line. Flags, and what cannot be read, are left to Hydra.
     """
-    parser = OverridesParser.create()
+    parser, before = OverridesParser.create(), dict[str, str]()
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")
-        if key in ("hydra.run.dir", "hydra.sweep.subdir") and not value.strip("'\"").endswith("${run_id:}"):
+        if key in ("hydra.run.dir", "hydra.sweep.subdir") and not value.strip("'\"").endswith("${cnnlab.run_id:}"):
             raise UserError(f"{word} {NOT_OWN}")  # Hydra would make it before anything is checked
         if key in ("name", "output_dir") and value in ("", "null"):
             raise UserError(f"{word} names no folder. Use {key}=FOLDER, or leave it out.")
@@ -37,6 +94,11 @@ def check_overrides(words: Iterable[str]) -> None:
         if group not in (*NEEDED, *OPTIONAL, "hydra/sweeper"):
             continue
         names, swept = list(chosen(override.value())), override.is_sweep_override()
+        if group in LISTED and "none" not in names and before.setdefault(group, word) != word:
+            both = ",".join(one.partition("=")[2].strip("[]") for one in (before[group], word))
+            raise UserError(
+                f"{before[group]} and {word}: the second would replace the first. Use '{group}=[{both}]' for both."
+            )
         offered = f"{group}= and one of {', '.join(options(group))}"
         if override.is_delete() and group not in NEEDED:
             continue

@@ -19,6 +19,7 @@ from rich.progress import track
 from cnnlab.config.options import UserError
 from cnnlab.data.decode import Decoded
 from cnnlab.data.images import Images
+from cnnlab.runs.told import duration
 from cnnlab.text import say
 
 S = TypeVar("S")
@@ -92,14 +93,6 @@ def in_threads(do: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(items), 64):
             yield from pool.map(do, items[first : first + 64])
-
-
-def duration(seconds: float) -> str:
-    """Roughly, in words."""
-    for unit, length in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def progress(steps: Iterable[T], description: str, total: int) -> Iterable[T]:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from cnnlab.config.processes import num_cores
 from cnnlab.launch.children import die_with_parent, in_words, python_path
 from cnnlab.launch.job import LAST, Job, record_failure
-from cnnlab.launch.job_states import tell
+from cnnlab.launch.job_states import stopped, tell
 from cnnlab.runs import signals
 from cnnlab.runs.directory import BusyError, RunDirectory
 from cnnlab.runs.log import log, logged
@@ -96,6 +96,7 @@ def locally(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None
                     worker.jobs.close()
                     worker.process.wait()
     if number := signals.received():
+        stopped(sweep)
         sys.exit(Interrupted(number).exit_status)
 
 

@@ -7,6 +7,7 @@ done here, but to count GPUs.
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from cnnlab.config.objects import data_source
 from cnnlab.config.options import UserError
 from cnnlab.config.processes import place
 from cnnlab.launch.job import Job
-from cnnlab.launch.job_states import need
+from cnnlab.launch.job_states import begin, differing, need, stopped
 from cnnlab.launch.local import locally
 from cnnlab.launch.ray import on_ray
 from cnnlab.launch.slurm import on_slurm, slurm_ready
@@ -107,18 +108,24 @@ def report(paths: list[Path], trials: bool = False) -> bool:
     made = Sweep(*read(path for path in paths if (path / "summary.json").exists()))
     if made.ranking:
         say(answer(made))
-        say(f"Report: {os.path.relpath(page.write(made, page.default_folder(paths)))}")
+        say(f"Report: {os.path.relpath(page.write_beside(made, paths))}")
     return all_done or bool(trials and made.ranking)
 
 
 def in_turn(settings: Any, jobs: list[Job], sweep: Sequence[Job] = ()) -> None:
     """One after the other in this process; those that fail do not stop the others."""
-    for job in jobs:
+    everything = list(sweep) or jobs
+    numbers = {job.path: number for number, job in enumerate(everything, 1)}
+    settings, began = differing(everything), time.monotonic()
+    for ended, job in enumerate(jobs):
+        if len(everything) > 1:
+            left = (time.monotonic() - began) / ended * (len(jobs) - ended) if ended else None
+            begin(job, numbers[job.path], len(everything), settings[job.path], left)
         status = job.do()
-        if status not in (0, 1, 2):
-            sys.exit(status)
-        if number := signals.received():  # too late to interrupt this one
-            sys.exit(Interrupted(number).exit_status)
+        number = signals.received()  # it may have come too late to interrupt this one
+        if status not in (0, 1, 2) or number:
+            stopped(everything)
+            sys.exit(status if status not in (0, 1, 2) else Interrupted(number).exit_status)
 
 
 # What must be there, and what does the jobs.

@@ -1,187 +1,180 @@
-"""The figures of a report: SVG, drawn in the colour of the page's text."""
+"""The figures of a report as PNG files, for forms that cannot be interactive. One function for every kind of chart."""
 
 from __future__ import annotations
 
-import hashlib
-import html
 import io
-import math
-import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib.figure
 import numpy as np
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from cnnlab.report import pictures
-from cnnlab.report.sweep import Sweep
-from cnnlab.report.trials import best_of
-from cnnlab.report.units import heading, is_accuracy, mean_of, scale
-from cnnlab.runs.told import in_words
 
-INK = "#010203"  # stands for the colour of the text
-CURVES = 8  # settings that are drawn, the best ones
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")  # Okabe and Ito's
+Chart = dict[str, Any]
+
+WIDTH = 10.0  # inches
+STYLE: dict[Any, Any] = pictures.STYLE | {
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 9,
+    "legend.frameon": False,
+    "axes.axisbelow": True,
+}
+
+
+def png(chart: Chart) -> bytes:
+    """A chart as a PNG file."""
+    with matplotlib.rc_context(STYLE):
+        return _written(DRAWN[chart["kind"]](chart))
+
+
+def confusion_png(counts: np.ndarray, classes: Sequence[str]) -> bytes:
+    """The confusion matrix, also of a thousand classes. counts: (K, K), rows are true classes."""
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure = matplotlib.figure.Figure(figsize=pictures.confusion_size(len(classes)), layout="constrained")
+        pictures.draw_confusion(figure.subplots(), counts, classes)
+        return _written(figure)
 
 
 def _figure(width: float, height: float) -> matplotlib.figure.Figure:
     return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
 
 
-def svg(figure: matplotlib.figure.Figure, description: str) -> str:
-    """The figure as part of a page."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cnnlab"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    text = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
-    )
-    unique = hashlib.sha256(text.encode()).hexdigest()[:8]
-    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{unique}-", text)
-    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(description, quote=True)}"', 1)
+def _written(figure: matplotlib.figure.Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
 
 
-STYLE: dict[Any, Any] = pictures.STYLE | {
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "axes.titlecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.labelcolor": INK,
-    "legend.framealpha": 0,
-    "grid.color": INK,
-    "grid.alpha": 0.15,
-    "axes.grid": True,
-    "font.size": 9,
-    "font.family": "sans-serif",
-}
+def _names(names: Sequence[str]) -> list[str]:
+    return pictures.drawable(names, longest=60)
 
 
-def curves(sweep: Sweep) -> str:
-    """Loss and what is reported over epochs, a colour for a setting: the mean over seeds, and a band over all of them.
-
-    Two figures that stand below each other on a phone, and the names of the colours.
-    """
-    places = list(zip(sweep.ranking[:CURVES], COLORS, strict=False))
-    figures = []
-    for metric in dict.fromkeys(("loss", sweep.measure.partition("/")[2])):
-        name = in_words(metric)
-        with matplotlib.rc_context(STYLE):
-            figure = _figure(5.4, 3.9)
-            axis = figure.subplots()
-            for place, color in places:
-                for part, dashes in (("train", "--"), (place.setting.held_out, "-")):
-                    epochs, table = place.setting.over_epochs(f"{part}/{metric}")
-                    axis.plot(epochs, np.nanmean(table, axis=0), dashes, color=color, linewidth=1.4)
-                    if len(table) > 1:
-                        low, high = np.nanmin(table, axis=0), np.nanmax(table, axis=0)
-                        axis.fill_between(epochs, low, high, color=color, alpha=0.15, lw=0)
-            axis.set(xlabel="epoch", ylabel=name)
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            figures.append(svg(figure, f"{name} over epochs for every setting"))
-    names = (
-        f'<li><span style="background: {color}"></span> {html.escape(sweep.label(place.setting))}</li>'
-        for place, color in places
-    )
-    return f'<div class="pair">{"".join(figures)}</div>\n<ul class="key">{"".join(names)}</ul>'
+def _curves(chart: Chart) -> matplotlib.figure.Figure:
+    """The first metrics side by side, of the settings that are switched on at first."""
+    metrics, lines = chart["metrics"][:2], [line for line in chart["lines"] if line["on"]]
+    figure = _figure(WIDTH, 3.4 + 0.2 * len(lines))
+    for axis, metric in zip(figure.subplots(1, max(len(metrics), 1), squeeze=False)[0], metrics, strict=False):
+        for line, name in zip(lines, _names([line["name"] for line in lines]), strict=True):
+            for part, style in (("held out", "-"), ("training", "--")):
+                if found := line["values"][metric["key"]][part]:
+                    values = {key: np.array(of_key, dtype=float) for key, of_key in found.items()}
+                    label = name if style == "-" else None
+                    axis.plot(line["epochs"], values["mean"], style, color=line["color"], lw=1.4, label=label)
+                    if "low" in values:
+                        axis.fill_between(
+                            line["epochs"], values["low"], values["high"], color=line["color"], alpha=0.15, lw=0
+                        )
+        axis.set(xlabel="epoch", ylabel=_names([metric["name"]])[0])
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=1 if max(map(len, labels), default=0) > 60 else 2)
+    return figure
 
 
-def by_value(sweep: Sweep, axis: str) -> str:
-    """What a swept number does, the rest as in the best setting: loss over epochs; what is reported against its values.
-
-    The first two figures have the form of the lab report's figures 1 and 2.
-    """
-    figures = []
-    groups = sweep.alike(axis)
-    if len(groups) > 1:
-        for part, name in (("train", "training"), ("", "held-out")):
-            with matplotlib.rc_context(STYLE):
-                figure = _figure(5.4, 3.9)
-                panel = figure.subplots()
-                colors = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(groups))))
-                for place, group in enumerate(groups):
-                    epochs, table = group.over_epochs(f"{part or group.held_out}/loss")
-                    panel.plot(epochs, np.nanmean(table, axis=0), color=colors(place), label=group.value(axis))
-                panel.set(xlabel="epoch", ylabel=f"{name} loss")
-                panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-                if len(groups) <= CURVES:
-                    panel.legend(title=axis)
-                else:
-                    key = figure.colorbar(ScalarMappable(Normalize(0, len(groups) - 1), colors), ax=panel, label=axis)
-                    key.ax.yaxis.set_major_locator(
-                        FixedLocator(np.linspace(0, len(groups) - 1, CURVES).round().tolist())
-                    )
-                    key.ax.yaxis.set_major_formatter(lambda place, _: groups[round(place)].value(axis)[:8])
-                figures.append(svg(figure, f"{name} loss over epochs for every value of {axis}"))
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(5.4, 3.9)
-        panel = figure.subplots()
-        lines = groups if len(groups) > 1 else sweep.groups
-        found = [(float(group.value(axis)), mean_of(sweep.measure, list(group.by_seed.values()))) for group in lines]
-        values, means = [value for value, _ in found], np.array([scale(sweep.measure) * made.mean for _, made in found])
-        ends = [(made.low, made.high) if math.isfinite(made.half_width) else (made.mean,) * 2 for _, made in found]
-        spread = np.abs(scale(sweep.measure) * np.array(ends).T - means)
-        joined = "o-" if len(groups) > 1 else "o"
-        panel.errorbar(values, means, spread, fmt=joined, color=COLORS[0], capsize=3)
-        if min(values) > 0 and max(values) >= 10 * min(values):
-            panel.set_xscale("log")
-        panel.set(xlabel=axis, ylabel=heading(sweep.measure))
-        figures.append(svg(figure, f"{sweep.name} against {axis}"))
-    return f'<div class="pair">{"".join(figures)}</div>'
+def _points(chart: Chart) -> matplotlib.figure.Figure:
+    """Means, intervals and seeds: of named settings from top to bottom, or against a number."""
+    points, named = chart["points"], "x" not in chart
+    figure = _figure(WIDTH, 1.0 + 0.32 * len(points)) if named else _figure(0.6 * WIDTH, 3.6)
+    axis = figure.subplots()
+    places = np.arange(len(points)) if named else np.array([point["x"] for point in points])
+    if not named and chart["joined"]:
+        axis.plot(places, [point["mean"] for point in points], color="C0", lw=1.2)
+    colors = [point["color"] for point in points] if named else ["C0"] * len(points)
+    for color in dict.fromkeys(colors):
+        of_color = [at for at, other in enumerate(colors) if other == color]
+        _intervals(axis, [points[at] for at in of_color], places[of_color], color, named)
+    if named:
+        axis.set_yticks(places, _names([point["name"] for point in points]))
+        axis.set(xlabel=chart["value"], ylim=(len(points) - 0.5, -0.5))
+        return figure
+    if chart["log"]:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")  # not as a formula, which would be written as its TeX source
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set(xlabel=_names([chart["x"]])[0], ylabel=chart["value"])
+    return figure
 
 
-def heat_map(sweep: Sweep) -> str:
-    """What is reported, as a mean, over two axes."""
-    first, second = sweep.axes
-    rows, columns = sweep.values(first), sweep.values(second)
-    cells = np.full((len(rows), len(columns)), np.nan)
-    for group in sweep.groups:
-        row, column = rows.index(group.value(first)), columns.index(group.value(second))
-        cells[row, column] = scale(sweep.measure) * np.mean(list(group.by_seed.values()))
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = _figure(1.6 + 1.1 * len(columns), 1.2 + 0.55 * len(rows))
-        axis = figure.subplots()
-        shown = axis.imshow(cells, cmap="viridis", aspect="auto")
-        axis.set_xticks(range(len(columns)), columns)
-        axis.set_yticks(range(len(rows)), rows)
-        axis.set(xlabel=second, ylabel=first)
-        middle = (np.nanmin(cells) + np.nanmax(cells)) / 2
+def _intervals(axis: Axes, points: Sequence[Chart], places: np.ndarray, color: str, horizontal: bool) -> None:
+    """Means with their intervals, if they have one, and a tick for every seed. places: on the other axis."""
+    means = np.array([point["mean"] for point in points])
+    ends = np.array([[point.get("low", point["mean"]), point.get("high", point["mean"])] for point in points])
+    sizes = {"xerr" if horizontal else "yerr": abs(ends.T - means)} if any("low" in point for point in points) else {}
+    seeds = np.array([value for point in points for value in point["seeds"]])
+    beside = np.repeat(places, [len(point["seeds"]) for point in points])
+    first, second = (means, places) if horizontal else (places, means)
+    axis.errorbar(first, second, fmt="o", color=color, capsize=3, ms=5, **sizes)
+    ticks = (seeds, beside) if horizontal else (beside, seeds)
+    axis.plot(*ticks, "|" if horizontal else "_", color=color, alpha=0.6, ms=9)
+
+
+def _heat(chart: Chart) -> matplotlib.figure.Figure:
+    rows, columns = _names(chart["rows"]), _names(chart["columns"])
+    cells = np.array(chart["cells"], dtype=float)
+    figure = _figure(min(2.6 + 0.9 * len(columns), 2 * WIDTH), min(1.2 + 0.5 * len(rows), 2 * WIDTH))
+    axis = figure.subplots()
+    low, high = chart["range"] or (np.nanmin(cells), np.nanmax(cells))
+    shown = axis.imshow(cells, cmap="Blues", aspect="auto", vmin=low, vmax=high)
+    axis.grid(visible=False)
+    axis.set_xticks(range(len(columns)), columns, rotation=45 if len(columns) > 6 else 0)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set(xlabel=_names([chart["x"]])[0], ylabel=_names([chart["y"]])[0])
+    if cells.size <= 400:
         for row, column in np.ndindex(*cells.shape):
-            if not math.isnan(cells[row, column]):
-                color = "white" if cells[row, column] < middle else "black"
-                text = f"{cells[row, column]:.{1 if is_accuracy(sweep.measure) else 3}f}"
+            if not np.isnan(cells[row, column]):
+                color = "white" if cells[row, column] > (low + high) / 2 else "black"
+                text = f"{cells[row, column]:.{chart['digits']}f}"
                 axis.text(column, row, text, ha="center", va="center", color=color)
-        figure.colorbar(shown, label=heading(sweep.measure))
-        return svg(figure, f"Mean {sweep.name} over {first} and {second}")
+    figure.colorbar(shown, label=chart["value"])
+    return figure
 
 
-def best_of_curve(sweep: Sweep) -> str:
-    """The best that is to be expected, over the number of trials."""
-    nums, means = best_of(sweep)
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(5.4, 3.9)
-        axis = figure.subplots()
-        axis.plot(nums, scale(sweep.measure) * np.array(means), "o-", color=COLORS[0], markersize=3)
-        axis.set(xlabel="trials", ylabel=f"expected best {heading(sweep.measure)}", xscale="log")
-        return svg(figure, f"Expected best {sweep.name} over the number of trials")
+def _parallel(chart: Chart) -> matplotlib.figure.Figure:
+    """Every axis scaled to [0, 1]; the best lines are drawn last, on top of the others."""
+    axes = [*chart["axes"], {"name": chart["value"], "log": False}]
+    figure = _figure(WIDTH, 4.0)
+    axis = figure.subplots()
+    table = np.array([_scaled(part, [line[at] for line in chart["lines"]], axis, at) for at, part in enumerate(axes)])
+    scores = table[-1] if chart["higher"] else 1 - table[-1]
+    colors = matplotlib.colormaps["viridis_r"](scores)
+    lines = np.stack(np.broadcast_arrays(np.arange(len(axes)), table.T), -1)[::-1]  # (settings, axes, 2)
+    axis.add_collection(LineCollection(list(lines), colors=colors[::-1], linewidths=1, alpha=0.7))
+    axis.set_xticks(range(len(axes)), _names([part["name"] for part in axes]))
+    axis.set(yticks=[], xlim=(-0.2, len(axes) - 0.5), ylim=(-0.03, 1.05))
+    for side in ("left", "bottom"):
+        axis.spines[side].set_visible(False)
+    return figure
 
 
-def confusion(sweep: Sweep) -> str:
-    """Of the best setting, in percent of each true class; and the names of classes that the figure gives by number."""
-    classes = sweep.ranking[0].setting.runs[0].summary["data"]["classes"]
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = _figure(*pictures.confusion_size(len(classes)))
-        pictures.draw_confusion(figure.subplots(), sweep.confusion(), classes)
-        drawn = svg(figure, "Confusion matrix of the best setting")
-    names = pictures.drawable(classes) if len(classes) <= pictures.NAMED else [""] * len(classes)
-    numbered = (
-        f"<li>#{number}: {html.escape(name)}</li>"
-        for number, (name, shown) in enumerate(zip(classes, names, strict=True))
-        if shown in (f"#{number}", "")
-    )
-    return f'{drawn}\n<ul class="key">{"".join(numbered)}</ul>'
+def _scaled(part: Chart, values: Sequence[Any], axis: Axes, place: int) -> np.ndarray:
+    """The values of one of the parallel axes from 0 to 1; draws the axis with its ends, or with all its names."""
+    if "values" in part:
+        names = part["values"]
+        found = np.array([names.index(value) for value in values], dtype=float)
+        ticks = list(enumerate(_names(names)))
+    else:
+        found = np.array(values, dtype=float)
+        ticks = [(end, f"{end:.4g}") for end in (np.nanmin(found), np.nanmax(found))]
+        found = np.log(found) if part["log"] else found
+        ticks = [(np.log(end), text) if part["log"] else (end, text) for end, text in ticks]
+    low, high = ticks[0][0], ticks[-1][0]
+    axis.axvline(place, color="gray", lw=0.8)
+    for at, text in ticks:
+        height = (at - low) / (high - low) if high > low else 0.5
+        axis.annotate(text, (place, height), (3, 2), textcoords="offset points", fontsize=7)
+    return (found - low) / (high - low) if high > low else np.full(len(found), 0.5)
+
+
+DRAWN: dict[str, Callable[[Chart], matplotlib.figure.Figure]] = {
+    "curves": _curves,
+    "points": _points,
+    "heat": _heat,
+    "parallel": _parallel,
+}

@@ -14,6 +14,7 @@ from cnnlab.config.identity import chosen, differences, run_path
 from cnnlab.config.objects import num_trained_on
 from cnnlab.report.runs import Run, find, read
 from cnnlab.runs.directory import RunDirectory
+from cnnlab.runs.told import duration
 from cnnlab.terminal import Table
 
 
@@ -66,9 +67,9 @@ def print_plan(configs: Sequence[DictConfig], output_dir: Path) -> None:
         to_do, seconds, unknown = to_do + epochs, seconds + (time or 0), unknown + (time is None and epochs > 0)
         twice = f", typed {typed[job.path]} times" if typed[job.path] > 1 else ""
         changes = ", ".join(f"{name}={value}" for name, value in job.changes.items()) or "the defaults"
-        table.add_row(job.path.name, changes, state + twice, str(epochs), in_words(time) if time is not None else "?")
+        table.add_row(job.path.name, changes, state + twice, str(epochs), duration(time) if time is not None else "?")
     table.show()
-    guess = "how long is not known yet" if unknown else f"about {in_words(seconds)} at the speed of past runs here"
+    guess = "how long is not known yet" if unknown else f"about {duration(seconds)} at the speed of past runs here"
     print(f"{to_do} epochs to train" + (f", {guess}." if to_do else ": nothing is left to do."))
 
 
@@ -79,10 +80,3 @@ def past_speeds(output_dir: Path) -> dict[str, float]:
     for run in runs:
         speeds.setdefault(run.summary["choices"].get("model", ""), []).append(run.summary["images_per_second"])
     return {model: median(values) for model, values in speeds.items()}
-
-
-def in_words(seconds: float) -> str:
-    """75 -> "1 min 15 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

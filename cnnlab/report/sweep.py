@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -215,7 +216,11 @@ def _short(path: str) -> str:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
+
+
+def spans_decades(values: Sequence[float]) -> bool:
+    """Whether numbers are better drawn on a logarithmic scale."""
+    return min(values) > 0 and max(values) >= 10 * min(values)

@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import median
 
 from cnnlab.config.options import UserError
-from cnnlab.report import plan
 from cnnlab.report.runs import Run, find, read, varied
+from cnnlab.report.units import is_accuracy, number
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import BrokenFileError
-from cnnlab.runs.told import in_words
+from cnnlab.runs.told import duration, in_words
 from cnnlab.terminal import Table
 from cnnlab.text import say
 
@@ -30,20 +30,22 @@ def print_table(directories: Sequence[Path]) -> bool:
     columns = varied(done) + ["seed"] * (len({run.seed for run in done}) > 1)
     table = Table(title=f"{len(done)} of {len(directories)} runs done, best {in_words_of(done)} first")
     for name in columns:
-        table.add_column(name)
-    for name in ("selected by", "on test images", "best epoch", "seconds", "images/s"):
-        table.add_column(name, justify="right")
-    table.add_column("run", overflow="fold")
+        table.add(name, number=False)
+    measured = list(dict.fromkeys(name for run in done for name in (run.measure, run.tested) if name))
+    for name in measured:
+        table.add(column(name))
+    for rank, name in ((2, "best epoch"), (3, "seconds"), (4, "images/s")):
+        table.add(name, rank)
+    table.add("hash", 1, number=False)
     for run in done:
-        summary = run.summary
+        metrics = run.summary["metrics"]
         table.add_row(
             *(run.value(name) for name in columns),
-            f"{run.measure} {run.score:.4f}",
-            f"{run.tested} {summary['metrics'][run.tested]:.4f}" if run.tested else "",
-            str(summary["best_epoch"]),
-            f"{summary['train_seconds']:.0f}",
-            f"{summary['images_per_second']:,.0f}",
-            summary["run"],
+            *(number(name, metrics[name]) if name in (run.measure, run.tested) else "" for name in measured),
+            str(run.summary["best_epoch"]),
+            f"{run.summary['train_seconds']:.0f}",
+            f"{run.summary['images_per_second']:,.0f}",
+            handle(run.path),
         )
     if done:
         table.show()
@@ -54,10 +56,30 @@ def print_table(directories: Sequence[Path]) -> bool:
             status = state(run) if run.summary else "not started"
             say(f"{status}: {run.path}: {run.summary.get('error', {}).get('message', '')}")
     if done:
-        print(
-            f"Pictures of each run: {os.path.relpath(directories[0].parent)}/*/curves.png, confusion.png, samples.png"
-        )
+        say(f"Figures of each run: {os.path.relpath(directories[0].parent)}/*HASH/*.png")
     return len(done) == len(directories)
+
+
+def handle(path: Path) -> str:
+    """What names a run on the command line: the hash at the end of its directory's name, otherwise all of it."""
+    found = re.search("-([0-9a-f]{8})$", path.name)
+    return found[1] if found else path.name
+
+
+def column(metric: str) -> str:
+    """The head of a column: "val/acc (%)"."""
+    return metric + " (%)" * is_accuracy(metric)
+
+
+def told_apart(runs: Sequence[Run]) -> list[str]:
+    """The settings in which runs differ, "optim=adam seed=1", for each; where there are none, what names the run."""
+    names = varied(runs)
+    seeds = len({run.seed for run in runs}) > 1
+    found = []
+    for run in runs:
+        words = [f"{name.rsplit('.', 1)[-1]}={run.value(name)}" for name in names] + [f"seed={run.seed}"] * seeds
+        found.append(" ".join(words) or run.path.name.removesuffix(f"-{handle(run.path)}"))
+    return found
 
 
 def in_words_of(runs: Sequence[Run]) -> str:
@@ -89,22 +111,28 @@ def print_list(folder: Path, by: str | None, num: int) -> None:
         runs.sort(key=lambda run: -changed[run.path])
     shown = runs[:num]
     table = Table(title=f"{len(shown)} of {len(runs)} runs in {folder}")
-    table.add_column("run", overflow="fold")
-    table.add_column("status")
-    for name in ("epochs", "selected by", "", "test", *([by] if by else []), "age"):
-        table.add_column(name, justify="right")
-    for run in shown:
-        metrics = run.summary.get("metrics", {})
-        selected = run.summary.get("selected_on", "")
-        found = [row[selected] for row in run.rows if selected in row]
-        held_out = (max if run.higher else min)(found) if found else None
-        cells = [held_out, metrics.get(run.tested) if run.done else None, *([metrics[by]] if by else [])]
+    table.add("hash", number=False)
+    table.add("settings that differ", number=False, fold=True)
+    table.add("status", 1, number=False)
+    table.add("epochs", 3)
+    selected = list(dict.fromkeys(str(run.summary["selected_on"]) for run in shown if "selected_on" in run.summary))
+    tested = list(dict.fromkeys(run.tested for run in shown if run.done and run.tested))
+    measured = list(dict.fromkeys([*selected, *tested, *([by] if by else [])]))
+    for name in measured:
+        table.add(column(name))
+    table.add("age", 2)
+    for run, settings in zip(shown, told_apart(shown), strict=True):
+        found = dict(run.summary.get("metrics", {})) if run.done else {}
+        for name in selected if not run.done else ():
+            values = [row[name] for row in run.rows if name in row]
+            found |= {name: (max if run.higher else min)(values)} if values else {}
+        own = [run.summary.get("selected_on"), run.done and run.tested, by]
         table.add_row(
-            str(run.path.relative_to(folder)) if run.path != folder else run.path.name,
+            handle(run.path),
+            settings,
             state(run),
             str(len(run.rows)),
-            selected,
-            *("" if cell is None else f"{cell:.4f}" for cell in cells),
+            *(number(name, found[name]) if name in own and name in found else "" for name in measured),
             ago(time.time() - changed[run.path]),
         )
     table.show()
@@ -125,29 +153,33 @@ def print_status(folder: Path) -> None:
     states = [state(run) for run in runs] + ["queued"] * len(queued)
     say(f"{folder}: " + ", ".join(f"{num} {name}" for name, num in Counter(states).most_common()))
     table = Table()
-    table.add_column("run", overflow="fold")
-    table.add_column("status")
-    for name in ("epoch", "time left", "last epoch", "job"):
-        table.add_column(name, justify="right")
-    table.add_column("")
-    for run, status in zip(runs, states, strict=False):
+    table.add("hash", number=False)
+    table.add("settings that differ", 3, number=False, fold=True)
+    table.add("status", number=False)
+    for rank, name in enumerate(("epoch", "time left", "last epoch")):
+        table.add(name, rank)
+    table.add("job", 1)
+    table.add("", 4, number=False, fold=True)
+    for run, status, settings in zip(runs, states, told_apart(runs), strict=False):
         if status == "done":
             continue
         place, max_epochs = RunDirectory(run.path), run.configuration.get("trainer.max_epochs", "")
         epochs = int(max_epochs) if re.fullmatch("[0-9]{1,9}", max_epochs) else 0
         past = [row["epoch_seconds"] for row in run.rows if "epoch_seconds" in row][-5:]
         table.add_row(
-            run.path.name,
+            handle(run.path),
+            settings,
             status,
             f"{len(run.rows)}/{epochs}",
-            plan.in_words(median(past) * (epochs - len(run.rows))) if past else "?",
+            duration(median(past) * (epochs - len(run.rows))) if past else "?",
             f"{ago(time.time() - (run.path / 'metrics.csv').stat().st_mtime)} ago" if run.rows else "",
             place.queued_as,
             f"on {place.host}" if status == "running" else run.summary.get("error", {}).get("message", ""),
         )
     for path in queued:
         since = ago(time.time() - (path / ".queued").stat().st_mtime)
-        table.add_row(path.name, "queued", "", "", "", RunDirectory(path).queued_as, f"for {since}")
+        name = path.name.removesuffix(f"-{handle(path)}")
+        table.add_row(handle(path), name, "queued", "", "", "", RunDirectory(path).queued_as, f"for {since}")
     if table.row_count:
         table.show()
     for path, reason in left_out:

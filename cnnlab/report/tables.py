@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
 
 from cnnlab.report.contrasts import Difference, Family
+from cnnlab.report.document import Cell, Link
 from cnnlab.report.effects import effects, reference, shares
 from cnnlab.report.sweep import Place, Sweep
 from cnnlab.report.trials import best_of
@@ -96,6 +100,23 @@ def best_of_table(sweep: Sweep) -> list[list[str]]:
     return [["trials", f"expected best {heading(sweep.measure)}"], *rows]
 
 
+def run_rows(sweep: Sweep, folder: Path) -> list[list[Cell]]:
+    """Head and rows: every run with what is varied, and a link to its directory from a folder."""
+    axes, tested = sweep.axes, any(run.done and run.tested == sweep.tested for run in sweep.runs)
+    metrics = [sweep.measure] + [sweep.tested] * tested
+    rest = ("best_epoch", "epochs_done", "train_seconds", "images_per_second")
+    names = [name.replace("_", " ").replace("train ", "") for name in rest]
+    rows: list[list[Cell]] = [["run", "status", *axes, "seed", *map(heading, metrics), *names]]
+    for run in sweep.runs:
+        apart, values = dict(run.cannot_be_averaged_over), run.summary.get("metrics", {})
+        link = Link(run.path.name, quote(os.path.relpath(run.path, folder)))
+        found = [number(name, values[name]) if run.done and name in values else "" for name in metrics]
+        numbers = [f"{value:.0f}" if (value := run.summary.get(name)) is not None else "" for name in rest]
+        settings = [apart.get(axis) or run.value(axis) for axis in axes]
+        rows.append([link, run.outcome, *settings, str(run.seed), *found, *numbers])
+    return rows
+
+
 def runs_table(sweep: Sweep) -> list[list[str]]:
     """Every run, in any state."""
     names = list(dict.fromkeys(name for run in sweep.runs for name in run.settings))
@@ -148,9 +169,9 @@ def commands(sweep: Sweep) -> list[str]:
     return found
 
 
-def facts(sweep: Sweep) -> list[list[str]]:
+def provenance(sweep: Sweep) -> list[list[str]]:
     """Versions, devices, commits and data of the runs."""
-    rows = [["what", "of the runs"]]
+    rows = [["item", "value"]]
     for title, part, keys in (
         ("", "environment", ("device", "precision", "num_devices", "python", "torch", "lightning", "commit", "dirty")),
         ("data ", "data", ("fingerprint", "num_train", "num_held_out", "num_test", "input_size")),

@@ -1,13 +1,18 @@
-"""Searches: the best that is to be expected of a number of trials (J. Dodge et al., 2019)."""
+"""Searches: the best that is to be expected of a number of trials (J. Dodge et al., 2019), and what matters most."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnnlab.report.statistics import expected_best
-from cnnlab.report.sweep import Sweep
+from cnnlab.report.sweep import Sweep, spans_decades
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 FEWEST = 5  # trials
 POINTS = 40  # of the curve
@@ -27,3 +32,39 @@ def best_of(sweep: Sweep) -> tuple[list[int], list[float]]:
     values += [min(values)] * len(sweep.empty)
     nums = sorted({round(num) for num in np.geomspace(1, len(values), min(POINTS, len(values)))})
     return nums, [sign * mean for mean in expected_best(values, nums)]
+
+
+def importances(sweep: Sweep) -> dict[str, float] | None:
+    """How much of what the score depends on is due to each axis, largest first (PED-ANOVA, S. Watanabe et al., 2023).
+
+    By Optuna's evaluator; None without Optuna.
+    """
+    try:
+        import optuna
+    except ImportError:
+        return None
+    space: dict[str, BaseDistribution] = {}
+    for axis in sweep.axes:
+        values = sweep.values(axis)
+        numbers = [float(value) for value in values] if sweep.is_numeric(axis) else []
+        if numbers:
+            log = spans_decades(numbers)
+            space[axis] = optuna.distributions.FloatDistribution(min(numbers), max(numbers), log=log)
+        else:
+            space[axis] = optuna.distributions.CategoricalDistribution(values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(direction="maximize" if sweep.higher else "minimize")
+        optuna.logging.set_verbosity(verbosity)
+        for group in sweep.groups:
+            texts = {axis: group.value(axis) for axis in sweep.axes}
+            params = {
+                axis: text if isinstance(space[axis], optuna.distributions.CategoricalDistribution) else float(text)
+                for axis, text in texts.items()
+            }
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=group.runs[0].score))
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {axis: float(share) for axis, share in found.items()}

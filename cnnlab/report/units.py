@@ -23,6 +23,11 @@ def number(metric: str, value: float, sign: str = "") -> str:
     return f"{scale(metric) * value:{sign}.{2 if is_accuracy(metric) else 4}f}"
 
 
+def written(metric: str, value: float) -> str:
+    """0.8123 -> "81.23%" for an accuracy."""
+    return number(metric, value) + "%" * is_accuracy(metric)
+
+
 def heading(metric: str) -> str:
     """ "validation accuracy (%)"."""
     return in_words(metric) + " (%)" * is_accuracy(metric)
@@ -43,7 +48,7 @@ def interval(metric: str, value: Estimate) -> str:
 def with_interval(metric: str, value: Estimate, n: str = "") -> str:
     """A mean as text: "81.23% (80.91 to 81.55, n = 3)"."""
     inside = [interval(metric, value), f"n = {n or value.num}"]
-    return f"{number(metric, value.mean)}{'%' * is_accuracy(metric)} ({', '.join(filter(None, inside))})"
+    return f"{written(metric, value.mean)} ({', '.join(filter(None, inside))})"
 
 
 def bounds_of_difference(metric: str) -> tuple[float, float]:

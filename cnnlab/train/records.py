@@ -118,6 +118,7 @@ class Records(Checkpoint):
             elif self.rows and (reason := checkpoint.damage(best) if best.exists() else "is lost"):
                 raise UserError(f"{best} {reason}. Type rerun=true to train the run anew.")
             self.run.write_metrics(self.rows)
+            log.info(f"Resuming from the checkpoint {self.saved}.")
         for logger in trainer.loggers:
             if trainer.is_global_zero and (go_on := getattr(logger, "go_on", None)):
                 go_on(self.restored["at"] if self.restored else 0.0, {name for row in self.rows for name in row})

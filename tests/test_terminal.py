@@ -1,0 +1,62 @@
+"""What a terminal shows: tables that fit, and how far a sweep is."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cnnlab.launch.job import Job
+from cnnlab.launch.job_states import begin, differing, stopped
+from cnnlab.runs.directory import RunDirectory
+from cnnlab.terminal import Table
+
+
+def shown(width: int, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    table = Table()
+    table.add("optim", number=False)
+    table.add("settings", number=False, fold=True)
+    table.add("val/acc (%)")
+    table.add("seconds", 2)
+    table.add("epoch", 1)
+    table.add_row("adam", "aug=cutmix lr=0.01 " * 3, "81.25", "12", "7")
+    table.show(width=width)
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [(100, ["seconds", "epoch"]), (65, ["epoch"]), (50, [])],
+)
+def test_a_narrow_terminal_has_fewer_columns_and_all_of_what_matters(width, columns, capsys):
+    lines = shown(width, capsys)
+    assert max(map(len, lines)) <= width
+    assert [name for name in ("seconds", "epoch") if name in lines[1]] == columns
+    assert "adam" in lines[3]
+    assert "81.25" in lines[3]
+    assert "".join(lines).count("lr=0.01") == 3  # folded, not cut
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> list[Job]:
+    typed = (["data=shapes", "optim=sgd", "seed=0"], ["data=shapes", "optim=sgd", "seed=1"])
+    return [
+        Job(tmp_path / str(number), json.dumps({"about": {"overrides": words}})) for number, words in enumerate(typed)
+    ]
+
+
+def test_a_sweep_says_which_run_it_is_at(jobs, capsys):
+    settings = differing(jobs)
+    assert list(settings.values()) == ["seed=0", "seed=1"]
+    begin(jobs[0], 1, 2, settings[jobs[0].path], None)
+    run = RunDirectory(jobs[1].path)
+    run.write_summary({"run": "1", "status": "interrupted", "choices": {}, "changes": {}, "seed": 1})
+    run.write_metrics([{"epoch": 1, "val/acc": 0.5}])
+    begin(jobs[1], 2, 2, settings[jobs[1].path], 95.0)
+    assert capsys.readouterr().out == (
+        "\nrun 1 of 2, seed=0\n\nrun 2 of 2, seed=1, resuming after epoch 1, about 1 min 35 s left\n"
+    )
+
+
+def test_a_sweep_that_is_stopped_says_how_to_go_on(jobs, capsys):
+    stopped(jobs)
+    assert capsys.readouterr().out == "0 of 2 runs are done. Run the same command again to resume the sweep.\n"
