@@ -26,6 +26,12 @@ bench: .venv/ready ## speed against the limit and against what people use today,
 growth: .venv/ready ## how cost grows with batch, images, jobs and runs: make growth SAVE=growth_cpu
 	.venv/bin/python benchmarks/growth.py $(if $(SAVE),--save $(SAVE))
 
+example: .venv/ready ## docs/example: twelve short runs on real pictures and their report; make example FOLDER=...
+	.venv/bin/python train.py -m data=image_folder data.root=$(FOLDER) num_train_images=2500 norm=standard \
+		model.batch_norm=true batch_size=50 trainer.max_epochs=6 logger=csv name=example \
+		optim=sgd_momentum,adam aug=crop_flip,cutmix 'seed=range(3)'
+	.venv/bin/python -m cnnlab report outputs/example --out docs/example
+
 study: .venv/ready ## the lab report's figures, redone; make study DATA="data=image_folder data.root=FOLDER"
 	.venv/bin/python -m study $(DATA)
 
@@ -53,4 +59,4 @@ lock: ## requirements.lock out of pyproject.toml
 	.venv/bin/uv pip install --quiet --python .venv --no-deps --editable .
 	touch .venv/ready
 
-.PHONY: demo test lint test-lowest test-faults bench growth study board sheets docs lock
+.PHONY: demo test lint test-lowest test-faults bench growth example study board sheets docs lock
