@@ -43,6 +43,10 @@ sheets: .venv/ready ## docs/aug: what every augmentation does
 		.venv/bin/python -m cnnlab show data=shapes data.noise=0 norm=standard aug=$$aug \
 			--num 10 --out docs/aug/$$aug.png || exit 1; done
 
+docs: .venv/ready ## the documentation in site/, with its links checked
+	.venv/bin/python -m tools.reference
+	.venv/bin/zensical build --clean --strict
+
 lock: ## requirements.lock out of pyproject.toml
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--extra dev pyproject.toml --output-file requirements.lock
@@ -55,4 +59,4 @@ lock: ## requirements.lock out of pyproject.toml
 	.venv/bin/uv pip install --quiet --python .venv --no-deps --editable .
 	touch .venv/ready
 
-.PHONY: demo test lint test-lowest test-faults bench growth example study board sheets lock
+.PHONY: demo test lint test-lowest test-faults bench growth example study board sheets docs lock

@@ -47,7 +47,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from cnnlab.augment import CropFlip
-from cnnlab.data.cifar10 import CIFAR10
+from cnnlab.data.cifar import CIFAR10
 from cnnlab.data.images import DataSet, Images
 from cnnlab.data.pipeline import ImageData
 from cnnlab.networks import ConvNet

@@ -28,7 +28,7 @@ import matplotlib.figure
 import numpy as np
 from table import DRAWN, ROOT, Bench, command, durations, save
 
-from cnnlab.data.cifar10 import CIFAR10
+from cnnlab.data.cifar import CIFAR10
 from cnnlab.data.images import DataSet, Images
 from cnnlab.report.pictures import STYLE
 from cnnlab.runs.files import atomic_path

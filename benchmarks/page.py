@@ -1,4 +1,4 @@
-"""Fills the tables of README.md and docs/speed.md with what benchmarks/results holds: `python benchmarks/page.py`.
+"""Fills the tables of docs/speed.md with what benchmarks/results holds: `python benchmarks/page.py`.
 
 A table stands below its mark, up to the next empty line:
 
@@ -17,7 +17,7 @@ from table import ROOT, ROWS, Numbers
 from cnnlab.report.page import markdown_table
 from cnnlab.runs.files import write_text
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "speed.md")
+PAGES = (ROOT / "docs" / "speed.md",)
 
 
 def ratios(results: Sequence[Numbers]) -> list[list[str]]:

@@ -42,7 +42,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cnnlab.data.cifar10 import CIFAR10
+from cnnlab.data.cifar import CIFAR10
 from cnnlab.data.images import Images, cached_data
 from cnnlab.data.shapes import Shapes
 from cnnlab.runs.files import now, write_text

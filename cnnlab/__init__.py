@@ -1,3 +1,49 @@
-"""A research template for training small convolutional networks on small images."""
+"""A research template for training small convolutional networks on small images.
+
+    import cnnlab
+
+    run = cnnlab.train("data=shapes optim=adam trainer.max_epochs=2")
+    labels = cnnlab.load(run).labels(images)
+    cnnlab.runs()
+    cnnlab.report()
+
+docs/python.md says more. Nothing is imported before it is used: `import cnnlab` takes neither Hydra nor torch.
+"""
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cnnlab.config.options import UserError as UserError
+    from cnnlab.python import RunFailedError as RunFailedError
+    from cnnlab.python import compose as compose
+    from cnnlab.python import load as load
+    from cnnlab.python import report as report
+    from cnnlab.python import runs as runs
+    from cnnlab.python import train as train
+
+import sys
+
+if sys.platform == "win32":  # no fcntl, no POSIX signals
+    sys.exit("cnnlab runs on Linux, macOS and WSL, not on native Windows. Use it in WSL (wsl --install).")
 
 __version__ = "0.1.0"
+__all__ = ["RunFailedError", "UserError", "compose", "load", "report", "runs", "train"]
+
+
+class _CallablePackage(ModuleType):
+    """A folder of modules that is also a function: cnnlab.train.run is a module, and cnnlab.train(...) trains."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return getattr(import_module("cnnlab.python"), self.__name__.rpartition(".")[2])(*arguments, **named)
+
+
+for _name in ("report", "runs", "train"):
+    import_module(f"cnnlab.{_name}").__class__ = _CallablePackage
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("cnnlab.python"), name)
+    raise AttributeError(f"module 'cnnlab' has no attribute {name!r}")

@@ -52,3 +52,14 @@ def outlive_terminal() -> None:
                 line_buffering=stream.line_buffering or stream.write_through,  # that of standard error
             )
             setattr(sys, name, lasting)
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    return "ipykernel" in sys.modules
+
+
+def leave_notebook() -> None:
+    """In a process that a notebook has started: forget its backend for matplotlib, which only its kernel can use."""
+    if os.environ.get("MPLBACKEND", "").startswith("module://") and not in_notebook():
+        os.environ["MPLBACKEND"] = "agg"

@@ -15,11 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import __version__
-from cnnlab.config.check import check
-from cnnlab.config.identity import chosen
+from cnnlab.config.check import check_single
 from cnnlab.config.mistakes import refuse, refusing
 from cnnlab.config.options import CONF, UserError, folders, use_folders
-from cnnlab.config.overrides import check_flags, check_overrides
+from cnnlab.config.overrides import check_flags, check_overrides, flags_last
 from cnnlab.console import doing, outlive_terminal
 from cnnlab.launch.job import Job
 from cnnlab.runs.directory import RunDirectory
@@ -36,12 +35,7 @@ def single(config: DictConfig) -> None:
     try:
         with refusing():
             whole = OmegaConf.create({**config, "hydra": settings})
-            check(whole)
-            if settings.runtime.choices["hydra/sweeper"] != "grid":
-                raise UserError("A search has many runs. Type python train.py -m hydra/sweeper=optuna.")
-            if "launcher" in config:
-                [launcher] = chosen(whole)["launcher"]
-                raise UserError(f"launcher={launcher} is for sweeps. Type python train.py -m ...")
+            check_single(whole)
             if config.plan:
                 from cnnlab.report.plan import print_plan
 
@@ -73,7 +67,7 @@ def main(*conf: str) -> None:
     """
     outlive_terminal()
     os.environ["MPLBACKEND"] = "agg"  # a notebook's own cannot be imported here
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # wherever it was typed
+    sys.argv[1:] = flags_last(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes come to us whole and leave as one paragraph
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP advises against what conf/trainer/ddp.yaml says
     try:

@@ -5,7 +5,8 @@ the training starts.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -206,6 +207,18 @@ def k_means(samples: Tensor, num_centers: int, num_iterations: int = 20) -> Tens
         sizes = torch.bincount(nearest, minlength=num_centers)[:, None]
         centers = torch.where(sizes > 0, sums / sizes.clamp(min=1), centers)
     return centers
+
+
+@contextmanager
+def in_evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Within the block all of a network evaluates; after it each layer does what it did before."""
+    training = {layer: layer.training for layer in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for layer, before in training.items():
+            layer.training = before
 
 
 def first_filters(network: nn.Module) -> Tensor | None:

@@ -10,11 +10,12 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from cnnlab.config.objects import instantiate
-from cnnlab.config.options import CONF
+from cnnlab.config.options import CONF, UserError
+from cnnlab.config.shape import Shape
 from cnnlab.losses import CrossEntropy
 from cnnlab.networks import ConvNet
 from cnnlab.train.classifier import Classifier
-from cnnlab.train.optimizers import schedule, weight_groups
+from cnnlab.train.optimizers import make_optimizer, schedule, weight_groups
 
 NUM_EPOCHS, STEPS_PER_EPOCH = 4, 5
 
@@ -122,6 +123,75 @@ def test_flips_at_evaluation_take_the_mean_of_both():
     torch.testing.assert_close(
         classifier.training_step((IMAGES, LABELS), 0), F.cross_entropy(classifier(IMAGES), LABELS)
     )
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_shifts_at_evaluation_take_the_mean_of_moved_images(flips):
+    classifier = plain(test_flips=flips, test_shifts=1)
+    mirrored = [1, 0, 1, 2, 3, 2]  # rows, and columns, with one mirrored at each edge
+    wide = IMAGES[:, :, mirrored][:, :, :, mirrored]
+    views = [IMAGES, wide[:, :, 2:, 2:], wide[:, :, :4, :4]]
+    views += [view.flip(3) for view in views] if flips else []
+    logits = torch.stack([classifier(view) for view in views]).mean(0)
+    torch.testing.assert_close(classifier.validation_step((IMAGES, LABELS), 0), logits)
+
+
+def trained(lr_scale: list[str]) -> tuple[dict[str, torch.Tensor], Classifier, torch.optim.Optimizer]:
+    """What one step has changed of each tensor of a network, as a multiple of what plain SGD does."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5))
+    before = {name: values.clone() for name, values in network.state_dict().items()}
+    classifier = Classifier(network, torch.optim.SGD, torch.optim.lr_scheduler.ConstantLR, lr_scale=lr_scale)
+    optimizer = make_optimizer(lambda groups: torch.optim.SGD(groups, lr=0.1), network, True, classifier.lr_scale)
+    classifier.training_step((IMAGES, LABELS), 0).backward()
+    optimizer.step()
+    return {name: values - before[name] for name, values in network.state_dict().items()}, classifier, optimizer
+
+
+def test_rates_of_layers_are_multiples_and_0_freezes_weights_and_statistics():
+    plain, _, _ = trained([])
+    faster, _, optimizer = trained(["3:10", "3.bias:0.5"])
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 1.0, 0.05])
+    torch.testing.assert_close(faster["3.weight"], 10 * plain["3.weight"])
+    torch.testing.assert_close(faster["3.bias"], 0.5 * plain["3.bias"])
+    assert faster["0.weight"].equal(plain["0.weight"])
+    frozen, classifier, _ = trained(["0:0", "1:0"])
+    classifier.try_it(Shape(5, 3, 4, 4))  # which evaluates, and leaves each layer as it was
+    assert [name for name, change in frozen.items() if change.any()] == ["3.weight", "3.bias"]
+    assert [layer.training for layer in classifier.network] == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("scale", "said"),
+    [
+        (["4:1"], r"no weight's name begins with 4\. The layers are 0, 1, 3"),
+        (["0:-1"], r"lr_scale=\[0:-1\] names no layer and its factor"),
+        (["0:much"], r"Use lr_scale=\[fc:10,conv1:0\]"),
+        (["0"], "names no layer"),
+    ],
+)
+def test_rates_that_are_none_and_layers_that_there_are_none_of(scale, said):
+    with pytest.raises(UserError, match=said):
+        trained(scale)
+
+
+def test_compiled_or_not_a_network_has_the_same_weights_by_the_same_names(monkeypatch):
+    """The compiler itself is torch's: here its backend runs what Dynamo has traced as it is."""
+    compiler, compiled_by_torch = torch.compile, []
+
+    def compile(work, **options):
+        compiled_by_torch.append(work)
+        return compiler(work, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    compiled, usual = plain(compile=True), plain()
+    for classifier in (compiled, usual):
+        classifier.training_step((IMAGES, LABELS), 0).backward()
+    assert compiled_by_torch == [compiled.loss_of]
+    assert list(compiled.state_dict()) == list(usual.state_dict())
+    for mine, theirs in zip(compiled.parameters(), usual.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+    assert compiled.validation_step((IMAGES, LABELS), 0).equal(usual.validation_step((IMAGES, LABELS), 0))
 
 
 def test_gradients_of_float16_are_clipped_before_a_fused_optimizer_steps():

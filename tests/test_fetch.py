@@ -34,10 +34,11 @@ from conftest import ROOT, Command
 from PIL import Image
 
 from cnnlab.config.options import UserError
-from cnnlab.data import cifar10
-from cnnlab.data.cifar10 import ARCHIVE, CIFAR10, read_archive
+from cnnlab.data import download
+from cnnlab.data.cifar import CIFAR10
 from cnnlab.data.images import cached_data
 
+[ARCHIVE] = CIFAR10.files
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 WAYS_OUT = ("python -m cnnlab fetch", f"copy {ARCHIVE} to", "data=image_folder", "data=shapes")
 
@@ -114,10 +115,11 @@ def small() -> bytes:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one archive, whatever path is asked for.
+    """Serves one archive, whatever path is asked for, but for files that have other contents.
 
     Attributes:
         content: the archive.
+        files: contents by name.
         faults: path -> what goes wrong at the first, second, ... request for it; the last one goes on.
         requests: path and Range header of every request.
     """
@@ -128,6 +130,7 @@ class Server(ThreadingHTTPServer):
         authority.issue_cert("localhost").configure_cert(context)
         self.socket = context.wrap_socket(self.socket, server_side=True)
         self.content = content
+        self.files: dict[str, bytes] = {}
         self.faults: dict[str, list[str]] = {}
         self.requests: list[tuple[str, str | None]] = []
 
@@ -155,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         faults = self.server.faults.get(self.path, ["none"])
         fault = faults.pop(0) if len(faults) > 1 else faults[0]
-        asked, content = self.headers["Range"], self.server.content
+        asked, content = self.headers["Range"], self.server.files.get(Path(self.path).name, self.server.content)
         self.server.requests.append((self.path, asked))
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and fault != "no_ranges" else 0
         if fault == "silent":
@@ -218,7 +221,7 @@ def server(small: bytes, authority: trustme.CA, tmp_path: Path, monkeypatch: pyt
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait before another attempt."""
-    monkeypatch.setattr(cifar10, "time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(download, "time", SimpleNamespace(sleep=lambda seconds: None))
 
 
 @pytest.fixture
@@ -305,7 +308,7 @@ def test_eight_processes_download_once(
 def test_archives_pickled_by_python_3_are_read_too(protocol: int, tmp_path: Path) -> None:
     archive = tmp_path / ARCHIVE
     archive.write_bytes(pack(TRAIN, TEST, pickled=lambda content: pickle.dumps(content, protocol)))
-    train, test = read_archive(archive)
+    train, test = CIFAR10.read(archive)
     for images, part in ((train, TRAIN), (test, TEST)):
         assert np.array_equal(images.pixels, part.pixels.transpose(0, 3, 1, 2))
         assert np.array_equal(images.targets, part.labels)
@@ -328,7 +331,7 @@ REASONS = {
 @pytest.mark.parametrize("fault", REASONS)
 def test_the_second_source_is_used_when_the_first_is_bad(fault: str, server: Server, cache: Path) -> None:
     server.faults = {"/bad": [fault]}
-    archive = server.source("/bad", "/good", timeout=0.5).fetch()
+    archive = server.source("/bad", "/good", timeout=0.5).fetch()[0]
     assert archive == cache / ARCHIVE
     assert archive.read_bytes() == server.content
     assert {path for path, _ in server.requests} == {"/bad", "/good"}
@@ -363,10 +366,10 @@ def test_a_source_that_was_bad_is_good_once_mended(fault: str, server: Server, c
     server.faults = {"/x": [fault]}
     source = server.source("/x")
     with pytest.raises(UserError, match=REASONS[fault]):
-        source.fetch()
+        source.fetch()[0]
     assert not (cache / ARCHIVE).exists()
     server.faults = {}
-    assert source.fetch().read_bytes() == server.content
+    assert source.fetch()[0].read_bytes() == server.content
     assert kept(cache) == [ARCHIVE]
 
 
@@ -378,7 +381,7 @@ def test_a_source_that_was_bad_is_good_once_mended(fault: str, server: Server, c
 def test_a_transfer_that_was_cut_off_goes_on(then: str, server: Server, cache: Path) -> None:
     """The rest is asked for; a server without ranges sends everything again, which is right too."""
     server.faults = {"/x": ["cut", then]}
-    assert server.source("/x").fetch().read_bytes() == server.content
+    assert server.source("/x").fetch()[0].read_bytes() == server.content
     assert server.requests == [("/x", None), ("/x", f"bytes={len(server.content) // 2}-")]
     assert kept(cache) == [ARCHIVE]
 
@@ -408,7 +411,7 @@ def leave_part(server: Server, cache: Path, content: bytes) -> None:
     """Leave this content as if a download from /x had been killed there."""
     server.faults = {"/x": ["cut", "missing"]}
     with contextlib.suppress(UserError):
-        server.source("/x").fetch()
+        server.source("/x").fetch()[0]
     (part,) = cache.glob("*.part")
     part.write_bytes(content)
     server.faults, server.requests = {}, []
@@ -418,7 +421,7 @@ def leave_part(server: Server, cache: Path, content: bytes) -> None:
 def test_a_complete_part_is_not_downloaded_again(server: Server, cache: Path) -> None:
     """Killed between the last byte and the renaming: the server has nothing to add (416)."""
     leave_part(server, cache, server.content)
-    assert server.source("/x").fetch().read_bytes() == server.content
+    assert server.source("/x").fetch()[0].read_bytes() == server.content
     assert server.requests == [("/x", f"bytes={len(server.content)}-")]
     assert kept(cache) == [ARCHIVE]
 
@@ -430,8 +433,8 @@ def test_a_part_of_another_file_costs_at_most_one_try(length: str, server: Serve
     num_bytes = len(server.content) + {"shorter": -1000, "as_long": 0, "longer": 1000}[length]
     leave_part(server, cache, b"\0" * num_bytes)
     with contextlib.suppress(UserError):
-        server.source("/x").fetch()
-    assert server.source("/x").fetch().read_bytes() == server.content
+        server.source("/x").fetch()[0]
+    assert server.source("/x").fetch()[0].read_bytes() == server.content
     assert kept(cache) == [ARCHIVE]
 
 
@@ -439,9 +442,9 @@ def test_a_part_of_another_file_costs_at_most_one_try(length: str, server: Serve
 def test_another_range_than_was_asked_for_costs_at_most_one_try(server: Server, cache: Path) -> None:
     server.faults = {"/x": ["cut", "other_range", "none"]}
     with contextlib.suppress(UserError):
-        server.source("/x").fetch()
+        server.source("/x").fetch()[0]
     assert server.requests[1] == ("/x", f"bytes={len(server.content) // 2}-")
-    assert server.source("/x").fetch().read_bytes() == server.content
+    assert server.source("/x").fetch()[0].read_bytes() == server.content
     assert kept(cache) == [ARCHIVE]
 
 
@@ -467,7 +470,7 @@ def test_other_addresses_are_refused(address: str) -> None:
 def test_a_redirect_is_followed_to_https_alone(server: Server, cache: Path) -> None:
     """Even to the same server; and the range that was asked for goes along."""
     server.faults = {"/moved": [server.url("/x")], "/x": ["cut", "none"]}
-    assert server.source("/moved").fetch().read_bytes() == server.content
+    assert server.source("/moved").fetch()[0].read_bytes() == server.content
     half = f"bytes={len(server.content) // 2}-"
     assert server.requests == [("/moved", None), ("/x", None), ("/moved", half), ("/x", half)]
 
@@ -475,7 +478,7 @@ def test_a_redirect_is_followed_to_https_alone(server: Server, cache: Path) -> N
     server.requests = []
     server.faults = {"/moved": [server.url("/x").replace("https://", "http://")]}
     with pytest.raises(UserError, match="which is not https"):
-        server.source("/moved").fetch()
+        server.source("/moved").fetch()[0]
     assert server.requests == [("/moved", None)]
     assert kept(cache) == []
 
@@ -488,11 +491,11 @@ def test_a_server_that_cannot_prove_its_name_is_refused(
     source = server.source("/x")
     source.sources = [source.sources[0].replace("localhost", "127.0.0.1")]
     with pytest.raises(UserError, match=r"certificate verify failed.*127\.0\.0\.1"):
-        source.fetch()
+        source.fetch()[0]
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "another.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "another.pem"))
     with pytest.raises(UserError, match="certificate verify failed"):
-        server.source("/x").fetch()
+        server.source("/x").fetch()[0]
     assert server.requests == []
     assert kept(cache) == []
 
@@ -581,7 +584,7 @@ def test_no_code_in_a_pickle_is_executed(name: str, file: str, tmp_path: Path) -
     archive = tmp_path / ARCHIVE
     archive.write_bytes(pack(TRAIN, TEST, **{file: payload}))
     with pytest.raises((pickle.UnpicklingError, UserError), match="has no place in a file of images"):
-        read_archive(archive)
+        CIFAR10.read(archive)
     assert not executed.exists()
 
 

@@ -1,11 +1,15 @@
 """A folder of pictures becomes the arrays that PIL decodes, once per content."""
 
+import multiprocessing
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +19,11 @@ from test_decode import png
 
 from cnnlab.config import identity, objects, values
 from cnnlab.config.options import UserError
+from cnnlab.data import decoded
 from cnnlab.data import folder as module
 from cnnlab.data.folder import ImageFolder
+from cnnlab.data.pipeline import ImageData
+from cnnlab.normalize import Standard
 from cnnlab.use.opened import OpenedRun, with_other_data
 
 
@@ -169,6 +176,8 @@ def test_names_are_bytes_and_classes_are_utf8_in_any_locale(tmp_path):
     code = """if True:
         import sys
         from cnnlab.data.folder import ImageFolder
+from cnnlab.data.pipeline import ImageData
+from cnnlab.normalize import Standard
         folder = ImageFolder(sys.argv[1], sys.argv[2])
         folder.check()
         data = folder.load()
@@ -231,19 +240,144 @@ def test_a_corrupt_picture_is_named_or_skipped_and_counted(tmp_path, capsys):
     assert "1 unreadable images skipped" in capsys.readouterr().out
 
 
-def test_images_that_do_not_fit_into_memory_are_refused_with_an_estimate(tmp_path, monkeypatch):
-    write_pictures(tmp_path / "root", num=300, size=(2, 2))
-    folder = source(tmp_path / "root", image_size=1000)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "sysconf", lambda name: 10_000)
-        with pytest.raises(
-            UserError, match=r"1,200 images of 1000x1000 pixels take 3\.6 GB .* has 0\.1\. Use a smaller"
-        ):
-            folder.load()
-
-    def decode(part: str) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(folder, "_decode", decode)
-    with pytest.raises(UserError, match="and there is not so much"):
+def test_images_for_which_the_disk_has_no_room_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    write_pictures(tmp_path / "root", num=30, size=(2, 2))
+    folder = source(tmp_path / "root", image_size=[2000, 1000])
+    monkeypatch.setattr(folder, "_read", None)
+    monkeypatch.setattr(os, "fstatvfs", lambda file: SimpleNamespace(f_bavail=250_000, f_frsize=1000))
+    said = r"root/train: 60 images of 2000x1000x3 take 0\.4 GB, and twice that while .* has 0\.2\. Use a smaller"
+    with pytest.raises(UserError, match=said):
         folder.load()
+
+
+def test_how_long_decoding_takes_is_said_at_its_beginning_if_it_is_long(tmp_path, monkeypatch, capsys):
+    write_pictures(tmp_path / "root", num=5)
+    monkeypatch.setattr(decoded, "TRIED", 4)
+    source(tmp_path / "root").load()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(decoded, "LONG", 0)
+    source(tmp_path / "root", image_size=16).load()
+    said = r"root/train: 10 images of 16x16x3 take 0\.0 GB, .*Decoding them takes about \d+ s, once\."
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_grey_transparent_and_non_square(tmp_path):
+    """Independent of the reader: what Pillow converts and resizes."""
+    root = tmp_path / "root"
+    write_pictures(root, size=(40, 30))
+    file = root / "train" / "cat" / "0.png"
+    half_seen = Image.fromarray(np.random.default_rng(1).integers(256, size=(30, 40, 4), dtype=np.uint8))
+    half_seen.save(file)
+    with_alpha = source(root, image_size=[30, 40], channels=4)
+    assert (with_alpha.shape.size, with_alpha.shape.channels) == ((30, 40), 4)
+    assert np.array_equal(with_alpha.load().train.pixels[0].transpose(1, 2, 0), np.asarray(half_seen))
+    grey = source(root, image_size=[15, 20], channels=1).load().train
+    assert grey.pixels.shape == (6, 1, 15, 20)
+    with Image.open(root / "train" / "cat" / "1.png") as image:
+        expected = np.asarray(image.convert("L").resize((20, 15), Image.Resampling.BICUBIC))
+    assert np.array_equal(grey.pixels[1, 0], expected)
+    for wrong in (0, [30], [30, 40, 3], [30, 0], "32"):
+        with pytest.raises(ValueError, match="neither a whole number from 1 to 4096 nor"):
+            source(root, image_size=wrong)
+
+
+def write_tables(root: Path, encoding: str = "utf-8") -> None:
+    """The pictures of `write_pictures` in one folder, and two tables that name them."""
+    write_pictures(root, classes=("2", "10"))
+    for part in ("train", "test"):
+        lines = ["label,file"]
+        for number, picture in enumerate(sorted((root / part).glob("*/*.png"))):
+            picture.rename(root / part / f"{number}.png")
+            lines.append(f"{picture.parent.name},{part}/{number}.png")
+        (root / f"{part}.csv").write_text("\n".join(lines), encoding)
+
+
+def test_a_table_names_files_and_labels(tmp_path):
+    root = tmp_path / "root"
+    write_tables(root, "utf-8-sig")
+    folder = source(root)
+    folder.check()
+    train = folder.load().train
+    assert (train.classes, train.targets.tolist()) == (("2", "10"), [0, 0, 0, 1, 1, 1])
+    for place, number in enumerate((3, 4, 5, 0, 1, 2)):  # "10" is before "2" in a listing
+        with Image.open(root / "train" / f"{number}.png") as image:
+            assert np.array_equal(train.pixels[place].transpose(1, 2, 0), np.asarray(image))
+    table = (root / "train.csv").read_text(encoding="utf-8-sig")
+    (root / "train.csv").write_text(table.replace("10,train/0", "2,train/0"))
+    assert source(root).digest() != folder.digest()
+    assert source(root).load().train.targets.tolist() == [0, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("name,label\na.png,cat", r"train.csv has no column file: its first line is \['name', 'label'\]"),
+        ("", "has no column file"),
+        ("file,label\na.png,", "train.csv, line 2: the file or its label is missing"),
+        ("file,label\na.png", "line 2: the file or its label is missing"),
+        ("file,label\ntrain/0.png,2", "train has only the class 2; a classifier needs two"),
+        ("file,label\ntrain/0.png,2\ntrain/1.png,3", "test differ: 10, 3"),
+        (b"file,label\n\xff\xfe,cat", "train.csv cannot be read .*in UTF-8"),
+    ],
+    ids=["column", "empty", "label", "cell", "one class", "other classes", "no text"],
+)
+def test_a_wrong_table_is_refused(tmp_path, table, said):
+    root = tmp_path / "root"
+    write_tables(root)
+    (root / "train.csv").write_bytes(table if isinstance(table, bytes) else table.encode())
+    with pytest.raises(UserError, match=said):
+        source(root).check()
+
+
+def test_a_file_that_a_table_names_and_that_is_not_there_is_named_or_skipped(tmp_path):
+    root = tmp_path / "root"
+    write_tables(root)
+    (root / "train" / "4.png").unlink()
+    with pytest.raises(UserError, match=r"train/4.png cannot be read as an image \(FileNotFoundError"):
+        source(root).load()
+    assert len(source(root, unreadable="skip").load().train.targets) == 5
+
+
+def within_a_limit(root: Path, megabytes: int) -> tuple[bool, float]:
+    """In a process of its own: whether an array of all images can be had in its memory, and the mean of an epoch.
+
+    The kernel limits what is not mapped from a file.
+    """
+
+    def draw() -> None:
+        threading.stack_size(1 << 19)
+        before = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+        resource.setrlimit(resource.RLIMIT_DATA, (before * 1024 + megabytes * 2**20,) * 2)
+        folder = source(root, image_size=128)
+        fits = True
+        try:
+            np.empty((folder.num_train, 128, 128, 3), np.uint8)
+        except MemoryError:
+            fits = False
+        data = ImageData(folder.load(), Standard(), {}, batch_size=10, val_fraction=0)
+        plan, total = data.draw_whole(0), 0.0
+        for rows in range(0, len(plan["index"]), 10):
+            batch = {key: values[rows : rows + 10] for key, values in plan.items()}
+            total += data.norm.inverse(data.make(batch, 10)[0]).double().mean().item() * 10
+        sender.send((fits, total / len(plan["index"])))
+
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=draw)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return receiver.recv()
+
+
+def test_a_folder_larger_than_a_memory_limit_is_decoded_measured_and_drawn(tmp_path):
+    """147 MB of pixels with 96 MB of memory: from the files on, through normalisation, to every batch of an epoch."""
+    root = tmp_path / "root"
+    for part, num in (("train", 1500), ("test", 4)):
+        for shade, name in ((50, "cat"), (150, "dog")):
+            (root / part / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4), (shade,) * 3).save(tmp_path / f"{name}.png")
+            for number in range(num):
+                os.link(tmp_path / f"{name}.png", root / part / name / f"{number}.png")
+    fits, mean = within_a_limit(root, 96)
+    assert not fits, "the limit holds"
+    assert mean == pytest.approx(100, abs=1e-3)

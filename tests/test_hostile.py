@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cnnlab.config.identity import configuration
-from cnnlab.config.options import UserError, option_file
+from cnnlab.config.options import UserError, leaves, limits_of_file, option_file, options
 from cnnlab.launch.job import Job
 from cnnlab.report import page, table
 from cnnlab.report.answer import answer
@@ -37,7 +37,7 @@ from cnnlab.report.tables import runs_table
 from cnnlab.runs.directory import CheckpointError, RunDirectory
 from cnnlab.train import checkpoint
 from cnnlab.use.bounded import bounded
-from cnnlab.use.opened import opened, with_other_data
+from cnnlab.use.opened import OURS, not_words, opened, with_other_data
 from cnnlab.use.trained import open_run
 
 SMALL = (
@@ -122,7 +122,7 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "decoded": lambda c: c["model"].update(hidden=f"\\${{oc.decode:'{CALL}'}}"),
     "environment": lambda c: c["norm"].update(eps="${oc.env:SECRET}"),
     "another value": lambda c: c["model"].update(hidden="${batch_size}"),
-    "resolver of ours": lambda c: c["model"].update(hidden="${run_id:}"),
+    "resolver of ours": lambda c: c["model"].update(hidden="${cnnlab.run_id:}"),
     "missing": lambda c: c["model"].update(hidden="???"),
     "key that is a number": lambda c: c["model"].update({7: 1}),
     "path as a group": lambda c: c.update({"aug": {"/tmp/x": INTRUDER}}),
@@ -200,6 +200,16 @@ def test_a_configuration_chooses_words_and_numbers_and_what_an_option_says(run, 
         change_config(run, lambda c, evil=evil: c.update(model=sound | evil))
         with pytest.raises(UserError, match=r"may name a file or an address|is not allowed"):
             opened(run)
+
+
+def test_every_path_of_our_options_says_that_it_may_be_one():
+    """Or a run with another path could not be evaluated."""
+    for group in ("data", "norm", "aug", "model", "loss", "metrics"):
+        for option in options(group):
+            limits = limits_of_file(f"{group}/{option}")
+            for knob, value in leaves(option_file(f"{group}/{option}")):
+                if knob.rpartition(".")[2] not in (*OURS, "_target_") and next(not_words(value), "") and value != "???":
+                    assert limits.get(knob), f"conf/{group}/{option}.yaml: {knob} needs [{knob}] after its comment"
 
 
 LAUGHS = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))

@@ -89,7 +89,7 @@ def records(claimed: tuple[int, ...], labels: np.ndarray) -> io.BytesIO:
 @pytest.mark.parametrize(
     ("claimed", "labels", "said"),
     [
-        ((1000, 1000, 1000, 3), np.array([1]), "1000"),
+        ((1000, 1000, 1000, 3), np.array([1]), "greater than file size"),
         ((1, 4, 4, 3), np.array([2]), "and there are 2 classes"),
         ((1, 4, 4, 3), np.array([1.0]), "are float64, not int64"),
     ],

@@ -24,8 +24,12 @@ from test_resume import only_run
 
 from cnnlab.config.identity import configuration, run_path, targets
 from cnnlab.config.objects import data_source
+from cnnlab.config.options import UserError
 from cnnlab.config.processes import Place
 from cnnlab.launch import job_states, local
+from cnnlab.launch.children import python_path
+from cnnlab.launch.job import Job
+from cnnlab.launch.slurm import on_slurm
 from cnnlab.launch.sweep import begin_anew
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.provenance import code_digest
@@ -301,6 +305,18 @@ def test_the_script_is_shown(slurm, tmp_path):
     assert "--kill-on-bad-exit=1" in printed  # or the others wait for a dead process
     assert slurm.said("squeue", "--noheader") == ""
     assert not (tmp_path / "outputs").exists() or not list(tmp_path.glob("outputs/runs/*/"))
+
+
+def test_processes_import_nothing_from_the_current_folder(tmp_path):
+    (tmp_path / "logging.py").write_text("raise SystemExit('shadowed')")
+    words = [sys.executable, "-m", "cnnlab.launch.job"]
+    result = subprocess.run(words, env=os.environ | python_path(), stdin=subprocess.DEVNULL, capture_output=True)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_a_folder_whose_name_slurm_would_change_is_refused():
+    with pytest.raises(UserError, match="has % in its name, which Slurm replaces"):
+        on_slurm(OmegaConf.create({"dry_run": True}), [Job(Path("out%j/runs/a"), "")], [])
 
 
 @pytest.mark.slurm

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.ops import sigmoid_focal_loss
 
 from cnnlab.config.options import UserError
-from cnnlab.losses import Hinge
+from cnnlab.losses import BinaryCrossEntropy, CrossEntropy, Focal, Hinge
 from cnnlab.train.classifier import Classifier
 
 
@@ -24,3 +25,34 @@ def test_hinge_loss_equals_torch(soft):
 def test_a_loss_with_weights_is_refused():
     with pytest.raises(UserError, match="Linear has weights of its own"):
         Classifier(nn.Linear(2, 2), torch.optim.SGD, torch.optim.lr_scheduler.ConstantLR, loss=nn.Linear(2, 1))
+
+
+LOGITS, LABELS = torch.randn(20, 5, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 5
+
+
+def test_class_weights_are_torchs_and_count_in_training_alone():
+    weights = [1.0, 0.0, 2.0, 3.0, 0.5]
+    loss = CrossEntropy(class_weights=weights)
+    torch.testing.assert_close(loss(LOGITS, LABELS), F.cross_entropy(LOGITS, LABELS, torch.tensor(weights)))
+    assert loss.eval()(LOGITS, LABELS).equal(F.cross_entropy(LOGITS, LABELS))
+    assert loss.state_dict() == {}  # checkpoints are those of the network
+
+
+def test_binary_cross_entropy_is_torchs_with_one_class_or_several():
+    several = (LOGITS.flip(0) > 0).float()
+    one = F.one_hot(LABELS, 5).float()
+    for targets, given in ((several, several), (one, LABELS)):
+        expected = F.binary_cross_entropy_with_logits(LOGITS, targets)
+        torch.testing.assert_close(BinaryCrossEntropy()(LOGITS, given), expected)
+    smoothed = F.binary_cross_entropy_with_logits(LOGITS, 0.8 * one + 0.04)
+    torch.testing.assert_close(BinaryCrossEntropy(0.2)(LOGITS, LABELS), smoothed)
+
+
+def test_focal_loss_is_torchvisions_with_several_labels_and_its_formula_with_one_class():
+    several = (LOGITS.flip(0) > 0).float()
+    theirs = sigmoid_focal_loss(LOGITS, several, alpha=-1, gamma=1.5, reduction="mean")
+    torch.testing.assert_close(Focal(1.5, "multilabel")(LOGITS, several), theirs)
+    right = LOGITS.softmax(1)[torch.arange(20), LABELS]
+    torch.testing.assert_close(Focal(1.5)(LOGITS, LABELS), -((1 - right) ** 1.5 * right.log()).mean())
+    for given in (LABELS, F.one_hot(LABELS, 5).float()):
+        torch.testing.assert_close(Focal(0.0)(LOGITS, given), F.cross_entropy(LOGITS, LABELS))

@@ -5,7 +5,10 @@ import torch
 from sklearn.cluster import KMeans
 from torch import nn
 
+from cnnlab.config.options import UserError
+from cnnlab.config.shape import Shape
 from cnnlab.networks import BagOfWords, ConvNet, Linear, VisualWords, k_means
+from cnnlab.train.parts import try_alone
 
 
 def test_weights_of_question_10():
@@ -121,3 +124,13 @@ def test_bag_of_words_of_question_12():
     assert nearest.shape[1] == 25  # places of a patch
     expected = torch.stack([torch.bincount(words, minlength=50) for words in nearest]) / 25
     torch.testing.assert_close(vocabulary(images), expected)
+
+
+def test_a_network_that_cannot_learn_from_one_image_is_refused():
+    shape, network = Shape(10, 3, 32, 32), ConvNet(batch_norm=True, dropout=0.5)
+    before, chance = [values.clone() for values in network.state_dict().values()], torch.get_rng_state()
+    try_alone(network, shape)
+    assert all(map(torch.equal, before, network.state_dict().values()))
+    assert chance.equal(torch.get_rng_state())
+    with pytest.raises(UserError, match="one image for each process: Expected more than 1 value per channel"):
+        try_alone(BagOfWords(num_words=10), shape)

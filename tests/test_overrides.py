@@ -1,13 +1,14 @@
 """What is typed for a group is an option of it, and no mistake there is a traceback of Hydra's."""
 
 import pytest
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from cnnlab.config.help import print_help
 from cnnlab.config.mistakes import explain
 from cnnlab.config.options import GROUPS, UserError, description, options
-from cnnlab.config.overrides import check_flags, check_overrides
+from cnnlab.config.overrides import check_flags, check_overrides, flags_last
 
 REFUSED = {
     "=1": "nothing before the equals sign",
@@ -102,7 +103,8 @@ def test_flags_of_other_programs_are_translated(typed):
 
 
 def test_flags_of_hydra_are_left_to_it():
-    check_flags(["--config-dir", "x", "--cfg", "job", "--multirun", "-m", "--info=config", "seed=1"])
+    for words in (["--cfg", "job"], ["--multirun", "-m"], ["--info=config"], ["--resolve", "-c", "job"]):
+        check_flags(["--config-dir", "x", *words, "seed=1"])
 
 
 @pytest.mark.parametrize("words", [("aug=cutmix", "aug=mixup"), ("-m", "aug=cutmix,mixup", "aug=[crop_flip]")])
@@ -148,3 +150,25 @@ def test_help_on_one_group(capsys):
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_option_says_what_it_is(group):
     assert [option for option in options(group) if not description(f"{group}/{option}")] == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("seed=1", "--cfg", "job", "optim=sgd"),
+        ("--cfg", "job", "seed=1", "optim=sgd"),
+        ("seed=1", "optim=sgd", "--cfg", "job"),
+        ("seed=1", "-m", "optim=sgd", "~debug", "--resolve", "--info"),
+        ("seed=1", "--cfg=job", "-m", "+x=1"),
+    ],
+)
+def test_flags_may_stand_anywhere(words):
+    """Hydra's own parser takes overrides in one piece."""
+    parsed = get_args_parser().parse_args(flags_last(words))
+    assert parsed.overrides == [word for word in words if word[0] != "-" and word != "job"]
+    assert (parsed.cfg, parsed.multirun) == ("job" if any("--cfg" in word for word in words) else None, "-m" in words)
+
+
+def test_flags_that_exclude_each_other():
+    with pytest.raises(UserError, match=r"^--cfg and --multirun: a command can have one of these"):
+        check_flags(["seed=1", "-m", "--cfg=job"])

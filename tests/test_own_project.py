@@ -142,7 +142,9 @@ def test_completion_offers_what_a_project_brings(project):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COMP_LINE": "python train.py model=t", "COMP_POINT": "22"}
     command = [sys.executable, "train.py", "-sc", "query=bash"]
     result = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=60)
-    assert result.stdout.split() == ["model=timm_resnet18", "model=tower"], result.stderr
+    assert result.stdout.split() == ["model=timm", "model=timm_resnet18", "model=torchvision", "model=tower"], (
+        result.stderr
+    )
 
 
 def test_elsewhere_there_is_no_such_option(project, tmp_path):
@@ -160,6 +162,22 @@ def test_a_stranger_names_no_folder_of_options(project, tmp_path):
     os.chown(project / "pyproject.toml", 12345, 12345)
     result = typed(project, "train", *SMALL, "model=tower")
     assert (result.returncode, "there is no 'tower'" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("how", ["a folder of everybody", "a link to ours", "a folder of another user"])
+def test_what_a_stranger_can_put_there_names_no_folder_of_options(project, monkeypatch, capsys, how):
+    if how == "a folder of everybody":
+        project.chmod(0o1777)
+    elif how == "a link to ours":
+        (project / "pyproject.toml").rename(project.parent / "ours.toml")
+        (project / "pyproject.toml").symlink_to(project.parent / "ours.toml")
+        os.chown(project / "pyproject.toml", 12345, 12345, follow_symlinks=False)
+    else:
+        os.chown(project, 12345, 12345)
+    monkeypatch.chdir(project)
+    _folders.cache_clear()
+    assert len(folders()) == 1
+    assert "pyproject.toml may be another user's and is not used" in capsys.readouterr().err
 
 
 def test_a_run_directory_names_no_folder_of_options(project, monkeypatch):

@@ -63,6 +63,21 @@ def test_with_a_halo_partners_are_those_of_rolling_the_whole_batch(world_size):
         assert partners.equal(steps.roll(back, 1))
 
 
+def test_alternating_flips_mirror_every_image_in_every_other_epoch_whatever_its_place():
+    crops = {"crop_flip": CropFlip(alternating_flips=True)}
+    seen = []
+    for epoch in range(3):
+        drawn = plan(epoch=epoch, augmentations=crops)
+        seen.append(drawn["crop_flip/flip"][drawn["index"].argsort()])
+    assert seen[1].equal(~seen[0])
+    assert seen[2].equal(seen[0])
+    assert 30 < seen[0].sum() < 70
+    others = plan(seed=1, augmentations=crops)
+    assert not others["crop_flip/flip"][others["index"].argsort()].equal(seen[0])
+    random, alternating = plan(augmentations={"crop_flip": CropFlip()}), plan(augmentations=crops)
+    assert random["crop_flip/top"].equal(alternating["crop_flip/top"])  # crops are the same ones
+
+
 @pytest.mark.parametrize(
     "weights", [[1, np.nan, 1], [1, -1, 1], [0, 1, 0], [1, 1], [[1, 1, 1]], [1, np.inf, 1], [1e308, 1, 1e308]]
 )

@@ -21,6 +21,7 @@ from cnnlab.runs.files import atomic_path, write_text
 from cnnlab.runs.log import log, logged
 from cnnlab.runs.provenance import AFTERWARDS
 from cnnlab.runs.readers import open_regular
+from cnnlab.runs.told import advice, reason
 
 
 def test_what_a_thread_cannot_write_is_one_line(tmp_path, capsys):
@@ -361,3 +362,12 @@ def test_messages_go_to_the_terminal_and_to_the_log_tracebacks_to_the_log_alone(
     assert "Traceback" in written
     assert "after" not in written
     assert log.handlers == before
+
+
+def test_the_traceback_of_a_worker_is_left_to_the_log():
+    caught = "Caught RuntimeError in worker 0.\nTraceback (most recent call last):\n  File x\n    ^^^\n"
+    error = RuntimeError(f"{caught}RuntimeError: unable to allocate shared memory(shm): No space left\n: more\n")
+    assert reason(error) == "RuntimeError: RuntimeError: unable to allocate shared memory(shm): No space left"
+    assert "use data.num_workers=0" in advice(error)
+    assert reason(ValueError("a\nb")) == "ValueError: a\nb"
+    assert advice(ValueError("a")) == ""

@@ -73,7 +73,9 @@ def table() -> Iterator[None]:
     yield
     if LONG:
         rows = [f"| {number} | {name} | {faults} |" for number, (name, faults) in enumerate(SURVIVED, start=1)]
-        (ROOT / "docs" / "faults.md").write_text("\n".join((HEAD, *rows, "")))
+        page = ROOT / "docs" / "faults.md"
+        _, reports, told = page.read_text().partition("\n## Reports")
+        page.write_text("\n".join((HEAD, *rows, "")) + reports + told)
 
 
 HEAD = """# What a run survives

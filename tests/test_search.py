@@ -193,7 +193,7 @@ def test_a_search_ends_in_a_report_and_bears_bad_runs(command, tmp_path):
     result = command(*words)
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(
-        r"has the highest validation accuracy: .*\nReport: outputs/runs/report-\w+/report.html", result.stdout
+        r"has the highest validation accuracy: .*\nReport: outputs/runs/report-\S+/report.html", result.stdout
     )
     runs, _ = read(find([tmp_path / "outputs"]))
     assert {run.summary.get("error", {}).get("type") for run in runs} == {None, "DivergedError"}

@@ -25,6 +25,9 @@ class Stage(IntEnum):
 class Augmentation(ABC):
     """What every augmentation offers.
 
+    It may have `of_images(generator, index, epoch)` besides, for what depends on the image and on the epoch: as `draw`,
+    for the images index (N,) int64, with a generator that is the same in every epoch.
+
     `apply` takes and gives, but for crops and mixers, images (B, C, H, W) float32: pixels in [0, 255] before
     normalisation. Its other arguments are those of the same name in what `draw` gave, with B rows.
     """

@@ -17,6 +17,8 @@ class CropFlip(Crop):
         padding_mode: what they are: "reflect", the image mirrored at its edge, or "constant", black. Black borders
             shift the statistics of batch normalisation away from those of the whole images seen at evaluation.
         flip_probability: how often an image is mirrored.
+        alternating_flips: whether every image is mirrored in every other epoch, beginning with a random half of them,
+            instead of at random: so two epochs show each image both ways (K. Jordan, 2024).
     """
 
     def __init__(
@@ -25,6 +27,7 @@ class CropFlip(Crop):
         padding: int = 0,
         padding_mode: str = "reflect",
         flip_probability: float = 0.5,
+        alternating_flips: bool = False,
     ):
         height, width = (size, size) if isinstance(size, int) else size
         if min(height, width) < 1 or padding < 0 or not 0 <= flip_probability <= 1:
@@ -33,7 +36,9 @@ class CropFlip(Crop):
                 f"padding >= 0 and a flip_probability from 0 to 1"
             )
         self.size, self.padding, self.padding_mode = (height, width), padding, known_padding(padding_mode)
-        self.flip_probability = flip_probability
+        if alternating_flips and flip_probability != 0.5:
+            raise ValueError(f"alternating_flips mirror half of the images, and flip_probability={flip_probability}")
+        self.flip_probability, self.alternating_flips = flip_probability, alternating_flips
 
     def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
         """top, left: (N,) int64, the crop's corner in the padded image; flip: (N,) bool."""
@@ -43,6 +48,13 @@ class CropFlip(Crop):
             "left": torch.randint(across, (num_images,), generator=generator),
             "flip": torch.rand(num_images, generator=generator) < self.flip_probability,
         }
+
+    def of_images(self, generator: torch.Generator, index: Tensor, epoch: int) -> dict[str, Tensor]:
+        """flip: (N,) bool, where flips alternate."""
+        if not self.alternating_flips:
+            return {}
+        first = torch.rand(int(index.max()) + 1, generator=generator) < 0.5  # of every image, in the first epoch
+        return {"flip": first[index] ^ bool(epoch % 2)}
 
     def output_size(self, size: Size) -> Size:
         if self.size[0] > size[0] or self.size[1] > size[1]:  # padding is for training; evaluation sees the image alone

@@ -12,12 +12,12 @@ from typing import Any
 import hydra.utils
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.config.identity import NOT_OWN, defaults_of, is_file, is_run, limits_of, run_id
+from cnnlab.config.identity import NOT_OWN, chosen, defaults_of, is_file, is_run, limits_of, run_id
 from cnnlab.config.objects import check_targets, data_source, num_trained_on
 from cnnlab.config.options import GROUPS, LISTED, UserError, leaves, option_file, options
 from cnnlab.config.paths import expand, make_folder
 from cnnlab.config.processes import place
-from cnnlab.config.shape import Shape, offered
+from cnnlab.config.shape import Shape, is_size, offered
 from cnnlab.config.values import as_typed, job_config, ours
 
 # Arguments of Lightning's Trainer with which an epoch would not be what it is here: every batch, then one evaluation.
@@ -114,6 +114,16 @@ def check(config: DictConfig) -> None:
             raise UserError(f"trainer.num_nodes={num_nodes} needs launcher=slurm, or torchrun on every node.")
 
 
+def check_single(config: DictConfig) -> None:
+    """As `check`, for a configuration that is to be one run."""
+    check(config)
+    if config.hydra.runtime.choices["hydra/sweeper"] != "grid":
+        raise UserError("A search has many runs. Type python train.py -m hydra/sweeper=optuna.")
+    if "launcher" in config:
+        [launcher] = chosen(config)["launcher"]
+        raise UserError(f"launcher={launcher} is for sweeps. Type python train.py -m ...")
+
+
 def facts_of(config: DictConfig) -> dict[str, Any]:
     """What is known of the data before they are loaded; data.num_train is the number of images that are trained on."""
     shape: Shape | None = offered(data_source(config.data), "shape")
@@ -190,6 +200,8 @@ def check_values(config: DictConfig, *keys: str) -> None:
         check_value(path, value, defaults.get(path), limits.get(path), siblings(job, path))
 
 
+TESTS = (is_file, is_run, is_size)  # what the limit of a value may call
+
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a finite number", list: "a list, [a,b,...]"}
 
 
@@ -207,7 +219,7 @@ def check_value(path: str, value: Any, default: Any, limit: str | None, known: M
     example = f" Type for example {path}={as_typed(default)}, its default." if default is not None else ""
     if value is None and path in NULLABLE:
         return
-    if default is not None and type(default) in EXPECTED:
+    if default is not None and type(default) in EXPECTED and f"is_size({key})" not in limit:
         accepted = (int, float) if isinstance(default, float) else type(default)
         if (
             not isinstance(value, accepted)
@@ -236,7 +248,7 @@ def check_clause(path: str, value: Any, clause: str, known: Mapping[str, Any], e
     read = {node.id for node in ast.walk(ast.parse(clause)) if isinstance(node, ast.Name)} - {key, "data", "run"}
     context |= {name: known[name] for name in sorted(read & known.keys())}
     names = {name: nested(known[name]) if name in ("data", "run") else known[name] for name in known}
-    names |= {test.__name__: test for test in (is_file, is_run)}
+    names |= {test.__name__: test for test in TESTS}
     try:
         holds = eval(clause, {}, names)  # an option file's own text
     except NameError:  # it depends on what is not known here
@@ -246,6 +258,8 @@ def check_clause(path: str, value: Any, clause: str, known: Mapping[str, Any], e
     if not holds:
         here = f" with {', '.join(f'{name}={as_typed(found)}' for name, found in context.items())}" if context else ""
         example = " Change one of them." if as_typed(default) == as_typed(value) else example
+        explained = [(test.__doc__ or "").rstrip(".") for test in TESTS if f"{test.__name__}(" in clause]
+        clause = f"{clause}: {explained[0].partition('.')[0]}" if explained else clause
         raise UserError(f"{path}={as_typed(value)} is not allowed{here}; it must satisfy {clause}.{example}")
 
 

@@ -238,7 +238,7 @@ def below(path: str, paths: tuple[str, ...]) -> bool:
     return any(path == one or path.startswith(f"{one}.") for one in paths)
 
 
-OmegaConf.register_new_resolver("run_id", lambda _root_: run_id(_root_), replace=True)
+OmegaConf.register_new_resolver("cnnlab.run_id", lambda _root_: run_id(_root_), replace=True)
 
 
 def configuration(overrides: list[str]) -> DictConfig:

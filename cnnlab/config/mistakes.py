@@ -43,7 +43,8 @@ def explain(error: Exception) -> str:
         )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        return _unknown(f"{group}={option}", f"The group {group} offers", error.options or options(group), f"{group}=")
+        said = _unknown(f"{group}={option}", f"The group {group} offers", error.options or options(group), f"{group}=")
+        return said + by_name(group)
     if found := re.search(r"Ambiguous value for argument '(.*?)'", str(error)):
         key, _, values = found[1].partition("=")
         several = f", or '{key}=[{values}]' for all of them in one run" if key in LISTED else ""
@@ -68,6 +69,15 @@ def explain(error: Exception) -> str:
         return said
     text = re.sub(r"\s*(full_key|object_type|reference_type).*|\s+", " ", f"{error} {cause or ''}").strip()
     return f"{text} (python train.py --help shows what can be typed.)"
+
+
+def by_name(group: str) -> str:
+    """The options of a group that bring in others by their names: those with one value that must be given."""
+    typed = []
+    for name in options(group):
+        asked = [key for key, value in option_file(f"{group}/{name}").items() if value == "???"]
+        typed += [f"{group}={name} {group}.{key}=..." for key in asked[:1]]
+    return f" Others by name: {', '.join(typed)}." if typed else ""
 
 
 def _unknown(given: str, offers: str, options: Sequence[str], prefix: str) -> str:

@@ -16,8 +16,8 @@ A file that says so for one of its values has them all checked, for their types 
 nothing are for its class to check. Other names in the expression are those of the option's other values, `data.NAME`
 for what the data are (see cnnlab.config.shape.Shape, and data.num_train), and `run.NAME` for any value of the run;
 `is_file(value)` and `is_run(value)` say that a value names a file or a run directory, whose content is part of the
-run's identity. A comment that ends with [changes nothing] keeps a value out of the run's identity, or the whole option
-if it has a line of its own.
+run's identity, and `is_size(value)` that it is one number or [height, width]. A comment that ends with [changes
+nothing] keeps a value out of the run's identity, or the whole option if it has a line of its own.
 """
 
 import functools
@@ -32,6 +32,8 @@ from typing import Any, cast
 
 import yaml
 from omegaconf import OmegaConf
+
+from cnnlab.text import say
 
 PACKAGE = Path(__file__).parents[1]
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
@@ -83,13 +85,17 @@ def _folders(named: str, current: Path | None) -> tuple[Path, ...]:
 def _of_project(current: Path | None) -> Iterator[Path]:
     """The folder that the next pyproject.toml names, here or above.
 
-    That of another user is no project of ours, and what lies in a run directory is data.
+    That of another user is no project of ours, nor is one in a folder where everybody puts files, as /tmp. What lies in
+    a run directory is data.
     """
     for folder in (current, *current.parents) if current else ():
         file = folder / "pyproject.toml"
-        if os.path.isdir(folder / ".hydra"):
-            continue
-        if os.path.isfile(file) and file.stat().st_uid in (os.geteuid(), 0):  # not where nothing may be looked at
+        if os.path.isfile(file) and not os.path.isdir(folder / ".hydra"):  # not where nothing may be looked at
+            if is_strangers(file):
+                with suppress(OSError), open(file, "rb") as opened:
+                    if b"[tool.cnnlab]" in opened.read(65_536):
+                        say(f"cnnlab: {file} may be another user's and is not used. Use --config-dir.", sys.stderr)
+                continue
             try:
                 conf = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("cnnlab", {}).get("conf")
             except (OSError, ValueError) as error:
@@ -97,6 +103,13 @@ def _of_project(current: Path | None) -> Iterator[Path]:
             if isinstance(conf, str):
                 yield folder / conf
             return
+
+
+def is_strangers(file: Path) -> bool:
+    """Whether another user may have put a file where it is."""
+    folder = file.parent.stat()
+    shared = folder.st_mode & 0o1002 == 0o1002  # everybody may put files there, which their owners alone may remove
+    return shared or not {file.lstat().st_uid, folder.st_uid} <= {os.geteuid(), 0}
 
 
 def use_folders(named: list[str]) -> None:

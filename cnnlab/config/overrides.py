@@ -1,8 +1,9 @@
 """What is typed on the command line, checked before Hydra, whose own refusals are tracebacks. Does not import torch."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,6 +20,7 @@ FLAGS = (  # of Hydra
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
 )
+ONE_OF = {short: flag for flag in ("--multirun", "--run", "--cfg", "--info") for short in (flag, flag[1:3])}
 OTHER_NAMES = {  # what other programs call it
     "dataset": "data",
     "network": "model",
@@ -30,8 +32,20 @@ OTHER_NAMES = {  # what other programs call it
 }
 
 
+def flags_last(words: Sequence[str]) -> list[str]:
+    """The words of a command line as Hydra needs them, with flags and their values after all overrides."""
+    flags, others = list[str](), list[str]()
+    for before, word in pairwise(("", *words)):
+        is_value = before.startswith("-") and before not in ("-m", "--multirun") and not re.search("^[-+~]|=", word)
+        (flags if word.startswith("-") or is_value else others).append(word)
+    return others + flags
+
+
 def check_flags(words: Sequence[str]) -> None:
     """Refuse flags that Hydra does not know: `--epochs 3` is said as trainer.max_epochs=3."""
+    asked = {ONE_OF[flag] for word in words if (flag := word.partition("=")[0]) in ONE_OF}
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(sorted(asked))}: a command can have one of these. Leave the others out.")
     for word, next_word in zip_longest(words, words[1:], fillvalue=""):
         flag, equals, value = word.partition("=")
         if not flag.startswith("--") or flag == "--" or any(known.startswith(flag) for known in FLAGS):
@@ -66,7 +80,7 @@ def check_overrides(words: Sequence[str]) -> None:
     parser, before = OverridesParser.create(), dict[str, str]()
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")
-        if key in ("hydra.run.dir", "hydra.sweep.subdir") and not value.strip("'\"").endswith("${run_id:}"):
+        if key in ("hydra.run.dir", "hydra.sweep.subdir") and not value.strip("'\"").endswith("${cnnlab.run_id:}"):
             raise UserError(f"{word} {NOT_OWN}")  # Hydra would make it before anything is checked
         if key in ("name", "output_dir") and value in ("", "null"):
             raise UserError(f"{word} names no folder. Use {key}=FOLDER, or leave it out.")

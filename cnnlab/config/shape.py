@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+MAX_SIDE = 4096  # pixels
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -41,6 +43,20 @@ class Shape:
 
     def __str__(self) -> str:
         return f"{self.channels}x{self.height}x{self.width}"
+
+
+def sides(image_size: object) -> tuple[int, int]:
+    """Height and width, of one number for both or [height, width]. Raises: ValueError."""
+    if not is_size(image_size):
+        raise ValueError(f"image_size={image_size} is neither a whole number from 1 to {MAX_SIDE} nor [height,width]")
+    height, width = image_size if isinstance(image_size, list | tuple) else (image_size, image_size)
+    return height, width
+
+
+def is_size(value: object) -> bool:
+    """One whole number from 1 to 4096, or two of them: [height,width]."""
+    both = value if isinstance(value, list | tuple) else [value, value]
+    return len(both) == 2 and all(type(side) is int and 1 <= side <= MAX_SIDE for side in both)
 
 
 def offered(source: object, name: str) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from PIL import Image, ImageOps
 
@@ -63,18 +63,17 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of images of so many channels, as Pillo
 def read_image(
     path: str | os.PathLike[str], size: tuple[int, int], background: str = "black", channels: int = 3
 ) -> Decoded:
-    """Decode an image of any size and mode.
+    """Decode an image file of any size and mode, see `decode`. Raises: one of UNREADABLE."""
+    with open_image(path) as file:
+        return decode(file, size, background, channels)
 
-    It is upright, as its EXIF data say. Transparent parts show the background. It is resized by Pillow's bicubic
-    filter, antialiased, and squeezed if it is not square. 16 bits of grey are scaled to 8.
 
-    size: height and width. background: a name or #rrggbb, as CSS has them. channels: 3 for RGB, 1 for grey, 4 for RGBA.
+def decode(file: BinaryIO, size: tuple[int, int], background: str = "black", channels: int = 3) -> Decoded:
+    """An image of any size and mode, as `converted` has it; 16 bits of grey are scaled to 8.
 
     Raises: one of UNREADABLE, also for grey values of 32 bits or floating point, whose range nobody knows.
     """
-    import numpy as np
-
-    with open_image(path) as file, Image.open(file, formats=list(FORMATS)) as image:
+    with Image.open(file, formats=list(FORMATS)) as image:
         if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
             raise ValueError(
                 f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}, or than {MAX_SIDE:,} on a side"
@@ -85,10 +84,23 @@ def read_image(
         elif image.mode == "CMYK":
             lost = "CMYK colors, which are converted without a color profile"
         with _large if image.width * image.height > LARGE else nullcontext():
-            upright = _upright(image, background, MODES[channels])
-            if upright.size != size[::-1]:
-                upright = upright.resize(size[::-1], Image.Resampling.BICUBIC)
-            return Decoded(np.asarray(upright).reshape(*size, channels), lost)
+            return Decoded(converted(image, size, background, channels), lost)
+
+
+def converted(image: Image.Image, size: tuple[int, int], background: str = "black", channels: int = 3) -> np.ndarray:
+    """The pixels of an image, (H, W, C) uint8.
+
+    It is upright, as its EXIF data say. Transparent parts show the background. It is resized by Pillow's bicubic
+    filter, antialiased, and squeezed if it has other proportions.
+
+    size: height and width. background: a name or #rrggbb, as CSS has them. channels: 3 for RGB, 1 for grey, 4 for RGBA.
+    """
+    import numpy as np
+
+    upright = _upright(image, background, MODES[channels])
+    if upright.size != size[::-1]:
+        upright = upright.resize(size[::-1], Image.Resampling.BICUBIC)
+    return np.asarray(upright).reshape(*size, channels)
 
 
 def _upright(image: Image.Image, background: str, mode: str) -> Image.Image:

@@ -1,51 +1,57 @@
-"""A folder of images, one sub-folder per class: root/train/<class>/** and root/test/<class>/**.
+"""A folder of images: root/train/<class>/** and root/test/<class>/**, or named in root/train.csv and root/test.csv.
 
-The images are decoded once, into a cache named by their content. Reading all files to see whether they have changed
-takes seconds, so sizes and times of change are compared first, as make does.
+The images are decoded once, into a cache named by their content, which is mapped into memory: there may be more of them
+than memory.
 """
 
 from __future__ import annotations
 
+import csv
 import functools
 import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import ImageColor
-from rich.console import Console
-from rich.progress import track
 
 from cnnlab.config.options import UserError
 from cnnlab.config.paths import expand
-from cnnlab.config.shape import Shape
+from cnnlab.config.shape import Shape, sides
 from cnnlab.data import decode
-from cnnlab.data.decode import SUFFIXES, UNREADABLE, Decoded, described, images_below, open_image, read_image
+from cnnlab.data.content import content_digest
+from cnnlab.data.decode import SUFFIXES, UNREADABLE, Decoded, described, images_below, read_image
+from cnnlab.data.decoded import decoded_images, in_threads
 from cnnlab.data.images import DataSet, Images, cached_data
-from cnnlab.runs.cache import cached
 from cnnlab.text import say
 
 PARTS = ("train", "test")
 
 
 class ImageFolder:
-    """Images of any size, resized and converted to RGB. An object lists the folder once.
+    """Images of any size, resized and converted. An object lists the folder once.
 
     Args:
-        root: the folder that holds train/ and test/.
+        root: the folder that holds train/ and test/, or train.csv and test.csv.
         cache_dir: where the decoded images are kept.
-        image_size: height and width in pixels; other sizes are resized (bicubic, antialiased).
+        image_size: height and width in pixels, one number or both; other sizes are resized (bicubic, antialiased).
+        channels: 3 for RGB, 1 for grey, 4 for RGBA.
         unreadable: "stop" with an error at an image that cannot be decoded, or "skip" and count it.
         background: what shows where an image is transparent: the name of a color, or #rrggbb.
     """
 
     def __init__(
-        self, root: str, cache_dir: str, image_size: int = 32, unreadable: str = "stop", background: str = "black"
+        self,
+        root: str,
+        cache_dir: str,
+        image_size: int | Sequence[int] = 32,
+        channels: int = 3,
+        unreadable: str = "stop",
+        background: str = "black",
     ):
-        self.root, self.image_size = expand(str(root)), image_size
+        self.root, self.size, self.channels = expand(str(root)), sides(image_size), channels
         self.unreadable, self.background = unreadable, str(background)
         self.folder = expand(cache_dir) / "image_folder"
         self._listed: dict[str, dict[str, list[str]]] = {}
@@ -55,13 +61,16 @@ class ImageFolder:
     def check(self) -> None:
         """Find the images; report files that are none.
 
-        Raises: UserError for a missing or unreadable folder, a class without images, fewer than two classes, or other
-            classes in test/ than in train/.
+        Raises: UserError for a missing or unreadable folder or table, a class without images, fewer than two classes,
+            or other test classes than training classes.
         """
-        layout = f"Expected are images in {self.root}/train/<class>/ and {self.root}/test/<class>/"
+        layout = (
+            f"Expected are images in {self.root}/train/<class>/ and {self.root}/test/<class>/, or their names in "
+            f"{self.root}/train.csv and test.csv with the columns file and label"
+        )
         for part in PARTS:
-            if not (self.root / part).is_dir():
-                raise UserError(f"data.root={self.root} has no folder {part}/. {layout}.")
+            if not (self.root / part).is_dir() and not self._table(part).exists():
+                raise UserError(f"data.root={self.root} has no folder {part}/ and no {part}.csv. {layout}.")
             counts = {name: len(files) for name, files in self._files(part).items()}
             if len(counts) < 2:
                 found = f"only the class {next(iter(counts))}" if counts else "no class"
@@ -75,7 +84,7 @@ class ImageFolder:
         if train != test:
             raise UserError(
                 f"The classes in {self.root}/train and {self.root}/test differ: {', '.join(sorted(train ^ test))}. "
-                f"{layout}, with the same classes."
+                f"{layout}; with the same classes."
             )
         if self._left_out:
             say(f"{self.root}: {described(self._left_out)} and were left out.", file=sys.stderr)
@@ -87,13 +96,18 @@ class ImageFolder:
 
     @property
     def shape(self) -> Shape:
-        return Shape(len(self._files("train")), 3, self.image_size, self.image_size)
+        return Shape(len(self._files("train")), self.channels, *self.size)
+
+    def _table(self, part: str) -> Path:
+        return self.root / f"{part}.csv"
 
     def _files(self, part: str) -> dict[str, list[str]]:
-        """The paths of the images of every class, in the order of the bytes of their names.
+        """The paths of the images of every class, in the order of the bytes of their names, or in that of the table.
 
-        Raises: UserError for a folder that cannot be listed.
+        Raises: UserError for a folder that cannot be listed, and a table that cannot be read.
         """
+        if part not in self._listed and self._table(part).exists():
+            self._listed[part] = read_table(self._table(part))
         if part not in self._listed:
             try:
                 entries = [entry for entry in os.scandir(self.root / part) if not entry.name.startswith(".")]
@@ -119,34 +133,18 @@ class ImageFolder:
 
     @functools.cached_property
     def _digest(self) -> str:
-        files = [file for part in PARTS for names in self._files(part).values() for file in names]
-        settings = f"{self.image_size} {self.unreadable} {self.background}".encode()
-        state = hashlib.sha256(settings)
-        for file in files:
-            state.update(b"\0" + os.fsencode(file) + b"\0" + (_tried(changed, file) or b""))
-
-        def content() -> bytes:
-            whole = hashlib.sha256(settings)
-            with ThreadPoolExecutor() as pool:
-                contents = _progress(pool.map(lambda file: _tried(file_digest, file), files), "reading", len(files))
-                for file, one in zip(files, contents, strict=True):
-                    whole.update(b"\0" + os.fsencode(os.path.relpath(file, self.root)) + b"\0" + (one or b"unreadable"))
-            return whole.hexdigest().encode()
-
-        path = self.folder / f"{state.hexdigest()[:32]}.digest"
-        return cached(path, content, lambda digest, file: file.write(digest), lambda file: file.read(64)).decode()
+        files = {
+            (f"{part}.csv {number} {name} " if self._table(part).exists() else "")
+            + os.path.relpath(file, self.root): file
+            for part in PARTS
+            for name, listed in self._files(part).items()
+            for number, file in enumerate(listed)
+        }
+        return content_digest(files, (self.size, self.channels, self.unreadable, self.background), self.folder)
 
     def load(self) -> DataSet:
-        """Read the cached arrays; decode the images if there are none."""
-        num = sum(len(files) for part in PARTS for files in self._files(part).values())
-        size = num * 3 * self.image_size**2
-        fits = f"{num:,} images of {self.image_size}x{self.image_size} pixels take {size / 1e9:,.1f} GB of memory"
-        if size > (total := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
-            raise UserError(f"{fits}, and this machine has {total / 1e9:,.1f}. Use a smaller data.image_size.")
-        try:
-            return cached_data(self.prepared, lambda: (self._decode("train"), self._decode("test")))
-        except MemoryError as error:
-            raise UserError(f"{fits}, and there is not so much. Use a smaller data.image_size.") from error
+        """Map the cached arrays; decode the images if there are none."""
+        return cached_data(self.prepared, lambda: (self._decode("train"), self._decode("test")))
 
     @property
     def prepared(self) -> Path:
@@ -154,31 +152,21 @@ class ImageFolder:
         return self.folder / f"{hashlib.sha256(self.digest().encode() + decoder).hexdigest()[:32]}.images"
 
     def _decode(self, part: str) -> Images:
-        import numpy as np
-
         by_class = self._files(part)
-        files = [(file, label) for label, names in enumerate(by_class.values()) for file in names]
-        with ThreadPoolExecutor() as pool:
-            made = pool.map(self._read, (file for file, _ in files))
-            decoded = list(_progress(made, f"decoding {part}", len(files)))
-        labels = np.array([label for (_, label), one in zip(files, decoded, strict=True) if one is not None])
-        for label, name in enumerate(by_class):
-            if label not in labels:
-                raise UserError(
-                    f"No image in {self.root / part / name} can be read. Replace them or delete the folder."
-                )
-        read = [one for one in decoded if one is not None]
-        if skipped := len(files) - len(read):
-            say(f"{self.root / part}: {skipped} unreadable images skipped.")
-        for lost, num in Counter(one.lost for one in read if one.lost).items():
-            say(f"{self.root / part}: {num} images with {lost}.")
-        pixels = np.stack([one.pixels for one in read])
-        return Images(pixels.transpose(0, 3, 1, 2), labels.astype(np.int64), tuple(by_class))
+        files = [file for names in by_class.values() for file in names]
+        labels = [label for label, names in enumerate(by_class.values()) for _ in names]
+        rows = zip(in_threads(self._read, files), labels, strict=True)
+        size = (*self.size, self.channels)
+        images = decoded_images(self.folder, rows, len(files), size, list(by_class), str(self.root / part))
+        for label in sorted(set(labels) - set(images.targets.tolist())):
+            name = images.classes[label]
+            raise UserError(f"No image in {self.root / part / name} can be read. Replace them or delete the folder.")
+        return images
 
     def _read(self, file: str) -> Decoded | None:
         """An image; None if it cannot be read and such images are to be skipped."""
         try:
-            return read_image(file, (self.image_size, self.image_size), self.background)
+            return read_image(file, self.size, self.background, self.channels)
         except UNREADABLE as error:
             if self.unreadable == "skip":
                 return None
@@ -193,26 +181,24 @@ def as_text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def changed(file: str) -> bytes:
-    """What differs when a file has changed."""
-    status = os.stat(file)
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}".encode()
+def read_table(path: Path) -> dict[str, list[str]]:
+    """The paths of the images of every class, of a table with the columns file, relative to its folder, and label.
 
-
-def file_digest(file: str) -> bytes:
-    with open_image(file) as opened:
-        return hashlib.file_digest(opened, "sha256").digest()
-
-
-def _tried(read: Callable[[str], bytes], file: str) -> bytes | None:
-    """What is read from a file; None for one that cannot be opened as an image, about which decoding has its say."""
+    Labels are in alphabetical order, or in that of numbers if all of them are. Raises: UserError.
+    """
+    expected = f"Expected is a table with the columns file and label, as file,label and then {path.stem}/001.png,cat"
+    found: dict[str, list[str]] = {}
     try:
-        return read(file)
-    except (OSError, ValueError):
-        return None
-
-
-def _progress(steps, description: str, total: int):
-    """Show on the terminal how far something is."""
-    console = Console(stderr=True)
-    return track(steps, description, total, console=console, transient=True, disable=not console.is_terminal)
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file)
+            if missing := {"file", "label"} - set(table.fieldnames or ()):
+                raise UserError(
+                    f"{path} has no column {sorted(missing)[0]}: its first line is {table.fieldnames}. {expected}."
+                )
+            for row in table:
+                if not row["file"] or not row["label"]:
+                    raise UserError(f"{path}, line {table.line_num}: the file or its label is missing. {expected}.")
+                found.setdefault(row["label"], []).append(os.path.join(path.parent, row["file"]))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}). {expected}, in UTF-8.") from error
+    return {label: found[label] for label in sorted(found, key=int if all(map(str.isdecimal, found)) else None)}

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -109,14 +110,24 @@ def fingerprint(*parts: Images) -> str:
     sha = hashlib.sha256()
     for images in parts:
         sha.update(repr((images.pixels.shape, images.classes)).encode())
-        sha.update(np.ascontiguousarray(images.pixels.transpose(0, 2, 3, 1)).data)
+        for some in in_pieces(images):
+            sha.update(some.data)
         sha.update(np.ascontiguousarray(images.targets).data)
     return sha.hexdigest()
+
+
+def in_pieces(images: Images) -> Iterator[np.ndarray]:
+    """The pixels of all images in order, (n, H, W, C): however they lie, no more than a piece is copied."""
+    import numpy as np
+
+    for first in range(0, len(images.pixels), 1000):
+        yield np.ascontiguousarray(images.pixels[first : first + 1000].transpose(0, 2, 3, 1))
 
 
 def cached_data(path: Path, make: Callable[[], tuple[Images, Images]]) -> DataSet:
     """The data set kept in the file `path`; `make` gives its training and test images, and is called once for it.
 
+    Pixels are mapped into memory and not read: all processes of a machine share them, and they may exceed its memory.
     All jobs of a machine share a copy in the folder that CNNLAB_NODE_DIR names, on the machine's own disk.
     """
 
@@ -139,7 +150,11 @@ def _write(data: DataSet, file: BinaryIO) -> None:
     np.save(file, np.array(data.train.classes))
     np.save(file, np.array(data.fingerprint))
     for images in (data.train, data.test):
-        np.save(file, images.pixels.transpose(0, 2, 3, 1))
+        num, channels, height, width = images.pixels.shape
+        header = {"descr": "|u1", "fortran_order": False, "shape": (num, height, width, channels)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for some in in_pieces(images):
+            file.write(some.data)
         np.save(file, images.targets)
 
 
@@ -147,16 +162,34 @@ def _read(file: BinaryIO) -> DataSet:
     """Raises: ValueError for what is no data set."""
     import numpy as np
 
-    classes, sha, *arrays = (np.lib.format.read_array(file, allow_pickle=False) for _ in range(6))
-    if any(pixels.ndim != 4 for pixels in arrays[::2]):
-        raise ValueError("it holds no images")
+    def read() -> Any:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+    classes, sha = read(), read()
     train, test = (
-        Images(pixels.transpose(0, 3, 1, 2), targets, tuple(classes.tolist()))
-        for pixels, targets in (arrays[:2], arrays[2:])
+        Images(mapped_array(file).transpose(0, 3, 1, 2), read(), tuple(classes.tolist())) for _ in ("train", "test")
     )
     if wrong := train.wrong() or test.wrong():
         raise ValueError(wrong)
     return DataSet(train, test, str(sha))
+
+
+def mapped_array(file: BinaryIO) -> np.ndarray:
+    """The images (N, H, W, C) uint8 that a file holds next, in NumPy's format, mapped into memory.
+
+    Raises: ValueError for anything else.
+    """
+    import numpy as np
+
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("it holds no images of ours")
+    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+    if len(shape) != 4 or by_columns or dtype != np.uint8:
+        raise ValueError(f"it holds {dtype} of shape {shape}, and not images")
+    offset, size = file.tell(), math.prod(shape)
+    array = np.asarray(np.memmap(file, np.uint8, "r", offset, shape)) if size else np.empty(shape, np.uint8)
+    file.seek(offset + size)
+    return array
 
 
 def stratified_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from cnnlab.config.options import UserError
 from cnnlab.data.images import Images, fetches
 from cnnlab.data.plan import of_process
-from cnnlab.data.resident import evaluated_together
+from cnnlab.data.resident import as_tensor, evaluated_together
 
 ImageData = Any  # of cnnlab.data.pipeline, which makes these
 
@@ -30,7 +30,7 @@ class Part:
 def pixel_batches(images: Images, num: int) -> Iterator[Tensor]:
     """All images in order, `num` at a time: (B, C, H, W) uint8."""
     if not fetches(images):
-        yield from torch.from_numpy(images.pixels).split(num)
+        yield from as_tensor(images.pixels).split(num)
         return
     items = torch.arange(len(images.targets))[:, None].expand(-1, 2)  # the seed is the place
     for pixels in cast(Any, images.pixels).batches([list(map(tuple, some.tolist())) for some in items.split(num)]):

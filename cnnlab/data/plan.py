@@ -39,7 +39,9 @@ def draw_epoch(
     )
     plan = {"index": indices[order]}
     for name, augmentation in augmentations.items():
-        drawn = augmentation.draw(generator(seed, epoch, name), len(indices), size)
+        drawn = dict(augmentation.draw(generator(seed, epoch, name), len(indices), size))
+        if of_images := getattr(augmentation, "of_images", None):
+            drawn |= of_images(generator(seed, 0, f"{name} of images"), plan["index"], epoch)
         plan |= {f"{name}/{key}": value for key, value in drawn.items()}
         size = augmentation.output_size(size)
     return plan

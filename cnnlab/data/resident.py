@@ -1,8 +1,10 @@
 """Images in the memory of a device, and moving things there."""
 
 import functools
+import warnings
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,13 +32,20 @@ def taken(images: Tensor, rows: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
 
 
+def as_tensor(array: np.ndarray) -> Tensor:
+    """The same memory as a tensor, also if it cannot be written to, about which torch warns: nothing here does."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(array)
+
+
 class Resident:
     """Images and targets in the memory of a device: pixels (N, H, W, C) uint8, targets (N,) int64 or (N, K) float32."""
 
     def __init__(self, images: Images, device: torch.device):
         self.pixels = cast(Tensor, images.pixels)
         if not fetches(images):
-            self.pixels = torch.from_numpy(images.pixels.transpose(0, 2, 3, 1)).to(device)
+            self.pixels = as_tensor(images.pixels.transpose(0, 2, 3, 1)).to(device)
         self.targets = torch.from_numpy(images.targets).to(device)
 
 

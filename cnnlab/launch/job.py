@@ -29,7 +29,7 @@ from cnnlab.config.objects import checked_config, data_source
 from cnnlab.config.options import UserError, folders, use_folders
 from cnnlab.config.processes import ABOUT, RANKS
 from cnnlab.config.values import job_config
-from cnnlab.console import doing, outlive_terminal
+from cnnlab.console import doing, leave_notebook, outlive_terminal
 from cnnlab.launch.children import die_with_parent, in_words, python_path
 from cnnlab.runs import signals
 from cnnlab.runs.directory import BusyError, RunDirectory
@@ -37,15 +37,10 @@ from cnnlab.runs.files import now
 from cnnlab.runs.log import log, logged
 from cnnlab.runs.provenance import code_digest
 from cnnlab.runs.signals import Interrupted, Pruned
-from cnnlab.runs.told import recall
+from cnnlab.runs.told import advice, reason, recall
 from cnnlab.text import say
 
 LAST = "last"  # what a worker adds to its answer if it does no further job
-# What a failure calls for, by the type of its error.
-ADVICE = {
-    "OutOfMemoryError": "Use a smaller batch_size, or resident=host to keep the images in host memory",
-    "AcceleratorError": "CUDA_LAUNCH_BLOCKING=1 shows which operation failed. Further runs get a process of their own",
-}
 _gpu_lost = False  # after a CUDA error nothing works on the GPU in this process any more
 
 
@@ -100,31 +95,32 @@ class Job:
 
         Returns the exit status: 0 done, 1 failed, 2 refused, 143 or 130 interrupted.
         """
-        config, run = self.config, RunDirectory(self.path)
         try:
-            place = processes.place(config.trainer)
+            return self.attempt()
         except UserError as error:
             return refuse(error)
-        if not place.is_first:
+        except BusyError as error:
+            say(f"cnnlab: {error}. Type on_busy=wait to wait for it.", file=sys.stderr)
+            return 1
+
+    def attempt(self) -> int:
+        """As `do`. Raises: UserError instead of printing it; BusyError."""
+        config, run = self.config, RunDirectory(self.path)
+        if not processes.place(config.trainer).is_first:
             if config.rerun or run.summary().get("status") != "done":
                 with suppress(Interrupted):
                     train_here(config, run, {})
             return 0
-        try:
-            with run.owned(config.on_busy):
-                try:
-                    status = open_or_return(self, run)
-                except UserError as error:
-                    run.end_rerun()  # which may be what it advises
-                    status = refuse(error)
-                if config.rerun and status in (0, 1):
-                    run.end_rerun()
-                if status == 2:
-                    run.forget()
-                return status
-        except BusyError as error:
-            say(f"cnnlab: {error}. Type on_busy=wait to wait for it.", file=sys.stderr)
-            return 1
+        with run.owned(config.on_busy):
+            try:
+                status = open_or_return(self, run)
+            except UserError:
+                run.end_rerun()  # which may be what it advises
+                run.forget()
+                raise
+            if config.rerun and status in (0, 1):
+                run.end_rerun()
+            return status
 
 
 def open_or_return(job: Job, run: RunDirectory) -> int:
@@ -213,9 +209,8 @@ def record_failure(run: RunDirectory, about: dict[str, Any], error: BaseExceptio
         log.error(f"{run.path}, or the working directory, was removed during the run. Run the same command again.")
         return 1
     global _gpu_lost
-    kind, advice = type(error).__name__, ADVICE.get(type(error).__name__)
-    _gpu_lost = _gpu_lost or kind == "AcceleratorError"
-    log.error(f"failed: {kind}: {error}; {advice or f'see {run.path}/train.log'}", exc_info=error)
+    _gpu_lost = _gpu_lost or type(error).__name__ == "AcceleratorError"
+    log.error(f"failed: {reason(error)}; {advice(error) or f'see {run.path}/train.log'}", exc_info=error)
     with suppress(OSError):  # a full disk
         run.write_summary(about | run.summary() | failed(error))
     return 1
@@ -227,18 +222,15 @@ def failed(error: BaseException) -> dict[str, Any]:
 
 
 def train_here(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> None:
-    """Read the data, which is where most goes wrong, then import torch and train.
-
-    Data that were prepared before are as they should be: torch is imported while they are read.
-    """
+    """Read the data, which is where most goes wrong, then import torch and train."""
     from cnnlab.config.shape import offered
     from cnnlab.data.images import load_once
 
     processes.place(config.trainer).settle()
-    os.environ["MPLBACKEND"] = "agg"  # Lightning imports matplotlib, and a notebook's own backend may not be there
+    leave_notebook()
     source = data_source(config.data)
     doing(f"Loading the images of {type(source).__name__}, importing torch")
-    if (prepared := offered(source, "prepared")) and prepared.exists():
+    if (prepared := offered(source, "prepared")) and prepared.exists():  # torch is imported while they are read
         Thread(target=importlib.import_module, args=("cnnlab.train.run",)).start()
     data = load_once(source)
     from cnnlab.train.run import train
@@ -258,6 +250,8 @@ def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:
     )
     with signals.passed_on(lambda: [child]):
         status = child.wait()
+    if status == 2:
+        run.forget()
     if status < 0 and signals.received() == -status:  # before it could note a signal
         return record_stop(run, about, Interrupted(-status, saved=False))
     if status not in (0, 1, 2, 130, 143):

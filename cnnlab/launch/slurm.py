@@ -62,6 +62,9 @@ def on_slurm(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> Non
     """Submit what is not in the queue yet, as one array for every size of job, and wait for all."""
     import submitit
 
+    folder = jobs[0].path.parent / ".slurm"
+    if wrong := {"%", "\\"} & set(str(folder.absolute())):
+        raise UserError(f"{folder} has {wrong.pop()} in its name, which Slurm replaces. Use another output_dir.")
     known = {} if settings.dry_run else queue(tries=1)
     submitted = {id: job for job in jobs if (id := RunDirectory(job.path).queued_as) in known}
     if submitted:
@@ -70,7 +73,6 @@ def on_slurm(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> Non
     for job in jobs:
         if job not in submitted.values():
             arrays.setdefault(size(settings, job), []).append(job)
-    folder = jobs[0].path.parent / ".slurm"
     for (nodes, tasks, gpus), array in arrays.items():
         executor = submitit.SlurmExecutor(folder, max_num_timeout=10**6)
         executor.update_parameters(**parameters(settings, nodes, tasks, gpus))

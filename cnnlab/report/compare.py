@@ -16,18 +16,18 @@ from cnnlab.report.runs import Run, Setting, find, grouped, read, varied
 from cnnlab.report.statistics import mcnemar
 from cnnlab.report.units import bounds_of_difference, interval, is_accuracy, mean_of, number, with_interval
 from cnnlab.runs.directory import RunDirectory
+from cnnlab.runs.named import named, names_a_run
 from cnnlab.runs.readers import BrokenFileError
 from cnnlab.runs.told import in_words
 
 
 def chosen(what: str, among: Path) -> Setting:
-    """The runs that `what` names: a run directory, a folder of runs, or settings like aug=cutmix,optim=sgd.
+    """The runs that `what` names: a run, a folder of runs, or settings like aug=cutmix,optim=sgd.
 
     Raises: UserError if they are none, or differ in more than their seed.
     """
-    folder = Path(what)
-    if folder.is_dir():
-        runs, _ = read(find([folder]))
+    if names_a_run(what, among):
+        runs, _ = read(find([named(what, among)]))
     else:
         wanted = dict(part.partition("=")[::2] for part in re.split(r",(?![^\[]*\])", what))
         runs, _ = read(find([among]))

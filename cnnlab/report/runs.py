@@ -1,9 +1,8 @@
 """Runs as they are found on the disk, and settings that several runs share. Takes no torch."""
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from cnnlab.config.options import leaves
 from cnnlab.config.values import as_typed
 from cnnlab.runs.directory import RunDirectory
+from cnnlab.runs.named import find as find
 from cnnlab.runs.readers import BrokenFileError, Row
 
 
@@ -106,20 +106,6 @@ def varied(runs: Sequence[Run]) -> list[str]:
     names = dict.fromkeys(name for run in runs for name in run.settings)
     differing = [name for name in names if len({run.settings.get(name) for run in runs}) > 1]
     return [name for name in differing if len({run.value(name) for run in runs}) > 1]
-
-
-def find(folders: Iterable[Path]) -> Iterator[Path]:
-    """Run directories: the folders themselves, or what lies below them, in order and once; no archived ones."""
-    seen = set()
-    for folder in folders:
-        if (folder / "summary.json").exists():
-            candidates = [folder]
-        else:
-            candidates = sorted(path.parent for path in folder.rglob("summary.json"))
-        for path in candidates:
-            if path.resolve() not in seen and not re.search(r"\.old[0-9]+$", path.name):
-                seen.add(path.resolve())
-                yield path
 
 
 def read(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:

@@ -61,6 +61,10 @@ def cached(
         value = make()
         if writable:
             _keep(path, value, write)
+            with contextlib.suppress(
+                FileNotFoundError, CacheError
+            ):  # as all others have it: mapped, if `read` does that
+                return _load(path, read)
         return value
 
 

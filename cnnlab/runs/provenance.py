@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parents[1]
 INSTALLED = {"site-packages", "dist-packages"}  # folders of what pip and Debian install
 
 AFTERWARDS = (  # what is done with runs, and what starts them
-    *("report/", "use/", "cli.py", "main.py", "__main__.py", "terminal.py", "config/overrides.py"),
+    *("project/", "report/", "use/", "__main__.py", "cli.py", "main.py", "python.py", "terminal.py"),
+    *("testing.py", "config/overrides.py"),
     *(f"launch/{name}.py" for name in ("job_states", "local", "ray", "slurm", "sweep")),
 )
 

@@ -8,6 +8,7 @@ the run; while it saves, a second one does, later than a second after the first;
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -75,6 +76,9 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     """Within the block the signals are handled so, but for those that are ignored."""
     global _received
     _received = 0
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
     before = {number: found for number in STOPPING if (found := signal.getsignal(number)) is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, handler)

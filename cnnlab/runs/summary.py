@@ -14,6 +14,7 @@ PLAIN = object()  # stands for whatever JSON can say
 # What summary.json holds, as far as anything here reads it: {str: kind} has any keys, {"name": kind} these, if present.
 SUMMARY: dict[str, Any] = {
     "run": str,
+    "id": str,
     "status": ("running", "done", "failed", "interrupted"),
     "choices": {str: str},
     "changes": {str: PLAIN},

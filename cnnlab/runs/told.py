@@ -8,6 +8,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# What a failure calls for, by the type of its error or by words in it.
+ADVICE = {
+    "OutOfMemoryError": "Use a smaller batch_size, or resident=host to keep the images in host memory",
+    "AcceleratorError": "CUDA_LAUNCH_BLOCKING=1 shows which operation failed. Further runs get a process of their own",
+    "shared memory": "/dev/shm is full: use data.num_workers=0, or give a container more (docker run --shm-size=1g)",
+}
+
+
+def advice(error: BaseException) -> str:
+    """What to do about a failure; empty if only its log can tell."""
+    said = f"{type(error).__name__} {error}"
+    return next((ADVICE[words] for words in ADVICE if words in said), "")
+
+
+def reason(error: BaseException) -> str:
+    """A failure: type and message, of which a traceback of another process is left to the log."""
+    said = str(error)
+    if "Traceback (most recent call last)" in said:
+        said = next((line for line in reversed(said.splitlines()) if re.match(r"\w[\w.]*: ", line)), said)
+    return f"{type(error).__name__}: {said}"
+
 
 def headline(summary: Mapping[str, Any]) -> str:
     """What a finished run has come to: the metric that it was selected by, on the test images if it is known there."""

@@ -6,7 +6,7 @@ step itself for a network this small.
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,10 @@ from cnnlab.config.options import UserError
 from cnnlab.config.shape import Shape
 from cnnlab.data.pipeline import data_of
 from cnnlab.metrics import Accuracy, EpochMetrics
+from cnnlab.networks import in_evaluation_mode
 from cnnlab.train.machine import of_all_processes
-from cnnlab.train.optimizers import make_optimizer, schedule
+from cnnlab.train.optimizers import freeze, make_optimizer, parsed, schedule
+from cnnlab.train.views import mean_of_views
 
 Batch = tuple[
     Tensor, Tensor
@@ -51,7 +53,10 @@ class Classifier(LightningModule):
         monitor: the metric that ReduceLROnPlateau watches, "val/acc".
         warmup_epochs: the learning rate rises linearly, step by step, for so many epochs at first.
         decay_all: whether weight decay applies to biases and normalisation layers too.
+        lr_scale: rates of layers, by the beginning of their names, as multiples of the optimizer's: ["fc:10",
+            "conv1:0"]; 0: frozen.
         test_flips: whether evaluation takes the mean of the logits of an image and of its mirror image.
+        test_shifts: pixels by which evaluation also moves every image, see `mean_of_views`.
         compile: whether torch.compile makes fewer and larger operations of the network and its loss in training.
     """
 
@@ -67,7 +72,9 @@ class Classifier(LightningModule):
         monitor: str = "val/acc",
         warmup_epochs: float = 0.0,
         decay_all: bool = True,
+        lr_scale: Sequence[str] = (),
         test_flips: bool = False,
+        test_shifts: int = 0,
         compile: bool = False,
     ):
         super().__init__()
@@ -80,7 +87,9 @@ class Classifier(LightningModule):
         kinds = metrics if metrics is not None else {"acc": Accuracy()}
         # of training, and of evaluation; hidden from nn.Module, which would keep them with the weights
         self.kept = tuple({name: metric.clone() for name, metric in kinds.items()} for _ in range(2))
-        self.warmup_epochs, self.decay_all, self.test_flips = warmup_epochs, decay_all, test_flips
+        self.warmup_epochs, self.decay_all, self.lr_scale = warmup_epochs, decay_all, parsed(lr_scale)
+        self.test_flips, self.test_shifts = test_flips, test_shifts
+        freeze(network, self.lr_scale)
         self.train_loss = torch.compile(self.loss_of, dynamic=False) if compile else self.loss_of
         self.begin_epoch()
         self.predictions: tuple[Tensor, ...] | None = None
@@ -92,9 +101,8 @@ class Classifier(LightningModule):
 
     def try_it(self, shape: Shape) -> None:
         """Raises: UserError if network and loss do not fit to data of a shape, or to each other."""
-        with torch.no_grad():
-            outputs = self.network.eval()(torch.zeros(1, shape.channels, *shape.size))
-        self.network.train()
+        with in_evaluation_mode(self.network), torch.no_grad():
+            outputs = self.network(torch.zeros(1, shape.channels, *shape.size))
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         if found != (1, shape.num_classes):
             raise UserError(
@@ -134,9 +142,7 @@ class Classifier(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the logits (B, num_classes)."""
         images, targets = batch
-        logits = self.network(images)
-        if self.test_flips:
-            logits = (logits + self.network(images.flip(3))) / 2
+        logits = mean_of_views(self.network, images, self.test_flips, self.test_shifts)
         self.evaluation_sums.add(self.loss(logits, targets), logits, targets)
         return logits
 
@@ -144,7 +150,7 @@ class Classifier(LightningModule):
         self.tested.append(answers(self.validation_step(batch, batch_idx), self.task))
 
     def configure_optimizers(self) -> Any:
-        optimizer = make_optimizer(self.make_optimizer, self.network, self.decay_all)
+        optimizer = make_optimizer(self.make_optimizer, self.network, self.decay_all, self.lr_scale)
         num_steps = self.num_steps()
         schedules = [schedule(self.make_scheduler, optimizer, num_steps, self.monitor)]
         if warmup_steps := round(self.warmup_epochs * num_steps / (self.trainer.max_epochs or 1)):

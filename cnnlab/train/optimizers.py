@@ -1,8 +1,9 @@
 """Optimizers and schedules, for groups of weights."""
 
 import inspect
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -13,21 +14,64 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from cnnlab.config.options import UserError
 
 
-def make_optimizer(make: Callable[[Any], Optimizer], network: nn.Module, decay_all: bool) -> Optimizer:
+def make_optimizer(
+    make: Callable[[Any], Optimizer], network: nn.Module, decay_all: bool, lr_scale: Mapping[str, float] | None = None
+) -> Optimizer:
     """The optimizer of a network, in which every group of weights has its own rate."""
-    optimizer = make(weight_groups(network, decay_all))
+    optimizer = make(weight_groups(network, decay_all, lr_scale or {}))
     for group in optimizer.param_groups:
         if (scale := group.pop("lr_scale", 1.0)) != 1.0:
             group["lr"] = group["lr"] * scale
     return optimizer
 
 
-def weight_groups(network: nn.Module, decay_all: bool) -> list[dict[str, Any]]:
+def parsed(lr_scale: Sequence[str]) -> dict[str, float]:
+    """["fc:10", "conv1:0"] -> {"fc": 10.0, "conv1": 0.0}. Raises: UserError."""
+    factors = {}
+    for one in lr_scale:
+        layer, _, factor = str(one).rpartition(":")
+        try:
+            factors[layer] = float(factor)
+        except ValueError:
+            factors[layer] = math.nan
+        if not layer or not 0 <= factors[layer] < math.inf:
+            raise UserError(f"lr_scale=[{one}] names no layer and its factor. Use lr_scale=[fc:10,conv1:0]; 0 freezes.")
+    return factors
+
+
+def factor_of(name: str, lr_scale: Mapping[str, float]) -> float:
+    """The factor of a layer or a weight: that of the longest name in `lr_scale` with which its own begins."""
+    fitting = [layer for layer in lr_scale if f"{name}.".startswith(f"{layer}.")]
+    return lr_scale[max(fitting, key=len)] if fitting else 1.0
+
+
+def freeze(network: nn.Module, lr_scale: Mapping[str, float]) -> None:
+    """Layers with the factor 0 do not change: neither their weights nor, evaluating for good, what batch norm counts.
+
+    Raises: UserError for a name with which no weight's begins.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    for layer in lr_scale:
+        if not any(f"{name}.".startswith(f"{layer}.") for name in names):
+            known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+            raise UserError(f"lr_scale=[{layer}:...]: no weight's name begins with {layer}. The layers are {known}.")
+    for name, weight in network.named_parameters():
+        if not factor_of(name, lr_scale):
+            weight.requires_grad_(False)
+    for name, layer in network.named_modules():
+        if not factor_of(name, lr_scale):
+            layer.training = False
+
+
+def weight_groups(
+    network: nn.Module, decay_all: bool, lr_scale: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
     """What an optimizer takes: the groups of a network, each with biases and normalisation layers by themselves where
     these have no decay.
 
     A network may have `parameter_groups()`: a list of {"params": weights, ...} with settings of the optimizer for each,
-    or `lr_scale`, which multiplies optim.lr. What requires no gradient is not trained.
+    or `lr_scale`, which multiplies optim.lr. What requires no gradient is not trained. lr_scale: factors of layers, see
+    `freeze`.
 
     Raises: UserError if its groups lack a weight, or have one twice.
     """
@@ -44,6 +88,14 @@ def weight_groups(network: nn.Module, decay_all: bool) -> list[dict[str, Any]]:
             f"{len(set(held))} of them different, and the network has {len(trained)}. Each belongs into one group; one "
             f"that is not trained has requires_grad=False."
         )
+    if lr_scale:
+        factors = {id(weight): factor_of(name, lr_scale) for name, weight in network.named_parameters()}
+        groups = [
+            group | {"params": some, "lr_scale": group.get("lr_scale", 1.0) * factor}
+            for group in groups
+            for factor in dict.fromkeys(factors.values())
+            if (some := [weight for weight in group["params"] if factors[id(weight)] == factor])
+        ]
     if not decay_all:
         groups = [
             group | {"params": some} | extra

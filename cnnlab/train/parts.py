@@ -1,14 +1,16 @@
 """The parts of a run, made out of its configuration and its data: one assembly for everything. Imports torch."""
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchmetrics import Metric
 
@@ -16,12 +18,22 @@ from cnnlab.augment.base import Augmentation
 from cnnlab.config.objects import filled, instantiate
 from cnnlab.config.options import UserError
 from cnnlab.config.shape import Shape
-from cnnlab.config.values import selection
+from cnnlab.config.values import plain, selection
 from cnnlab.data.images import DataSet
 from cnnlab.data.pipeline import ImageData
 from cnnlab.metrics import number
+from cnnlab.networks import in_evaluation_mode
+from cnnlab.train.weights import begin_with
 
-KNOBS = ("warmup_epochs", "decay_all", "test_flips", "compile")  # of train.yaml, that a module takes if it can
+# Of train.yaml, that a module takes if it can, each with the value that asks for nothing.
+KNOBS: dict[str, Any] = {
+    "warmup_epochs": 0.0,
+    "decay_all": True,
+    "lr_scale": [],
+    "test_flips": False,
+    "test_shifts": 0,
+    "compile": False,
+}
 
 # What torch and a class of any kind raise where something does not fit together.
 MISFITS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
@@ -81,6 +93,8 @@ def assemble(
     """
     batches = make_data(config, data)
     network = make_network(config.model, batches.shape)
+    if config.weights:
+        begin_with(network, Path(config.weights))
     metrics, loss = make_metrics(config.metrics, batches.shape), make_loss(config.loss, batches.shape)
     optimizer, scheduler = instantiate(config.optim), instantiate(config.sched)
     select_on, higher = selection(config)
@@ -98,15 +112,16 @@ def assemble(
     kind: type[LightningModule] = instantiate({"_target_": config.module["_target_"], "_partial_": True}).func
     taken = inspect.signature(kind).parameters
     everything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
-    knobs = {knob: config[knob] for knob in KNOBS if everything or knob in taken}
+    values = plain(OmegaConf.masked_copy(config, list(KNOBS)))
+    knobs = {knob: value for knob, value in values.items() if everything or knob in taken}
     if metrics and not (everything or "metrics" in taken):
         raise UserError(
             f"metrics={'+'.join(metrics)}: {config.module['_target_']} takes no argument metrics. Use metrics=none and "
             f"select_on for something that it logs itself, as val/loss."
         )
-    for knob in KNOBS:
-        if knob not in knobs and config[knob] != NEUTRAL[knob]:
-            raise UserError(f"{knob}={config[knob]}: {config.module['_target_']} takes no argument {knob}.")
+    for knob, neutral in KNOBS.items():
+        if knob not in knobs and values[knob] != neutral:
+            raise UserError(f"{knob}={values[knob]}: {config.module['_target_']} takes no argument {knob}.")
     if extend:
         kind = extend(kind, optimizer, scheduler, batches)
     with told(f"{config.module['_target_']} refuses its arguments"):
@@ -116,9 +131,6 @@ def assemble(
     parts = Parts(batches, network, module, metrics, select_on, higher)
     parts.check_watched("select_on", select_on, "max" if higher else "min")
     return parts
-
-
-NEUTRAL = {"warmup_epochs": 0.0, "decay_all": True, "test_flips": False, "compile": False}
 
 
 @contextmanager
@@ -137,9 +149,10 @@ def make_data(config: DictConfig, data: DataSet) -> ImageData:
     facts = data.shape.facts()
     augmentations = make_augmentations(config.aug, data.shape)
     norm = instantiate(filled(config.norm, facts))
-    if config.test_flips and not getattr(norm, "keeps_places", True):
+    if (config.test_flips or config.test_shifts) and not getattr(norm, "keeps_places", True):
         raise UserError(
-            "test_flips=true mirrors images, and what this norm makes of them are none. Use test_flips=false."
+            "test_flips and test_shifts mirror and move images, and what this norm makes of them are none. Use "
+            "test_flips=false test_shifts=0."
         )
     with told("The data, norm and aug do not fit together"):
         return ImageData(
@@ -204,18 +217,25 @@ def make_network(node: DictConfig | Mapping[str, Any], shape: Shape, try_it: boo
 
     Raises: UserError if it takes no such images.
     """
-    network: nn.Module = instantiate(filled(node, shape.facts()))
+    with told(f"{node['_target_']} refuses its arguments") if try_it else nullcontext():
+        network: nn.Module = instantiate(filled(node, shape.facts()))
     if try_it:
         with told(f"{node['_target_']} does not take images of {shape}"):
             on_black(network, shape)
     return network
 
 
+def try_alone(network: nn.Module, shape: Shape) -> None:
+    """Raises: UserError for a network that cannot learn from one image at a time, as with some batch normalisation."""
+    image = torch.zeros(1, shape.channels, shape.height, shape.width)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(network).train()(image)
+    except ValueError as error:
+        raise UserError(f"batch_size leaves one image for each process: {error}. Use a larger batch_size.") from error
+
+
 def on_black(network: nn.Module, shape: Shape) -> Any:
     """What a network makes of one black image, in evaluation mode."""
-    training = network.training
-    try:
-        with torch.no_grad():
-            return network.eval()(torch.zeros(1, shape.channels, shape.height, shape.width))
-    finally:
-        network.train(training)
+    with in_evaluation_mode(network), torch.no_grad():
+        return network(torch.zeros(1, shape.channels, shape.height, shape.width))

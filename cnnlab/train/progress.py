@@ -1,5 +1,6 @@
-"""The progress bar."""
+"""The progress bar, on a terminal or in a notebook."""
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cnnlab.console import in_notebook
 from cnnlab.data.pipeline import data_of
 
 
@@ -63,3 +65,43 @@ class ProgressBar(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if hasattr(self, "bar"):
             self.bar.stop()
+
+
+class NotebookBar(Callback):
+    """The same below the cell of a notebook, as one line that is replaced twice a second."""
+
+    every_step = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        from IPython.display import Pretty, display
+
+        self.made = Pretty
+        self.began, self.from_step = time.monotonic(), trainer.global_step
+        self.shown_at = self.began
+        self.line = display(Pretty("the first steps ..."), display_id=True)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now, steps = time.monotonic(), trainer.num_training_batches * (trainer.max_epochs or 0)
+        if now - self.shown_at >= 0.5:
+            self.shown_at, done = now, trainer.global_step - self.from_step
+            speed = done / (now - self.began)
+            left = (steps - trainer.global_step) / speed
+            self.line.update(
+                self.made(
+                    f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {trainer.global_step / steps:.0%}  "
+                    f"{speed * data_of(trainer).batch_size:,.0f} images/s  loss {shown_loss(pl_module, outputs)}  "
+                    f"{left:,.0f} s left"
+                )
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.line.update(self.made(f"{time.monotonic() - self.began:,.1f} s"))
+
+
+def progress() -> list[Callback]:
+    """What shows how far a training is, where somebody looks at it."""
+    if in_notebook():
+        return [NotebookBar()]
+    return [ProgressBar()] if os.isatty(1) else []

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from cnnlab.runs.told import headline
 from cnnlab.train import checkpoint
 from cnnlab.train.checkpoint import CheckpointFiles
 from cnnlab.train.machine import leave_process_group, of_gpus, peak_memory, reset_peak_memory, unused_gpu, use_threads
-from cnnlab.train.parts import NOT_DETERMINISTIC, Parts, assemble, told
+from cnnlab.train.parts import NOT_DETERMINISTIC, Parts, assemble, told, try_alone
 from cnnlab.train.records import Records, measured
 from cnnlab.train.trainer import check_monitors, make_callbacks, make_trainer, refuse_early, with_graph
 
@@ -52,7 +53,9 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     files = CheckpointFiles()
     records = Records(run, files, code_digest(targets(config)), *selection(config), **config.checkpoint)
     callbacks = make_callbacks(config, run)
-    trainer = make_trainer(config, run, records, callbacks)
+    # what loggers know the run by: that of a run which goes on is the same, that of a rerun another one
+    about = {"id": run.summary().get("id") or f"{run.path.name[-8:]}-{secrets.token_hex(4)}", **about}
+    trainer = make_trainer(config, run, records, callbacks, about["id"])
     asked = config.trainer.devices * config.trainer.num_nodes
     if 0 < asked != trainer.world_size:
         raise UserError(f"{trainer.world_size} processes would train, and trainer.devices asks for {asked}.")
@@ -65,6 +68,8 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     check_monitors(callbacks, parts)
     datamodule = parts.data
     refuse_few(datamodule, trainer.world_size)
+    if config.batch_size == trainer.world_size:
+        try_alone(parts.network, datamodule.shape)
     summary = {"status": "running"} | dict(about) | describe(trainer, parts)
     if trainer.is_global_zero:
         if config.trainer.accelerator == "auto" and (reason := unused_gpu()):
@@ -72,13 +77,13 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
                 f"This machine has an NVIDIA GPU that torch cannot use: {reason}. The run trains on the CPU, many "
                 f"times slower. Use trainer.accelerator=cpu if that is what you want."
             )
-        open_records(run, summary, trainer, parts)
+        open_records(run, summary, trainer, parts, config)
 
     failed = True
     try:
         with signals.noted(), not_deterministic_told(trainer):
             newest = begins_with(config, run, trainer)
-            if (fit := getattr(parts.network, "fit", None)) and newest is None:
+            if (fit := getattr(parts.network, "fit", None)) and newest is None and not config.weights:
                 mixed = torch.randperm(len(datamodule.train_index))[:FITTED_ON]
                 with told(f"{config.model._target_}.fit"):
                     fit(datamodule.evaluation_images("train", datamodule.train_index[mixed]))
@@ -226,7 +231,9 @@ def describe(trainer: Trainer, parts: Parts) -> dict[str, Any]:
     }
 
 
-def open_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, parts: Parts) -> None:
+def open_records(
+    run: RunDirectory, summary: dict[str, Any], trainer: Trainer, parts: Parts, config: DictConfig
+) -> None:
     """Write and say what is about to run; draw the sheet of training images."""
     run.write_summary(summary)
     if difference := source_changes():
@@ -241,29 +248,30 @@ def open_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, p
     for logger in trainer.loggers:
         if opened := getattr(logger, "open_run", None):
             opened(parts.data.held_out, getattr(parts.module, "measures", ()))
+        else:
+            logger.log_hyperparams(shown(summary, config) | {"path": str(run.path.absolute())})
+
+
+def shown(summary: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
+    """What loggers show of a run: its choices, what was typed, what differs from the defaults, and what everyone asks
+    for.
+    """
+    typed = {word.split("=")[0].lstrip("+") for word in summary["overrides"]}
+    asked = {"seed", "batch_size", "optim.lr", "trainer.max_epochs", *summary["changes"], *typed}
+    values = {path: value for path, value in leaves(plain(config)) if path in asked}
+    return {p: v if isinstance(v, int | float) else str(v) for p, v in values.items()} | summary["choices"]
 
 
 def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, config: DictConfig) -> None:
-    """Draw the pictures, then write the summary, last.
-
-    TensorBoard's table gets the choices, what was typed, what differs from the defaults, and what everyone asks for.
-    """
+    """Draw the pictures, give loggers the final metrics, then write the summary, last."""
     pictures.curves(run.path / "curves.png", run.metrics(), summary["run"], summary["selected_on"].partition("/")[2])
     data, classes = summary["data"], summary["data"]["classes"]
     if data["task"] == "multiclass" and (run.path / "predictions.npz").exists():
         pictures.confusion(run.path / "confusion.png", run.confusion(len(classes)), classes)
-    typed = {word.split("=")[0].lstrip("+") for word in summary["overrides"]}
-    knobs = {
-        path: value if isinstance(value, int | float) else str(value)
-        for path, value in leaves(plain(config))
-        if path in {"seed", "batch_size", "optim.lr", "trainer.max_epochs", *summary["changes"], *typed}
-    }
-    knobs |= summary["choices"]
     for logger in trainer.loggers:
         if close := getattr(logger, "close_run", None):
-            close(knobs, summary["metrics"], summary["epochs_done"])
+            close(shown(summary, config), summary["metrics"], summary["epochs_done"])
         else:
-            logger.log_hyperparams(knobs)
             tested = {name: value for name, value in summary["metrics"].items() if name.startswith("test/")}
             logger.log_metrics(tested, step=summary["epochs_done"])
     run.write_summary(summary)

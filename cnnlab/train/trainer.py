@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import os
 import warnings
 from collections.abc import Mapping
 from datetime import timedelta
@@ -11,7 +10,13 @@ from typing import Any, cast
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 from torch import nn
@@ -26,8 +31,8 @@ from cnnlab.runs.log import log
 from cnnlab.train import graph, graphable
 from cnnlab.train.machine import computes_in_bf16
 from cnnlab.train.optimizers import make_optimizer, schedule
-from cnnlab.train.parts import Parts
-from cnnlab.train.progress import ProgressBar
+from cnnlab.train.parts import Parts, told
+from cnnlab.train.progress import progress
 from cnnlab.train.records import Records
 
 warnings.filterwarnings("ignore", module=r"lightning\.")  # of its use of older torch
@@ -35,11 +40,14 @@ for name in ("lightning.pytorch", "lightning.fabric"):  # announcements; `descri
     logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def make_trainer(config: DictConfig, run: RunDirectory, records: Records, chosen: Mapping[str, Callback]) -> Trainer:
-    """Lightning's Trainer with what the configuration leaves to us: precision, callbacks, loggers."""
-    callbacks: list[Callback] = [records, *chosen.values()]
-    if os.isatty(1):
-        callbacks.append(ProgressBar())
+def make_trainer(
+    config: DictConfig, run: RunDirectory, records: Records, chosen: Mapping[str, Callback], run_key: str = ""
+) -> Trainer:
+    """Lightning's Trainer with what the configuration leaves to us: precision, callbacks, loggers.
+
+    run_key: what loggers know the run by.
+    """
+    callbacks: list[Callback] = [records, *chosen.values(), *progress()]
     node = plain(config.trainer)
     if node["precision"] == "auto":
         node["precision"] = "bf16-mixed" if computes_in_bf16(node["accelerator"]) else "32-true"
@@ -53,7 +61,7 @@ def make_trainer(config: DictConfig, run: RunDirectory, records: Records, chosen
     trainer = instantiate(
         {"benchmark": False, **node},
         callbacks=callbacks,
-        logger=[make_logger(logger, run) for logger in config.logger.values()],
+        logger=[make_logger(logger, run, run_key) for logger in config.logger.values()],
         plugins=[records.files, environment],
         default_root_dir=str(run.path),
         deterministic=config.deterministic,
@@ -71,9 +79,12 @@ def make_trainer(config: DictConfig, run: RunDirectory, records: Records, chosen
     return trainer
 
 
-def make_logger(node: DictConfig, run: RunDirectory) -> Any:
-    """A logger, which its file can tell run.name and run.path; `save_dir`, if it takes one, is the run directory."""
-    arguments = filled(node, {"name": run.path.name, "path": str(run.path)}, root="run")
+def make_logger(node: DictConfig, run: RunDirectory, run_key: str = "") -> Any:
+    """A logger, which its file can tell run.name, run.path and run.id, which is that of a run and all its resumptions,
+    and not of a rerun; `save_dir`, if it takes one, is the run directory unless the file says otherwise.
+    """
+    facts = {"name": run.path.name, "path": str(run.path.absolute()), "id": run_key}
+    arguments = filled(node, facts, root="run")
     taken = inspect.signature(instantiate({"_target_": arguments["_target_"], "_partial_": True}).func).parameters
     if "save_dir" in taken:
         arguments.setdefault("save_dir", str(run.path))
@@ -82,6 +93,8 @@ def make_logger(node: DictConfig, run: RunDirectory) -> Any:
 
 NOT_WITH_RUNS = {  # callbacks that break what a run promises: why, and what to use instead
     StochasticWeightAveraging: "its average is neither tested nor in the checkpoints. Use callbacks=ema",
+    LearningRateFinder: "the run would train at another rate than it is named by. Use -m optim.lr=A,B,...",
+    BatchSizeFinder: "the run would train on other batches than it is named by. Use -m batch_size=A,B,...",
     GradientAccumulationScheduler: "the learning rate's schedule counts steps of one size. Use batch_size",
 }
 
@@ -126,7 +139,8 @@ def with_graph(
     """The class of module that replays CUDA graphs, where they can do the training steps; if not on a GPU, say why."""
     if not config.cuda_graph or not isinstance(kind, type):
         return kind
-    optimizer = make_optimizer([nn.Parameter(torch.zeros(1))])
+    with told("The optimizer refuses its arguments"):
+        optimizer = make_optimizer([nn.Parameter(torch.zeros(1))])
     if reason := graphable.unsupported(trainer, optimizer, make_scheduler, datamodule, plain(config.trainer), kind):
         if trainer.strategy.root_device.type == "cuda":
             log.info(f"No CUDA graph: {reason}.")

@@ -31,6 +31,7 @@ USED = (
     "loss",
     "metrics",
     "test_flips",
+    "test_shifts",
 )  # what of a run's configuration is used after training
 OURS = ("cache_dir", "sources", "sha256", "timeout")  # of `data`: never a run directory's
 WORD = re.compile(r"[\w#][\w#.+ -]*", re.ASCII)  # no path, and no address
@@ -61,6 +62,11 @@ class OpenedRun:
         height, width = data["image_size"]
         return Shape(len(data["classes"]), data["channels"], height, width, data["task"])
 
+    @property
+    def background(self) -> str:
+        """What it saw behind transparent images."""
+        return str(self.summary["changes"].get("data.background", "black"))
+
 
 def opened(path: Path) -> OpenedRun:
     """Read and check the files of a run, but for its checkpoints.
@@ -75,12 +81,15 @@ def opened(path: Path) -> OpenedRun:
         raise UserError(f"{path} has no checkpoints/best.ckpt: no epoch of it was finished. Train it first.")
     if wrong := _lacking(summary):
         raise BrokenFileError(path / "summary.json", wrong)
-    tree = run.config()
+    tree = {"test_shifts": 0} | run.config()  # older runs have none
     if missing := [key for key in USED if key not in tree]:
         raise BrokenFileError(file, f"has no {missing[0]}")
     tree = {key: tree[key] for key in USED}
-    if not isinstance(tree["test_flips"], bool) or not all(
-        isinstance(tree[group], dict) for group in LISTED if group in USED
+    if (
+        not isinstance(tree["test_flips"], bool)
+        or type(tree["test_shifts"]) is not int
+        or tree["test_shifts"] not in range(9)
+        or not all(isinstance(tree[group], dict) for group in LISTED if group in USED)
     ):
         raise BrokenFileError(file, "has values of other types than a run's")
     facts = OpenedRun(path, best, summary, OmegaConf.create()).stored.facts()
@@ -96,7 +105,7 @@ def opened(path: Path) -> OpenedRun:
             )
         defaults, limits = option_file(f"{group}/{name}"), limits_of_file(f"{group}/{name}")
         node["_target_"] = defaults["_target_"]  # wherever the class is today
-        known = {"data": facts, "run": {"test_flips": tree["test_flips"]}}
+        known = {"data": facts, "run": {name: tree[name] for name in ("test_flips", "test_shifts")}}
         for knob, value in (*leaves(node), *((key, one) for key, one in node.items() if isinstance(one, dict))):
             check_value(f"{group}.{knob}", value, defaults.get(knob), limits.get(knob), siblings(node, knob) | known)
             if value != defaults.get(knob) and not limits.get(knob) and (text := next(not_words(value), "")):
@@ -120,7 +129,7 @@ def not_words(value: Any) -> Iterator[str]:
 
 def _nodes(tree: dict[str, Any], summary: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """Group, name of the option and node of everything that is instantiated."""
-    for group in USED[:-1]:
+    for group in USED[:-2]:
         if group in LISTED:
             yield from ((group, name, node) for name, node in tree[group].items())
         else:
@@ -145,9 +154,11 @@ def with_other_data(run: OpenedRun, typed: Sequence[str] = ()) -> DictConfig:
 
     Raises: UserError for what cannot differ from the run, or is not allowed.
     """
-    allowed = ("data=", "data.", "norm=", "norm.", "test_flips=")
+    allowed = ("data=", "data.", "norm=", "norm.", "test_flips=", "test_shifts=")
     if wrong := [word for word in typed if not word.startswith(allowed)]:
-        raise UserError(f"{wrong[0]}: only data, norm and test_flips can differ from the run. Type one of those.")
+        raise UserError(
+            f"{wrong[0]}: only data, norm, test_flips and test_shifts can differ from the run. Type one of those."
+        )
     given = {word.split("=")[0] for word in typed}
     kept = [group for group in ("data", "norm") if group not in given]
     for group in kept:
@@ -164,7 +175,7 @@ def with_other_data(run: OpenedRun, typed: Sequence[str] = ()) -> DictConfig:
     if "data" in given and "image_size" in made.data and "data.image_size" not in given:
         height, width = run.summary["data"]["image_size"]
         made.data.image_size = height if height == width else [height, width]
-    if "test_flips" not in given:
-        made.test_flips = run.config.test_flips
-    check_values(made, "data", "norm", "test_flips")
+    for name in {"test_flips", "test_shifts"} - given:
+        made[name] = run.config[name]
+    check_values(made, "data", "norm", "test_flips", "test_shifts")
     return made

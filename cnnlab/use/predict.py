@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cnnlab.data.decode import UNREADABLE, read_image
 from cnnlab.terminal import Table
@@ -21,9 +20,7 @@ READ_TOGETHER = 500  # images
 Prediction = dict[str, Any]  # {"path": ..., "label": ..., "probability": ..., "top": [[label, probability], ...]}
 
 
-def predict(
-    model: Trained, paths: Iterable[str], top: int = 3, background: str = "black"
-) -> Iterator[Prediction | tuple[str, str]]:
+def predict(model: Trained, paths: Iterable[str], top: int = 3) -> Iterator[Prediction | tuple[str, str]]:
     """A prediction for every image; for one that cannot be read its path and the reason."""
     remaining = iter(paths)
     while some := list(islice(remaining, READ_TOGETHER)):
@@ -31,15 +28,13 @@ def predict(
         failed: dict[str, str] = {}
         for path in some:
             try:
-                images[path] = read_image(path, model.stored.size, background, model.stored.channels).pixels
+                images[path] = read_image(path, model.stored.size, model.background, model.stored.channels).pixels
             except UNREADABLE as error:
                 failed[path] = f"{type(error).__name__}: {error}"
         if images:
             pixels = torch.from_numpy(np.stack(list(images.values()))).permute(0, 3, 1, 2)
             # of equal logits, which bfloat16 often gives, the first one counts, as in evaluation
-            values, labels = torch.sort(
-                said(model.logits(pixels), model.stored.task), dim=1, descending=True, stable=True
-            )
+            values, labels = torch.sort(model.probabilities(pixels), dim=1, descending=True, stable=True)
             shares, labels = values[:, :top], labels[:, :top]
             ranked = dict(zip(images, zip(shares.tolist(), labels.tolist(), strict=True), strict=True))
         for path in some:
@@ -48,13 +43,6 @@ def predict(
             else:
                 best = [[model.classes[label], round(share, 4)] for share, label in zip(*ranked[path], strict=True)]
                 yield {"path": path, "label": best[0][0], "probability": best[0][1], "top": best}
-
-
-def said(outputs: Tensor, task: str) -> Tensor:
-    """What the outputs of a network say, (N, K): probabilities, or numbers."""
-    if task == "multiclass":
-        return outputs.softmax(1)
-    return outputs.sigmoid() if task == "multilabel" else outputs
 
 
 def print_predictions(predictions: Sequence[Prediction], form: str) -> None:

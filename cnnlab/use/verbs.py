@@ -14,6 +14,7 @@ from cnnlab.config.identity import chosen, configuration
 from cnnlab.config.objects import data_source, filled, instantiate
 from cnnlab.config.options import UserError
 from cnnlab.config.shape import offered
+from cnnlab.runs.named import find, named, names_a_run
 from cnnlab.terminal import Table
 from cnnlab.text import say
 from cnnlab.use.opened import OpenedRun, opened, with_other_data
@@ -71,8 +72,8 @@ def anatomy(arguments: argparse.Namespace) -> None:
 
 def show(arguments: argparse.Namespace) -> None:
     """Draw training images as stored and as the network sees them; or, of a run, what it has learned."""
-    if len(arguments.overrides) == 1 and Path(arguments.overrides[0]).is_dir():
-        show_run(Path(arguments.overrides[0]), arguments.picture)
+    if len(arguments.overrides) == 1 and names_a_run(arguments.overrides[0], arguments.runs):
+        show_run(named(arguments.overrides[0], arguments.runs), arguments.picture)
         return
     if arguments.num < 1:
         raise UserError(f"--num {arguments.num} is not allowed. Type a number from 1.")
@@ -98,7 +99,7 @@ def show_run(path: Path, picture: Path | None) -> None:
     summary = run.summary
     if picture is not None:
         try:
-            read = read_image(picture, run.stored.size, background(summary), readable_channels(run)).pixels
+            read = read_image(picture, run.stored.size, run.background, readable_channels(run)).pixels
         except UNREADABLE as error:
             raise UserError(f"{picture} cannot be read as an image ({type(error).__name__}: {error}).") from error
     import torch
@@ -108,7 +109,6 @@ def show_run(path: Path, picture: Path | None) -> None:
     from cnnlab.report.pictures import drawable, tiled, write_png
     from cnnlab.runs.directory import RunDirectory
     from cnnlab.use import explain
-    from cnnlab.use.predict import said as said_by
     from cnnlab.use.trained import open_run
 
     model, _, _ = open_run(path)
@@ -120,7 +120,7 @@ def show_run(path: Path, picture: Path | None) -> None:
         pixels = read.transpose(2, 0, 1)[None]
         name, label = picture.name, "not known"
     given = torch.from_numpy(pixels.copy())
-    share, place = said_by(model.logits(given), model.stored.task)[0].max(0)
+    share, place = model.probabilities(given)[0].max(0)
     folder = path / "pictures"
     folder.mkdir(exist_ok=True)
     if (filters := first_filters(model.network)) is not None:
@@ -153,15 +153,10 @@ def readable_channels(run: OpenedRun) -> int:
     return channels
 
 
-def background(summary: dict[str, Any]) -> str:
-    """What the run saw behind transparent images."""
-    return str(summary["changes"].get("data.background", "black"))
-
-
 def evaluate(arguments: argparse.Namespace) -> None:
     """Measure a trained run on its test images, or on others of the same classes, and draw where it is wrong."""
-    typed = arguments.overrides
-    run = opened(arguments.run)
+    typed, path = arguments.overrides, named(arguments.run, arguments.runs)
+    run = opened(path)
     other = with_other_data(run, typed)
     source = checked_source(other)
     wanted, shape = run.stored, offered(source, "shape") or run.stored
@@ -176,16 +171,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from cnnlab.use import evaluation
     from cnnlab.use.trained import open_run
 
-    model, _, _ = open_run(arguments.run)
+    model, _, _ = open_run(path)
     data = load_once(source)
     evaluation.check_fits(model, data.test)
     if any(word.startswith("norm") for word in typed):
         model.norm = instantiate(filled(other.norm, wanted.facts()))
         model.norm.fit(torch.cat([model.cropped(some) for some in pixel_batches(data.train, 1000)]))
         model.norm.to(next(model.parameters()).device)
-    model.test_flips = other.test_flips
+    model.test_flips, model.test_shifts = other.test_flips, other.test_shifts
     found = evaluation.evaluate(model, data.test)
-    folder = arguments.out or arguments.run / re.sub(r"[^\w.=-]+", "_", "-".join(["evaluation", *typed]))
+    folder = arguments.out or path / re.sub(r"[^\w.=-]+", "_", "-".join(["evaluation", *typed]))
     folder.mkdir(parents=True, exist_ok=True)
     result = evaluation.as_dictionary(found, model.classes) | {"fingerprint": data.fingerprint, "overrides": typed}
     if found.confusion is not None:
@@ -203,7 +198,7 @@ def predict(arguments: argparse.Namespace) -> None:
         raise UserError(f"--top {arguments.top} is not allowed. Type a number from 1.")
     from cnnlab.data.decode import described, images_in
 
-    run = opened(arguments.run)
+    run = opened(named(arguments.run, arguments.runs))
     readable_channels(run)
     paths, others = images_in(arguments.paths)
     if others:
@@ -211,8 +206,8 @@ def predict(arguments: argparse.Namespace) -> None:
     from cnnlab.use import predict
     from cnnlab.use.trained import open_run
 
-    model, _, _ = open_run(arguments.run)
-    answers = list(predict.predict(model, paths, arguments.top, background(run.summary)))
+    model, _, _ = open_run(run.path)
+    answers = list(predict.predict(model, paths, arguments.top))
     failed = [answer for answer in answers if isinstance(answer, tuple)]
     predict.print_predictions([answer for answer in answers if isinstance(answer, dict)], arguments.format)
     for path, reason in failed:
@@ -223,16 +218,16 @@ def predict(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Write a trained run as one file for other programs, and verify it."""
-    run = opened(arguments.run)
+    run = opened(named(arguments.run, arguments.runs))
 
     from cnnlab.data.images import load_once
     from cnnlab.data.loaders import pixel_batches
     from cnnlab.use.export import export
     from cnnlab.use.trained import open_run
 
-    model, _, summary = open_run(arguments.run)
+    model, _, summary = open_run(run.path)
     model = model.float32_on_cpu()
-    path = arguments.out or arguments.run / {"onnx": "model.onnx", "torch": "model.pt2"}[arguments.format]
+    path = arguments.out or run.path / {"onnx": "model.onnx", "torch": "model.pt2"}[arguments.format]
     path.parent.mkdir(parents=True, exist_ok=True)
     test = load_once(checked_source(with_other_data(run))).test
     about = {"run": summary["run"], "test/acc": summary.get("metrics", {}).get("test/acc"), **summary["environment"]}
@@ -245,12 +240,10 @@ def report(arguments: argparse.Namespace) -> None:
     """Write the report of runs: which setting is best, and how sure that is."""
     from cnnlab.report import page
     from cnnlab.report.answer import answer
-    from cnnlab.report.runs import find, read
+    from cnnlab.report.runs import read
     from cnnlab.report.sweep import Sweep
 
-    if missing := [str(folder) for folder in arguments.folders if not folder.is_dir()]:
-        raise UserError(f"{missing[0]} is no folder. Type one that holds runs, for example outputs/runs.")
-    paths = list(find(arguments.folders))
+    paths = list(find(named(place) for place in arguments.folders))
     if not paths:
         raise UserError(f"There is no run in {arguments.folders[0]}. Type a folder that holds some, as outputs/runs.")
     sweep = Sweep(*read(paths))
@@ -279,11 +272,11 @@ def ls(arguments: argparse.Namespace) -> None:
     """List runs, newest first or by a metric."""
     from cnnlab.report.table import print_list
 
-    print_list(arguments.folder, arguments.by, arguments.num)
+    print_list(named(arguments.folder), arguments.by, arguments.num)
 
 
 def status(arguments: argparse.Namespace) -> None:
     """How far the runs of a sweep are: queued, running, done, failed; from their files alone."""
     from cnnlab.report.table import print_status
 
-    print_status(arguments.folder)
+    print_status(named(arguments.folder))

@@ -1,0 +1,105 @@
+"""Files from the network: by https, verified, resumed where they broke off, appearing complete or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import ssl
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+
+from cnnlab.config.options import UserError
+from cnnlab.runs.readers import open_regular
+
+
+class ContentError(Exception):
+    """A download that is complete but is not what was asked for."""
+
+
+def reason(error: Exception) -> str:
+    """One phrase for why a source failed."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"answered {error.code} {error.reason}"
+    if isinstance(error, TimeoutError):
+        return "sent nothing for too long"
+    if isinstance(error, urllib.error.URLError):
+        return str(error.reason)
+    return str(error) or type(error).__name__
+
+
+class _OnlyHTTPS(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, request, file, code, message, headers, url):
+        if not url.startswith("https://"):
+            raise ContentError(f"redirects to {url}, which is not https")
+        return super().redirect_request(request, file, code, message, headers, url)
+
+
+def download(source: str, target: Path, sha256: str, timeout: float, attempts: int = 3) -> None:
+    """Fetch `source` into the file `target`, which appears complete and verified or not at all.
+
+    A transfer that breaks off goes on where it stopped, up to `attempts` times and again at the next call.
+
+    Raises: OSError, HTTPException when the source fails; ContentError when its content has another SHA-256.
+    """
+    opener = urllib.request.build_opener(_OnlyHTTPS, urllib.request.HTTPSHandler(context=ssl.create_default_context()))
+    partial = target.with_name(f"{target.name}.{hashlib.sha256(source.encode()).hexdigest()[:8]}.part")
+    resumed = partial.exists()
+    for attempt in range(1, attempts + 1):
+        try:
+            _append(opener, source, partial, timeout)
+            break
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and partial.exists():  # the part is complete, or is not what it should be
+                break
+            if attempt == attempts or error.code < 500:
+                raise
+        except (OSError, HTTPException):
+            if attempt == attempts:
+                raise
+        time.sleep(attempt)
+    if (found := file_sha256(partial)) != sha256:
+        partial.unlink()
+        if resumed:  # the part may have been of another file
+            download(source, target, sha256, timeout, attempts)
+            return
+        raise ContentError(f"its content has the SHA-256 {found}, expected {sha256}")
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(target)
+    for other in target.parent.glob(f"{target.name}.*.part"):  # of sources that failed
+        other.unlink()
+
+
+def _append(opener: urllib.request.OpenerDirector, source: str, partial: Path, timeout: float) -> None:
+    """Fetch what the partial file lacks, with a progress bar."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    size = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(source, headers={"Range": f"bytes={size}-"} if size else {})
+    with opener.open(request, timeout=timeout) as response:
+        if response.status != 206:  # the whole file
+            size = 0
+        length = response.headers.get("Content-Length")
+        total = size + int(length) if length else None
+        columns = (TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with open(partial, "r+b" if size else "wb") as file, Progress(*columns, TimeRemainingColumn()) as progress:
+            task = progress.add_task(source.split("/")[2], total=total, completed=size)
+            file.seek(size)
+            while chunk := response.read1(1 << 20):
+                file.write(chunk)
+                progress.update(task, advance=len(chunk))
+            if total is not None and file.tell() < total:
+                raise ConnectionError(f"broke off after {file.tell():,} of {total:,} bytes")
+
+
+def file_sha256(path: Path) -> str:
+    """Raises: UserError if the file cannot be read."""
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}). Make it readable, or delete it.") from error
+    with file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

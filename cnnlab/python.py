@@ -1,0 +1,238 @@
+"""What `import cnnlab` offers: compose, train, load, runs, report. Does not import torch before it must.
+
+They are what train.py and `python -m cnnlab` do, called in a program or a notebook: the same configurations, the same
+run directories, and the same checks, which raise UserError here. A run is named by its path, by the name of its
+directory, by the beginning of its hash, by "latest" or by "best" (see cnnlab.runs.named), or it is what `train` has
+returned.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from cnnlab.config.check import check_single
+from cnnlab.config.identity import configuration
+from cnnlab.config.mistakes import explain
+from cnnlab.config.options import UserError as UserError
+from cnnlab.config.options import folders, leaves, use_folders
+from cnnlab.config.overrides import check_overrides
+from cnnlab.config.values import as_typed, job_config
+from cnnlab.launch.job import Job
+from cnnlab.report.runs import Run, read
+from cnnlab.runs.directory import BusyError, RunDirectory
+from cnnlab.runs.named import HERE, find, named
+from cnnlab.runs.told import headline
+
+if TYPE_CHECKING:
+    import pandas
+
+    from cnnlab.use.trained import Trained
+
+Words: TypeAlias = str | Sequence[str]
+Name: TypeAlias = str | os.PathLike[str]
+
+
+class RunFailedError(Exception):
+    """A run has failed, or another process has it and on_busy=fail. train.log in its directory says more."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        path: the run directory.
+        metrics: at the best epoch, "test/acc", and at the last one, "last/test/acc".
+        summary: all of summary.json.
+    """
+
+    path: Path
+    metrics: dict[str, float]
+    summary: dict[str, Any] = field(repr=False)
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def _repr_html_(self) -> str:
+        epoch = f"epoch {self.summary['best_epoch']} of {self.summary['epochs_done']}"
+        rows = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{value:.4f}</td></tr>"
+            for name, value in self.metrics.items()
+            if not name.startswith("last/")
+        )
+        return f"<p>{html.escape(headline(self.summary))}, {epoch}: <code>{html.escape(str(self.path))}</code></p>" + (
+            f"<table>{rows}</table>"
+        )
+
+
+def compose(overrides: Words = (), config_dir: Name | None = None) -> DictConfig:
+    """The configuration that `python train.py OVERRIDES` would have, checked.
+
+    overrides: one string, as on the command line, or one for each override. config_dir: a folder of option files,
+        otherwise that of the project (see cnnlab.config.options).
+
+    Raises: UserError.
+    """
+    words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    try:
+        if config_dir is not None:
+            use_folders([os.fspath(config_dir)])
+        folders()
+        check_overrides(words)
+        config = configuration(words)
+        check_single(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+    return config
+
+
+def train(config: DictConfig | Words = ()) -> Result:
+    """Train a run to its end, or return it if it is finished; an interrupted one is resumed.
+
+    config: what `compose` has returned, whose values may have been changed since, or its overrides.
+
+    Raises: UserError for what cannot work; RunFailedError; KeyboardInterrupt if a signal has stopped it, after saving
+        (in a notebook "interrupt the kernel"): the same call goes on.
+    """
+    config = compose(overrides_of(config) if isinstance(config, DictConfig) else config)
+    if config.plan:
+        raise UserError("plan=true shows what would be trained, on the command line. Use plan=false here.")
+    job = Job.of(config)
+    try:
+        status = job.attempt()
+    except BusyError as error:
+        raise RunFailedError(f"{error}. Use on_busy=wait to wait for it.") from error
+    summary = RunDirectory(job.path).summary()
+    if status == 0:
+        return Result(job.path, summary["metrics"], summary)
+    said = summary.get("error", {})
+    if status not in (1, 2):
+        raise KeyboardInterrupt(said.get("message", ""))
+    if status == 2:
+        raise UserError("The processes of the run have refused it, and said why.")
+    raise RunFailedError(f"{said.get('type')}: {said.get('message')}; see {job.path}/train.log")
+
+
+def overrides_of(config: DictConfig) -> list[str]:
+    """The overrides that make a composed configuration, in which values may have been changed since."""
+    words = list(config.hydra.overrides.task)
+    before, after = dict(leaves(job_config(configuration(words)))), dict(leaves(job_config(config)))
+    changed = {path: value for path, value in after.items() if path not in before or before[path] != value}
+    kept = [word for word in words if word.lstrip("+").partition("=")[0] not in changed]
+    made = [f"{'+' * (path not in before)}{path}={_as_override(value)}" for path, value in changed.items()]
+    return [*kept, *made, *(f"~{path}" for path in before if path not in after)]
+
+
+def _as_override(value: Any) -> str:
+    """A value as Hydra's grammar has it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_as_override, value))}]"
+    if isinstance(value, str):
+        return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + "\\'" * bool(found[2]), value) + "'"
+    return as_typed(value)
+
+
+def load(run: Name, among: Name = HERE, epoch: str = "best") -> Trained:
+    """The model of a run, on the GPU if there is one: see cnnlab.use.trained.Trained.
+
+    among: the folder with the runs, where `run` is not a path. epoch: "best" or "last".
+
+    Raises: UserError if there is no such run, or no checkpoint of it; CheckpointError if that is damaged.
+    """
+    from cnnlab.use.trained import open_run
+
+    if epoch not in ("best", "last"):
+        raise UserError(f"epoch={epoch} is not kept. Use best or last.")
+    return open_run(named(run, Path(among)), epoch)[0]
+
+
+def runs(folder: Name | Iterable[Name] = HERE, epochs: bool = False) -> pandas.DataFrame:
+    """The runs below a folder: one row for each, or one for each of their epochs.
+
+    Columns: run, status and seed; the options and values in which runs may differ, `optim`, `optim.lr`; metrics, at
+    the best epoch or by epoch; path, which `report` and `load` take. Needs pandas.
+
+    Raises: UserError if there is none, or no pandas.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise UserError("cnnlab.runs needs pandas. Use pip install pandas.") from error
+
+    found = _read(folder)
+    knobs = list(dict.fromkeys(name for run in found for name in run.settings))
+    table = []
+    for run in found:
+        row: dict[str, Any] = {"run": run.path.name, "status": run.outcome, "seed": run.seed} | _settings(run, knobs)
+        ends = {"path": str(run.path)}
+        if epochs:
+            table += [row | one | ends for one in run.rows]
+        else:
+            said = ("best_epoch", "epochs_done", "train_seconds", "images_per_second", "num_weights")
+            table.append(row | run.summary.get("metrics", {}) | {name: run.summary.get(name) for name in said} | ends)
+    made = pandas.DataFrame(table)
+    if epochs and "epoch" in made:
+        made["epoch"] = made["epoch"].astype(int)
+    return made
+
+
+def _read(folder: Name | Iterable[Name]) -> list[Run]:
+    places = [folder] if isinstance(folder, str | os.PathLike) else list(folder)
+    found, _ = read(find(named(place) for place in places))
+    if not found:
+        raise UserError(f"There is no run in {', '.join(map(str, places)) or 'an empty list'}. Name a folder.")
+    return found
+
+
+def _settings(run: Run, knobs: Sequence[str]) -> dict[str, Any]:
+    """The values of a run by name: numbers as such, lists as they are typed, None where a run has no such value."""
+    changed, chosen = run.summary["changes"], run.summary["choices"]
+    kept = None
+    found = {}
+    for name in knobs:
+        if name in chosen:
+            value = chosen[name]
+        elif name in changed:
+            value = changed[name]
+        else:
+            kept = dict(leaves(RunDirectory(run.path).config())) if kept is None else kept
+            value = kept.get(name)
+        found[name] = as_typed(value) if isinstance(value, list) else value
+    return found
+
+
+@dataclass(frozen=True)
+class Report:
+    """The report of runs: `path` is report.html, a page without outside references, which a notebook shows."""
+
+    path: Path
+
+    def _repr_html_(self) -> str:
+        page = html.escape(self.path.read_text("utf-8"), quote=True)
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 40rem; border: 0"></iframe>'
+
+
+def report(runs: Name | Iterable[Name] | pandas.DataFrame = HERE, out: Name | None = None) -> Report:
+    """Write the report of runs: which setting is best, and how sure that is.
+
+    runs: a folder, a run or several, or rows of what `runs` has returned. out: the folder to write it into; otherwise
+        one beside the runs.
+    """
+    from cnnlab.report import page
+    from cnnlab.report.sweep import Sweep
+
+    places: Name | Iterable[Name] = runs if isinstance(runs, str | os.PathLike) else getattr(runs, "path", runs)
+    found = _read(places)
+    sweep = Sweep(found)
+    return Report(page.write(sweep, Path(out)) if out else page.write_beside(sweep, [run.path for run in found]))

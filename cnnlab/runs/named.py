@@ -1,0 +1,88 @@
+"""Which runs there are below a folder, and which one a name stands for. Does not import torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cnnlab.config.options import UserError
+from cnnlab.runs.directory import RunDirectory
+
+HERE = Path("outputs")  # where runs are looked for
+SHOWN = 5  # candidates, where a name stands for several
+
+
+def find(folders: Iterable[Path]) -> Iterator[Path]:
+    """Run directories: the folders themselves, or what lies below them, in order and once; no archived ones."""
+    seen = set()
+    for folder in folders:
+        if (folder / "summary.json").exists():
+            candidates = [folder]
+        else:
+            candidates = sorted(path.parent for path in folder.rglob("summary.json"))
+        for path in candidates:
+            if path.resolve() not in seen and not re.search(r"\.old[0-9]+$", path.name):
+                seen.add(path.resolve())
+                yield path
+
+
+def named(name: str | os.PathLike[str], among: Path = HERE) -> Path:
+    """The run directory that a name stands for.
+
+    name: a path; otherwise, of a run below `among`, its directory's name or the first characters of its hash, at least
+        four; or `latest`, the run that was written to last; or `best`, the finished run with the best value of what it
+        was selected by.
+
+    Raises: UserError if there is no such run, or if there are several.
+    """
+    path, text = Path(name), os.fspath(name)
+    if path.is_dir():
+        return path
+    runs = list(find([among]))
+    if text == "latest" and runs:
+        return max(runs, key=lambda run: (run / "summary.json").stat().st_mtime)
+    if text == "best" and runs:
+        return _best(runs, among)
+    found = [run for run in runs if run.name == path.name == text]
+    if not found and re.fullmatch("[0-9a-f]{4,64}", text):
+        found = [run for run in runs if run.name[-8:].startswith(text[:8])]
+    if len(found) > 1:
+        raise UserError(f"{text} names {len(found)} runs: {listed(found)}. Use the path of one of them.")
+    if not found:
+        where = f"no run in {among}" if among.is_dir() else f"there is no folder {among}, in which no run"
+        raise UserError(
+            f"{text} names no run: it is no folder, and {where} has that name, or a hash that begins with it. Use a "
+            f"path, a name or a hash (at least four characters) that python -m cnnlab ls shows; or latest, or best."
+        )
+    return found[0]
+
+
+def names_a_run(text: str, among: Path = HERE) -> bool:
+    """Whether a word is for `named`, and no setting or override: names of runs have equals signs too."""
+    return "=" not in text or Path(text).is_dir() or any(run.name == text for run in find([among]))
+
+
+def _best(runs: Sequence[Path], among: Path) -> Path:
+    """The best of the finished runs. Raises: UserError if there is none, or if they were not measured alike."""
+    done: list[tuple[Path, dict[str, Any]]] = [
+        (run, summary) for run in runs if (summary := RunDirectory(run).summary()).get("status") == "done"
+    ]
+    if not done:
+        raise UserError(f"best: no run in {among} is done. Use latest, or the name of a run.")
+    alike = {(one["selected_on"], one["select_mode"], one["data"].get("fingerprint")) for _, one in done}
+    if len(alike) > 1:
+        raise UserError(
+            f"best: the runs in {among} were selected by different metrics, or on different data "
+            f"({listed(sorted({one['choices'].get('data', '?') + ' by ' + one['selected_on'] for _, one in done}))}). "
+            f"Use --runs FOLDER for a folder whose runs can be compared, or the name of a run."
+        )
+    sign = 1 if done[0][1]["select_mode"] == "max" else -1
+    return max(done, key=lambda one: sign * one[1]["metrics"][one[1]["selected_on"]])[0]
+
+
+def listed(items: Sequence[object]) -> str:
+    """The first few, in words: a, b, ..."""
+    return ", ".join(map(str, items[:SHOWN])) + ", ..." * (len(items) > SHOWN)

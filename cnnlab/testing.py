@@ -1,0 +1,186 @@
+"""Checks for the options of a project, for its own tests.
+
+    from cnnlab import testing
+
+    SMALL = ("data=stripes", "data.num_train=60", "batch_size=10", "trainer.max_epochs=2")
+
+    @pytest.mark.parametrize("option", testing.own_options())
+    def test_an_option_of_ours(option):
+        testing.check_one_batch(option, *SMALL)
+        testing.check_resumes(option, *SMALL)
+        testing.check_identity(option, *SMALL)
+
+They take overrides as `train.py` does; of two with the same key the first one counts. What they train goes to a
+temporary folder, on the CPU. What is wrong is an AssertionError that says what; what cannot work at all a UserError.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import cnnlab
+from cnnlab.config.identity import chosen, identity, left_out
+from cnnlab.config.objects import data_source, instantiate
+from cnnlab.config.options import GROUPS, LISTED, files, folders, leaves, option_file
+from cnnlab.data.images import load_once
+from cnnlab.runs.directory import RunDirectory
+
+TIMES = ("epoch_seconds", "images_per_second")
+
+
+def own_options() -> list[str]:
+    """The options that the project brings, as overrides: ["data=stripes", "metrics=worst_class select_on=val/loss"]."""
+    found = [
+        f"{group}={name}"
+        for group in (*GROUPS, "experiment")
+        for name, file in sorted(files(group).items())
+        if file.parents[1] in folders()[:-1]
+    ]
+    return [f"{word} select_on=val/loss" if word.startswith("metrics=") else word for word in found]
+
+
+def words(*overrides: str, folder: str = "") -> list[str]:
+    """Overrides without those whose key came before, and with what a check sets. folder: for what is written."""
+    set_here = ("trainer.accelerator=cpu", "logger=none", f"output_dir={folder}" if folder else "name=check")
+    found: dict[str, str] = {}
+    for word in (word for text in (*overrides, *set_here) for word in shlex.split(text)):
+        found.setdefault(word.partition("=")[0], word)
+    return list(found.values())
+
+
+def check_one_batch(*overrides: str) -> None:
+    """One training step and one evaluation by Lightning: all metrics are finite, and the step changes weights."""
+    config = cnnlab.compose(words(*overrides))
+    data = load_once(data_source(config.data))
+    from lightning import Trainer
+
+    from cnnlab.train.parts import assemble
+
+    parts = assemble(config, data)
+    before = [weights.detach().clone() for weights in parts.module.parameters()]
+    trainer = Trainer(fast_dev_run=True, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(parts.module, parts.data)
+    for name, value in trainer.callback_metrics.items():
+        assert value.isfinite().all(), f"{name} is {value} after one batch"
+    same = [was.equal(now) for was, now in zip(before, parts.module.parameters(), strict=True)]
+    assert not all(same), "A training step has changed no weight"
+
+
+def check_resumes(*overrides: str, step: int = 2) -> None:
+    """A run that is stopped after a step and called again ends bit for bit as one that was left alone, and is found.
+
+    What does not is random outside the plan of an epoch and torch's own generators, or keeps state that is in no
+    state_dict.
+    """
+    with TemporaryDirectory() as folder:
+        plain = cnnlab.train(words(*overrides, folder=f"{folder}/plain"))
+        again = words(*overrides, folder=f"{folder}/stopped")
+        with stopped_after(step) as reached:
+            try:
+                cnnlab.train(again)
+            except KeyboardInterrupt:
+                pass
+            else:
+                assert reached, f"The run has fewer than {step} steps. Use more images or epochs, or an earlier step."
+        resumed = cnnlab.train(again)
+        for before, after in zip(*(RunDirectory(run.path).metrics() for run in (plain, resumed)), strict=True):
+            for name in before.keys() - TIMES:
+                where = f"{name} of epoch {before['epoch']:.0f}"
+                assert before[name] == after.get(name), f"{where}: {before[name]}, and {after.get(name)} when resumed"
+        assert plain.metrics == resumed.metrics, f"{plain.metrics}, and when resumed {resumed.metrics}"
+        for name in ("best", "last"):
+            for key, values in _weights(plain, name).items():
+                assert values.equal(_weights(resumed, name)[key]), f"{key} of {name}.ckpt differs when resumed"
+        written = (resumed.path / "summary.json").stat().st_mtime_ns
+        cnnlab.train(again)
+        assert (resumed.path / "summary.json").stat().st_mtime_ns == written, "A finished run was trained again"
+
+
+def _weights(run: Any, name: str) -> dict[str, Any]:
+    import torch
+
+    return torch.load(run.path / "checkpoints" / f"{name}.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+
+
+@contextmanager
+def stopped_after(step: int) -> Iterator[list[int]]:
+    """Within the block, the first run gets SIGINT, as by Ctrl-C, when it has done so many steps, which are listed."""
+    from cnnlab.train.records import Records
+
+    original, reached = Records.on_train_batch_end, list[int]()
+
+    def on_train_batch_end(self: Records, trainer: Any, *arguments: Any) -> None:
+        if trainer.global_step >= step and not reached:
+            reached.append(trainer.global_step)
+            signal.raise_signal(signal.SIGINT)
+        original(self, trainer, *arguments)
+
+    Records.on_train_batch_end = on_train_batch_end  # type: ignore[method-assign, assignment]
+    try:
+        yield reached
+    finally:
+        Records.on_train_batch_end = original  # type: ignore[method-assign]
+
+
+def check_identity(*overrides: str) -> None:
+    """The run has one name, which every number of the project's options is part of; and data say truly what they are.
+
+    The digest of a data set is the same for the same arguments, in another process too, and it gives the same images
+    every time.
+    """
+    given = words(*overrides)
+    config = cnnlab.compose(given)
+    same = cnnlab.compose(given)
+    assert identity(config) == identity(same), "The same overrides have two names"
+    out = left_out(config)
+    for group, names in chosen(config).items():
+        for name in names:
+            if group not in GROUPS or files(group)[name].parents[1] not in folders()[:-1]:
+                continue
+            prefix = f"{group}.{name}" if group in LISTED else group
+            for key, value in leaves(option_file(f"{group}/{name}")):
+                path = f"{prefix}.{key}"
+                if isinstance(value, int | float) and path not in out and prefix not in out:
+                    other = deepcopy(config)
+                    node, _, last = path.rpartition(".")
+                    _at(other, node)[last] = not value if isinstance(value, bool) else value + 1
+                    assert identity(other) != identity(config), f"{path} can change and the name of the run does not"
+    if files("data")[chosen(config)["data"][0]].parents[1] in folders()[:-1]:
+        source, another = data_source(config.data), instantiate(config.data)
+        kind = type(source).__name__
+        assert source.digest() == another.digest(), f"Two {kind} of the same arguments have two digests"
+        assert source.load().fingerprint == another.load().fingerprint, f"{kind} gives other images every time"
+        assert source.digest() == _digest_elsewhere(given), f"The digest of {kind} is another one in another process"
+
+
+def _at(config: Any, path: str) -> Any:
+    for key in path.split("."):
+        config = config[key]
+    return config
+
+
+def _digest_elsewhere(given: list[str]) -> str:
+    """Of the data, in a process that orders sets in another way."""
+    code = (
+        "import sys, cnnlab\nfrom cnnlab.config.objects import data_source\n"
+        "print('digest', data_source(cnnlab.compose(sys.argv[1:]).data).digest())"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "123", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    result = subprocess.run(
+        [sys.executable, "-c", code, *given],
+        env=environment | {"CNNLAB_CONF": os.pathsep.join(map(str, folders()[:-1]))},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path.cwd(),
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split("digest ")[1].strip()

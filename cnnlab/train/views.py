@@ -1,0 +1,24 @@
+"""Evaluation by several views of an image."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mean_of_views(network: Any, images: Tensor, flips: bool = False, shifts: int = 0) -> Tensor:
+    """What a network gives for images (B, C, H, W), (B, K), as a mean over views of each one.
+
+    flips: it and its mirror image. shifts: it, and moved by so many pixels up and left, and down and right; what comes
+    in is the image mirrored at its edge.
+    """
+    views = [images]
+    if shifts:
+        padded = F.pad(images, (shifts,) * 4, mode="reflect")
+        views += [padded[:, :, 2 * shifts :, 2 * shifts :], padded[:, :, : -2 * shifts, : -2 * shifts]]
+    if flips:
+        views += [view.flip(3) for view in views]
+    outputs = network(views[0])
+    for view in views[1:]:
+        outputs = outputs + network(view)
+    return outputs / len(views) if len(views) > 1 else outputs

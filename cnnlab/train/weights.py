@@ -1,0 +1,74 @@
+"""Weights to begin with, out of a file or a finished run."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnnlab.config.options import UserError
+from cnnlab.runs.log import log
+from cnnlab.train.checkpoint import UNREADABLE, CheckpointFiles
+
+HOLDERS = ("state_dict", "model", "model_state_dict")  # where files keep the weights among other things
+PREFIXES = ("network.", "module.", "_orig_mod.")  # of a module here, DistributedDataParallel, torch.compile
+
+
+def begin_with(network: nn.Module, path: Path) -> None:
+    """Give a network the weights of a file (.pt, .pth, .ckpt, .safetensors) or of a run's best epoch.
+
+    Those that it has by the same name and shape are taken; others, such as a last layer for other classes, stay as they
+    were initialised, and are named in the log.
+
+    Raises: UserError if the file cannot be read, or nothing in it fits.
+    """
+    found, own = read(path), network.state_dict()
+    try:
+        network.load_state_dict(found)
+        new: list[str] = []
+    except RuntimeError:  # not all of it
+        fitting = {name: values for name, values in found.items() if name in own and values.shape == own[name].shape}
+        if not any(name in fitting for name, _ in network.named_parameters()):
+            raise UserError(
+                f"weights={path} holds nothing that fits {type(network).__name__}: it has {some(found)}, and the "
+                f"network has {some(own)}. Use the network that they are of."
+            ) from None
+        network.load_state_dict(fitting, strict=False)
+        new = [name for name in own if name not in fitting]
+    used = len(own) - len(new)
+    log.info(f"{used} of {len(own)} tensors are those of {path}" + (f"; new: {some(new, 6)}" if new else ""))
+
+
+def some(names: Any, num: int = 3) -> str:
+    listed = list(names)
+    return ", ".join(listed[:num]) + (f" and {len(listed) - num} more" if len(listed) > num else "") or "nothing"
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file or a run, by the names that the network gives them. Raises: UserError."""
+    if path.is_dir():
+        content = CheckpointFiles().load_checkpoint(path / "checkpoints" / "best.ckpt")
+    else:
+        try:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import load_file
+
+                content = load_file(path)
+            else:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        except ImportError as error:
+            raise UserError(f"weights={path} needs the package safetensors. Use pip install safetensors.") from error
+        except (*UNREADABLE, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"weights={path} cannot be read as tensors by name ({reason}). Use such a file.") from error
+    for holder in HOLDERS:
+        if isinstance(content, dict) and isinstance(content.get(holder), dict):
+            content = content[holder]
+    tensors = {str(n): v for n, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    for prefix in PREFIXES:
+        named = {name: values for name, values in tensors.items() if name.startswith(prefix)}
+        if len(named) == len(tensors) or (named and prefix == "network."):  # a module has other tensors too
+            tensors = {name.removeprefix(prefix): values for name, values in named.items()}
+    if not tensors:
+        raise UserError(f"weights={path} holds no tensors by name. Use a file that torch.save wrote of a state_dict.")
+    return tensors

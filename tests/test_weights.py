@@ -1,0 +1,88 @@
+"""Weights to begin with: of files as others write them, and of runs; what does not fit is told."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from cnnlab.config.options import UserError
+from cnnlab.networks import ConvNet
+from cnnlab.train.weights import begin_with
+
+
+def small(num_classes: int = 10, **more) -> ConvNet:
+    return ConvNet(num_classes, image_size=8, channels=(4, 4), hidden=8, **more)
+
+
+def saved(content: dict, name: str = "weights.pt") -> Path:
+    path = Path(name)
+    save_file(content, path) if path.suffix == ".safetensors" else torch.save(content, path)
+    return path
+
+
+def other() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return small().state_dict()
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        (lambda weights: weights, "plain.pth"),
+        (lambda weights: weights, "plain.safetensors"),
+        (lambda weights: {"state_dict": weights, "epoch": 3}, "holder.pt"),
+        (lambda weights: {"model": {f"module.{name}": values for name, values in weights.items()}}, "ddp.pt"),
+        (
+            lambda weights: {
+                "state_dict": {f"network.{name}": values for name, values in weights.items()}
+                | {"teacher.weight": torch.ones(3)}
+            },
+            "lightning.ckpt",
+        ),
+    ],
+    ids=["state_dict", "safetensors", "holder", "DistributedDataParallel", "LightningModule"],
+)
+def test_all_weights_of_a_file(form, name):
+    network = small()
+    begin_with(network, saved(form(other()), name))
+    assert all(values.equal(other()[key]) for key, values in network.state_dict().items())
+
+
+def test_of_another_number_of_classes_all_but_the_last_layer(caplog):
+    network, path = small(num_classes=3), saved(other())
+    before = network.fc5.weight.clone()
+    with caplog.at_level(logging.INFO, "cnnlab"):
+        begin_with(network, path)
+    assert network.conv1.weight.equal(other()["conv1.weight"])
+    assert network.fc5.weight.equal(before)
+    assert "6 of 8 tensors are those of weights.pt; new: fc5.weight, fc5.bias" in caplog.text
+
+
+def test_a_network_of_the_other_form_takes_all_of_them():
+    network = small(fully_convolutional=True)
+    begin_with(network, saved(other()))
+    assert network.fc4.weight.flatten(1).equal(other()["fc4.weight"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            nn.Linear(2, 2).state_dict(),
+            "fits ConvNet: it has weight, bias, and the network has conv1",
+        ),
+        ({"epoch": 3}, "holds no tensors by name"),
+        ([1, 2], "holds no tensors by name"),
+        (None, "cannot be read as tensors by name"),
+    ],
+    ids=["another network", "no tensors", "no dictionary", "no file of torch"],
+)
+def test_what_fits_nothing_is_refused(content, said):
+    path = saved(content)
+    if content is None:
+        path.write_bytes(b"not a file of torch")
+    with pytest.raises(UserError, match=said):
+        begin_with(small(), path)

@@ -1,0 +1,96 @@
+"""The two figures of README.md, from a real session: docs/terminal.svg and docs/report.png.
+
+    python -m tools.figures
+
+A sweep of twenty short runs of a small network on generated images is trained in a terminal of 100 columns. What it
+prints is drawn by rich, the page that it ends in by Chromium.
+"""
+
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = 100
+COMMAND = (
+    "python train.py -m optim=sgd_momentum,adam aug=crop_flip,cutmix 'seed=range(5)'",
+    "data=shapes data.num_train=2000 norm=standard batch_size=32 trainer.max_epochs=5",
+    "model.channels=[8,16,32] model.hidden=64 model.batch_norm=true",
+)
+HIDDEN = ("outputs/runs/", "Composing", "Loading", "Pictures", "Figures")  # lines of no interest here
+ROWS = 10  # of the table of runs
+BROWSERS = ("chromium", "google-chrome")
+
+
+def session(folder: Path) -> str:
+    """What the command prints on a terminal without a cursor, in a folder of its own."""
+    printed = bytearray()
+
+    def read(descriptor: int) -> bytes:
+        chunk = os.read(descriptor, 65536)
+        printed.extend(chunk)
+        return chunk
+
+    os.environ |= {"TERM": "dumb", "COLUMNS": str(COLUMNS), "LINES": "40", "PYTHONPATH": str(ROOT)}
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    line = " ".join(COMMAND).replace("train.py", str(ROOT / "train.py")).replace("[", r"\[").replace("]", r"\]")
+    status = pty.spawn(["/bin/sh", "-c", f"cd {folder} && {line}"], read)
+    if status:
+        sys.exit(f"The session ended with the status {status}.")
+    return printed.decode().replace("\r\n", "\n")
+
+
+def draw(text: str, path: Path) -> None:
+    """The command, the first run, the beginning of the table of runs, and the answer, as an SVG file."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip() and not line.startswith(HIDDEN)]
+    done = next(number for number, line in enumerate(lines) if line.startswith("done:"))
+    table = next(number for number, line in enumerate(lines) if re.match(r"\d+ of \d+ runs", line))
+    answer = next(number for number, line in enumerate(lines) if number > table and re.search(r"accuracy: \d", line))
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        console = Console(record=True, width=COLUMNS, file=nowhere)
+        console.print(Text("$ " + " \\\n    ".join(COMMAND), style="bold green"))
+        for part in (lines[: done + 1], lines[table : table + ROWS]):
+            for line in part:
+                console.print(Text(line), overflow="ellipsis", no_wrap=True)
+            console.print(Text("...", style="dim"))
+        for line in lines[answer:]:
+            console.print(Text(line, style="bold"))
+        drawn = console.export_svg(title="cnnlab")
+    path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL), encoding="utf-8")  # fonts of a server
+
+
+def photograph(page: Path, path: Path) -> None:
+    """The first screen of the report, as a PNG file."""
+    browser = next(found for name in BROWSERS if (found := shutil.which(name)))
+    flags = ("--headless", "--no-sandbox", "--hide-scrollbars", "--force-device-scale-factor=1.5")
+    subprocess.run(
+        [
+            browser,
+            *flags,
+            "--window-size=1100,800",
+            "--virtual-time-budget=5000",
+            f"--screenshot={path}",
+            page.as_uri(),
+        ],
+        check=True,
+    )
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        text = session(Path(folder))
+        draw(text, ROOT / "docs" / "terminal.svg")
+        [page] = Path(folder).glob("outputs/runs/report*/report.html")
+        photograph(page, ROOT / "docs" / "report.png")
+
+
+if __name__ == "__main__":
+    main()
