@@ -37,6 +37,16 @@ RUNS = {
     "batch norm, dropout": ("model.batch_norm=true", "model.dropout=0.5", "decay_all=false"),
     "fully convolutional": ("model=fully_convolutional", "aug=crop_flip"),
     "linear": ("model=linear", "optim=sgd_momentum"),
+    "residual, label weights, alternating flips": (
+        *(
+            "model=resnet18",
+            "loss=focal",
+            "aug=pad_crop_flip",
+            "aug.pad_crop_flip.alternating_flips=true",
+            "norm=standard",
+        ),
+    ),
+    "speednet, shifts": ("model=speednet", "test_flips=true", "test_shifts=1", "norm=standard"),
     "hinge loss": ("model=bow", "model.num_words=20", "aug=cutmix"),
     "Adam": ("optim=adamw", "callbacks=ema"),
     "in host memory": ("resident=host", "aug=[pad_crop_flip,color,cutmix]", "norm=standard"),
