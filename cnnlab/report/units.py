@@ -7,25 +7,10 @@ from collections.abc import Sequence
 
 from cnnlab.report.statistics import Estimate, estimate
 from cnnlab.runs.told import in_words
-
-
-def is_accuracy(metric: str) -> bool:
-    return metric.endswith("/acc")
-
-
-def scale(metric: str) -> float:
-    """The factor between a value and the number that is written."""
-    return 100.0 if is_accuracy(metric) else 1.0
-
-
-def number(metric: str, value: float, sign: str = "") -> str:
-    """0.8123 -> "81.23" for an accuracy."""
-    return f"{scale(metric) * value:{sign}.{2 if is_accuracy(metric) else 4}f}"
-
-
-def written(metric: str, value: float) -> str:
-    """0.8123 -> "81.23%" for an accuracy."""
-    return number(metric, value) + "%" * is_accuracy(metric)
+from cnnlab.runs.told import is_accuracy as is_accuracy
+from cnnlab.runs.told import number as number
+from cnnlab.runs.told import scale as scale
+from cnnlab.runs.told import written as written
 
 
 def heading(metric: str) -> str:

@@ -32,7 +32,8 @@ def reason(error: BaseException) -> str:
 
 def headline(summary: Mapping[str, Any]) -> str:
     """What a finished run has come to: the metric that it was selected by, on the test images if it is known there."""
-    return f"{in_words(reported(summary))} {summary['metrics'][reported(summary)]:.4f}"
+    name = reported(summary)
+    return f"{in_words(name)} {written(name, summary['metrics'][name])}"
 
 
 def reported(summary: Mapping[str, Any]) -> str:
@@ -45,6 +46,25 @@ def reported(summary: Mapping[str, Any]) -> str:
 def in_words(metric: str) -> str:
     """The name of a metric: "val/acc" -> "validation accuracy"."""
     return re.sub(r"\bacc$", "accuracy", re.sub("^val/", "validation/", metric).replace("/", " "))
+
+
+def is_accuracy(metric: str) -> bool:
+    return metric.endswith("/acc")
+
+
+def scale(metric: str) -> float:
+    """The factor between a value and the number that is written."""
+    return 100.0 if is_accuracy(metric) else 1.0
+
+
+def number(metric: str, value: float, sign: str = "") -> str:
+    """0.8123 -> "81.23" for an accuracy."""
+    return f"{scale(metric) * value:{sign}.{2 if is_accuracy(metric) else 4}f}"
+
+
+def written(metric: str, value: float) -> str:
+    """0.8123 -> "81.23%" for an accuracy."""
+    return number(metric, value) + "%" * is_accuracy(metric)
 
 
 def duration(seconds: float) -> str:
