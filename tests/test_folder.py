@@ -163,7 +163,7 @@ def test_a_run_is_evaluated_on_its_folder_unless_another_one_is_given(typed):
     trained = composed("data=image_folder", "data.root=/a")
     summary = {"choices": identity.described(identity.chosen(trained)), "data": {"image_size": 32}}
     whole = values.job_config(trained)
-    kept = objects.checked_config({key: whole[key] for key in ("data", "norm", "test_flips")})
+    kept = objects.checked_config({key: whole[key] for key in ("data", "norm", "test_flips", "test_shifts")})
     run = OpenedRun(Path("run"), Path("best.ckpt"), summary, kept)
     assert with_other_data(run, typed).data.root == "/a"
     assert with_other_data(run, [*typed, "data.root=/b"]).data.root == "/b"
@@ -176,8 +176,6 @@ def test_names_are_bytes_and_classes_are_utf8_in_any_locale(tmp_path):
     code = """if True:
         import sys
         from cnnlab.data.folder import ImageFolder
-from cnnlab.data.pipeline import ImageData
-from cnnlab.normalize import Standard
         folder = ImageFolder(sys.argv[1], sys.argv[2])
         folder.check()
         data = folder.load()

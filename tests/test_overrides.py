@@ -67,7 +67,7 @@ def test_null_in_parentheses():
         (("-m", "optim.lr=range(0.1,9,1e-9)"), "optim.lr=range(0.1,9,1e-9) is a list of more than 10,000 values"),
         (
             ("sched=step", "optim=adam", "optim.momentum=0.9"),
-            "is one of optim=muon,rmsprop,sgd,sgd_momentum; in",
+            "is one of optim=muon,rmsprop,sgd,sgd_momentum,timm; in",
         ),
         (("--config-dir", "nowhere"), "nowhere is no folder of options"),  # wherever it is typed
         (("hydra.run.dir=/dev/null/x",), "hydra.run.dir=/dev/null/x is not the run's own directory"),

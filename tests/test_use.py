@@ -341,7 +341,7 @@ def on_real_pictures(pictures, tmp_path_factory: pytest.TempPathFactory) -> dict
 def test_exports_give_the_logits_of_a_thousand_real_pictures(on_real_pictures, norm, aug, tmp_path):
     run = on_real_pictures[f"{norm}-{aug}"]
     model, _, _ = open_run(run)
-    pixels = torch.from_numpy(load_once(data_source(with_other_data(opened(run)).data)).test.pixels)
+    pixels = torch.from_numpy(load_once(data_source(with_other_data(opened(run)).data)).test.pixels.copy())
     assert pixels.shape == (1000, 3, 32, 32)
     model = model.float32_on_cpu()
     for form in ("onnx", "torch"):

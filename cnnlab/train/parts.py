@@ -40,6 +40,7 @@ MISFITS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, Ari
 
 
 NOT_DETERMINISTIC = "does not have a deterministic implementation"  # in torch's words
+NO_MEMORY = "can't allocate memory"
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,9 @@ def told(what: str):
     try:
         yield
     except MISFITS as error:
-        if isinstance(error, UserError | torch.AcceleratorError) or NOT_DETERMINISTIC in str(error):
+        if isinstance(error, UserError | torch.AcceleratorError | torch.OutOfMemoryError):
+            raise
+        if NOT_DETERMINISTIC in str(error) or NO_MEMORY in str(error):
             raise
         raise UserError(f"{what}: {' '.join(str(error).split())[:600]}.") from error
 
