@@ -25,6 +25,7 @@ from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import cnnlab
 from cnnlab.config.identity import chosen, identity, left_out
@@ -123,11 +124,8 @@ def stopped_after(step: int) -> Iterator[list[int]]:
             signal.raise_signal(signal.SIGINT)
         original(self, trainer, *arguments)
 
-    Records.on_train_batch_end = on_train_batch_end  # type: ignore[method-assign, assignment]
-    try:
+    with patch.object(Records, "on_train_batch_end", on_train_batch_end):
         yield reached
-    finally:
-        Records.on_train_batch_end = original  # type: ignore[method-assign]
 
 
 def check_identity(*overrides: str) -> None:

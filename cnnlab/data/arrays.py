@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 NAMES = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("images", "labels"), ("x", "y"))  # in an .npz; {} is the part
+# What NumPy and zipfile raise over a file that is something else; NotImplementedError: an unknown compression.
 UNREADABLE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import io
 import json
 import re
@@ -55,8 +56,7 @@ class HuggingFace:
         unreadable: str = "stop",
         background: str = "black",
     ):
-        import pyarrow  # noqa: F401, here, where it is said to be needed
-
+        importlib.import_module("pyarrow")  # `instantiate` says which package an option lacks; later it is a traceback
         self.root, self.splits = expand(str(root)), {"train": str(train), "test": str(test)}
         self.image, self.label = image, label
         self.size, self.channels = sides(image_size), channels

@@ -10,6 +10,7 @@ import pickle
 import struct
 import tarfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
@@ -28,7 +29,7 @@ WRONG_CONTENT = (
 )
 
 
-class Published:
+class Published(ABC):
     """Images in files whose SHA-256 is known.
 
     Args:
@@ -67,9 +68,9 @@ class Published:
             raise ValueError(f"data.sha256 has {len(self.sha256)} values, and needs one each for {self._all}")
 
     @staticmethod
+    @abstractmethod
     def read(*files: Path) -> tuple[Images, Images]:
         """Training and test images out of the verified files. Raises: one of WRONG_CONTENT."""
-        raise NotImplementedError
 
     @property
     def _all(self) -> str:

@@ -140,7 +140,7 @@ class TorchvisionClass:
                 return kind(**root, **self.arguments, **given)
         except UserError:
             raise
-        except Exception as error:  # whatever a class raises over files and arguments
+        except Exception as error:  # dozens of classes, and none says what it raises over files and arguments
             raise UserError(
                 f"torchvision's {self.dataset} cannot be made with {self.arguments | dict(given)} in {self.root} "
                 f"({type(error).__name__}: {' '.join(str(error).split()):.500}). {self._how_to_fetch}"
@@ -161,7 +161,8 @@ class TorchvisionClass:
                 label = label.__index__()
             except UserError:
                 raise
-            except Exception as error:  # whatever a class raises over a file, and items of another kind
+                # dozens of classes, and none says what it raises over a file; items of another kind fail here, too
+            except Exception as error:
                 raise UserError(
                     f"{what}: item {place} is not an image with the number of its class ({type(error).__name__}: "
                     f"{' '.join(str(error).split()):.300}). Such data sets are for a class of your own, "

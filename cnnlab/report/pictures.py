@@ -45,7 +45,7 @@ def figure(draw: Callable[Concatenate[Path, P], None]) -> Callable[Concatenate[P
         try:
             with matplotlib.rc_context(STYLE):
                 draw(path, *arguments, **named)
-        except Exception as error:  # no run of hours fails for a figure, whatever the disk says
+        except Exception as error:  # fonts, sizes, disks: no run of hours fails for a figure
             log.warning(f"{path} could not be drawn: {type(error).__name__}: {error}")
 
     return drawn

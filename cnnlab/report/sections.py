@@ -148,7 +148,7 @@ def _classes(sweep: Sweep) -> Iterator[Section]:
             content = read_bytes(run.path / "mistakes.png", MEGABYTE // 2)
             if content.startswith(PNG):
                 text = f"The most confident mistakes of seed {run.seed}."
-                blocks.append(Figure("mistakes", text, None, lambda content=content: content))  # type: ignore[misc]
+                blocks.append(Figure("mistakes", text, None, partial(bytes, content)))
                 break
     if blocks:
         yield Section("Classes on test images, with the chosen setting", blocks)
