@@ -89,7 +89,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                     path.write_text(content.replace("own.", f"own_{source}."))
     (folder / "FILE").touch()
     (folder / "resnet18.pt").touch()
-    (folder / "outputs" / "runs" / "RUN" / "checkpoints" / "best.ckpt.sha256").write_text(f"{'0' * 64}  best.ckpt\n")
+    checkpoints = folder / "outputs" / "runs" / "RUN" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "best.ckpt.sha256").write_text(f"{'0' * 64}  best.ckpt\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CNNLAB_CONF", "")
         patch.setattr(sys, "path", [*sys.path])
