@@ -3,7 +3,9 @@ SIGKILL, as if someone had typed kill -9.
 
 `python faults.py` imports everything once and forks a process for every line on its standard input, so that hundreds of
 runs take seconds each: {"arguments": [...], "faults": [["step", 7, "SIGKILL"]], "log": FILE}. It answers with
-{"status": ..., "counts": {...}}: the exit status, negative for a signal, and how often each point was passed.
+{"status": ..., "counts": {...}}: the exit status, negative for a signal, and how often each point was passed. With
+"module", `python -m MODULE ARGUMENTS` is run instead of train.py; with "errors", standard error has a file of its own,
+and the environment is whole; "timeout" kills the process after that many seconds.
 
 Points: "step" (a training step), "validation" (a step of an evaluation), "write" (a checkpoint, when half of it is
 written), "rename" (before a file gets its name, any file), "renamed" (after it), "NAME" (before that file gets its
@@ -206,17 +208,24 @@ def run(request: dict) -> dict:
         os.close(reader)
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
-        os.dup2(log, 2)
+        os.dup2(os.open(request["errors"], os.O_WRONLY | os.O_CREAT) if "errors" in request else log, 2)
+        if "errors" in request:
+            os.environ.clear()  # the environment is whole
         os.environ.update(request.get("environment", {}))
         os.chdir(request.get("folder", "."))
+        signal.alarm(request.get("timeout", 0))
         if request.get("terminal"):
             print_to(request["terminal"])
         counts: Counter = Counter()
-        install(request["faults"], counts)
+        if "faults" in request:
+            install(request["faults"], counts)
         sys.argv = [str(ROOT / "train.py"), *request["arguments"]]
         status = 0
         try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            if "module" in request:
+                runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else int(bool(end.code))
         except BaseException:
@@ -224,6 +233,7 @@ def run(request: dict) -> dict:
             status = 1
         finally:
             sys.stdout.flush()
+            sys.stderr.flush()
             os.write(writer, json.dumps(counts).encode())
             os._exit(status)
     os.close(writer)
