@@ -233,7 +233,9 @@ class Records(Checkpoint):
         )
 
     def save(self, trainer: Trainer, epoch_done: bool = False) -> None:
-        """Raises: DivergedError instead of saving weights that are infinite or not numbers."""
+        """Raises: DivergedError instead of saving weights that are infinite or not numbers; FileNotFoundError."""
+        if self.run.is_lost:  # the next file would make the directory anew, without what was in it
+            raise FileNotFoundError(self.run.path)
         weights = [values.detach() for values in trainer.lightning_module.parameters()]
         if not get_total_norm(weights, math.inf).isfinite():  # the largest value: one wait for the device
             self.diverged(f"Weights are not finite in epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
