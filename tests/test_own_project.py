@@ -309,6 +309,10 @@ def test_what_only_watches_is_no_part_of_the_run(zygote, own, tmp_path):
     assert len(list((only_run(output) / "keep").glob("*.ckpt"))) == 6
     assert zygote.run(output, command=command, environment=own)["status"] == 0
     assert "done before" in said(output)
+    kept = (f"+callbacks.keep.dirpath={tmp_path}/kept", "callbacks=keep", "rerun=true")
+    for seed in range(2):  # one folder for all, and no run overwrites another's
+        assert zygote.run(output, *kept, f"seed={seed}", command=command, environment=own)["status"] == 0
+    assert [len(list(folder.glob("*.ckpt"))) for folder in (tmp_path / "kept").iterdir()] == [6, 6]
     assert zygote.run(output, "callbacks=swa", command=command, environment=own)["status"] == 2
     assert "callbacks=swa is not supported: its average is neither tested nor in the checkpoints" in said(output)
 

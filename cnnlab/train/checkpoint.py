@@ -90,7 +90,7 @@ class CheckpointFiles(CheckpointIO):
 
 
 def _write(content: memoryview, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
         partial.write_bytes(content)
         if path.exists():

@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -106,8 +107,8 @@ def make_callbacks(config: DictConfig, run: RunDirectory) -> dict[str, Callback]
         for kind, reason in NOT_WITH_RUNS.items():
             if isinstance(callback, kind):
                 raise UserError(f"callbacks={name} is not supported: {reason}.")
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # checkpoints/ is ours
-            callback.dirpath = str(run.path / name)
+        if isinstance(callback, ModelCheckpoint):  # every run has a folder of its own; checkpoints/ is ours
+            callback.dirpath = str(Path(callback.dirpath, run.path.name) if callback.dirpath else run.path / name)
     return made
 
 
