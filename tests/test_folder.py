@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -336,31 +337,29 @@ def test_a_file_that_a_table_names_and_that_is_not_there_is_named_or_skipped(tmp
     assert len(source(root, unreadable="skip").load().train.targets) == 5
 
 
+def draw_all(root: Path, megabytes: int, sender: Connection) -> None:
+    """Draw every batch of an epoch with so much memory; send whether the pixels fit it, and the mean of all batches."""
+    threading.stack_size(1 << 19)
+    before = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    resource.setrlimit(resource.RLIMIT_DATA, (before * 1024 + megabytes * 2**20,) * 2)
+    folder = source(root, image_size=128)
+    fits = True
+    try:
+        np.empty((folder.num_train, 128, 128, 3), np.uint8)
+    except MemoryError:
+        fits = False
+    data = ImageData(folder.load(), Standard(), {}, batch_size=10, val_fraction=0)
+    plan, total = data.draw_whole(0), 0.0
+    for rows in range(0, len(plan["index"]), 10):
+        batch = {key: values[rows : rows + 10] for key, values in plan.items()}
+        total += data.norm.inverse(data.make(batch, 10)[0]).double().mean().item() * 10
+    sender.send((fits, total / len(plan["index"])))
+
+
 def within_a_limit(root: Path, megabytes: int) -> tuple[bool, float]:
-    """In a process of its own: whether an array of all images can be had in its memory, and the mean of an epoch.
-
-    The kernel limits what is not mapped from a file.
-    """
-
-    def draw() -> None:
-        threading.stack_size(1 << 19)
-        before = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-        resource.setrlimit(resource.RLIMIT_DATA, (before * 1024 + megabytes * 2**20,) * 2)
-        folder = source(root, image_size=128)
-        fits = True
-        try:
-            np.empty((folder.num_train, 128, 128, 3), np.uint8)
-        except MemoryError:
-            fits = False
-        data = ImageData(folder.load(), Standard(), {}, batch_size=10, val_fraction=0)
-        plan, total = data.draw_whole(0), 0.0
-        for rows in range(0, len(plan["index"]), 10):
-            batch = {key: values[rows : rows + 10] for key, values in plan.items()}
-            total += data.norm.inverse(data.make(batch, 10)[0]).double().mean().item() * 10
-        sender.send((fits, total / len(plan["index"])))
-
+    """In a process that has drawn nothing before: what others have let go there would hide what this takes."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=draw)
+    process = multiprocessing.get_context("spawn").Process(target=draw_all, args=(root, megabytes, sender))
     process.start()
     process.join()
     assert process.exitcode == 0
