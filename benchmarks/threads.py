@@ -76,7 +76,10 @@ def main() -> None:
         rates = (median(found[name, threads, size, busy]) for size, busy in columns)
         print(
             f"{name:12} {threads:7}",
-            *(f"{rate:>{len(f'batch {size}, {busy} busy')}.0f}" for rate, (size, busy) in zip(rates, columns)),
+            *(
+                f"{rate:>{len(f'batch {size}, {busy} busy')}.0f}"
+                for rate, (size, busy) in zip(rates, columns, strict=True)
+            ),
         )
 
 
