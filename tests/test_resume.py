@@ -81,14 +81,15 @@ def table() -> Iterator[None]:
 HEAD = """# Killed and resumed runs
 
 Each row is a run that was killed at the given point, resumed by running the same command again, and compared with an
-undisturbed run. Weights, their moving average, optimizer, schedule, random states, metrics.csv, TensorBoard points, final
-metrics and the names of all files were identical, bit for bit. `make test-faults` repeats all of this and writes this page;
-`make test` repeats a small part. The training uses dropout, batch normalization, noise, crops, CutMix, ZCA whitening, Adam,
-a one-cycle schedule, a moving average of the weights and early stopping, and saves every two steps.
+undisturbed run. Weights, their moving average, optimizer, schedule, random states, metrics.csv, TensorBoard points,
+final metrics and the names of all files were identical, bit for bit. `make test-faults` repeats all of this and
+writes this page; `make test` repeats a small part. The training uses dropout, batch normalization, noise, crops,
+CutMix, ZCA whitening, Adam, a one-cycle schedule, a moving average of the weights and early stopping, and saves every
+two steps.
 
-In the last column, `step 3` is the third training step, `validation 2` the second evaluation step, `write 3` the third
-checkpoint when half of it is written; `rename 4` and `renamed 4` are just before and just after the fourth time that a file
-is renamed into place, and `last.ckpt 4` just before the fourth time for this file.
+In the last column, `step 3` is the third training step, `validation 2` the second evaluation step, `write 3` the
+third checkpoint when half of it is written; `rename 4` and `renamed 4` are just before and just after the fourth time
+that a file is renamed into place, and `last.ckpt 4` just before the fourth time for this file.
 
 | | case | killed at |
 |---|---|---|"""
