@@ -114,7 +114,7 @@ def test_a_function_of_another_package(project):
     [
         (("model=towr",), "Did you mean model=tower?"),
         (("model=tower", "model.sise=3"), "model.size"),
-        (("model=tower", "model.size=medium"), "size=medium is none of small, large"),
+        (("model=tower", "model.size=medium"), "size=medium is not one of small, large"),
         (("model=tower", "model.labels=3"), "gives (1, 3) for one image"),
         (("model=tower", "model.labels=data.number"), "data.num_classes, data.channels, data.height"),
         (("model=tower", "model._target_=os.system"), "is not allowed"),

@@ -48,18 +48,18 @@ def undisturbed(zygote, tmp_path_factory) -> tuple[dict, dict]:
 NAMED = {
     "before the first step": [("step", 1)],
     "at an epoch's end": [("metrics.csv", 2)],
-    "in validation": [("validation", 2)],
-    "in the middle of a checkpoint": [("write", 3)],
-    "between a checkpoint's file and its name": [("last.ckpt", 4)],
-    "when the checkpoint before has been put aside": [("previous.ckpt", 3)],
+    "during validation": [("validation", 2)],
+    "halfway through writing a checkpoint": [("write", 3)],
+    "before renaming a finished checkpoint": [("last.ckpt", 4)],
+    "after setting the previous checkpoint aside": [("previous.ckpt", 3)],
     "writing the best checkpoint": [("best.ckpt", 1)],
     "writing the digest of the best checkpoint": [("best.ckpt.sha256", 1)],
     "writing metrics.csv": [("metrics.csv", 1)],
     "writing the summary at the start": [("summary.json", 1)],
     "writing the summary at the end": [("summary.json", 2)],
-    "when it has been decided to stop early": [("metrics.csv", 3)],
-    "in the first test": [("validation", 4)],
-    "in the last test": [("validation", 5)],
+    "after the decision to stop early": [("metrics.csv", 3)],
+    "during the first test": [("validation", 4)],
+    "during the last test": [("validation", 5)],
     "three times": [("step", 8), ("write", 2), ("validation", 1)],
 }
 
@@ -78,18 +78,20 @@ def table() -> Iterator[None]:
         page.write_text("\n".join((HEAD, *rows, "")) + reports + told)
 
 
-HEAD = """# What a run survives
+HEAD = """# Killed and resumed runs
 
-Every row is a run that was ended as it says, started again by the same command, and compared with an undisturbed run:
-weights, their moving average, optimizer, schedule, random states, metrics.csv, TensorBoard's points, final metrics and
-the names of all files were the same to the last bit. `make test-faults` does it anew and writes this page; `make test`
-takes a few of them. The training has dropout, batch normalisation, noise, crops, CutMix, ZCA whitening, Adam, a
-one-cycle schedule, a moving average of the weights and early stopping, and saves every two steps.
+Each row is a run that was killed at the given point, resumed by running the same command again, and compared with an
+undisturbed run. Weights, their moving average, optimizer, schedule, random states, metrics.csv, TensorBoard points,
+final metrics and the names of all files were identical, bit for bit. `make test-faults` repeats all of this and
+writes this page; `make test` repeats a small part. The training uses dropout, batch normalization, noise, crops,
+CutMix, ZCA whitening, Adam, a one-cycle schedule, a moving average of the weights and early stopping, and saves every
+two steps.
 
-`step` counts training steps, `validation` steps of an evaluation, `write` checkpoints of which half was written,
-`rename` and `renamed` files just before and just after they got their name; a file's name stands for just before it.
+In the last column, `step 3` is the third training step, `validation 2` the second evaluation step, `write 3` the
+third checkpoint when half of it is written; `rename 4` and `renamed 4` are just before and just after the fourth time
+that a file is renamed into place, and `last.ckpt 4` just before the fourth time for this file.
 
-| | where | SIGKILL at |
+| | case | killed at |
 |---|---|---|"""
 
 
@@ -119,7 +121,7 @@ def test_killed_at_a_random_point(zygote, undisturbed, tmp_path, seed):
     draw = random.Random(seed)
     point = draw.choice(POINTS)
     faults = [(point, draw.randint(1, undisturbed[1][point]))]
-    survives(zygote, undisturbed, tmp_path / "outputs", f"drawn with seed {seed}", faults, "racing SIGKILL")
+    survives(zygote, undisturbed, tmp_path / "outputs", f"random point, seed {seed}", faults, "racing SIGKILL")
 
 
 def test_a_search_goes_on_where_it_was(zygote, tmp_path):
@@ -665,7 +667,7 @@ def undisturbed_ranks(request, tmp_path_factory) -> tuple[int, dict]:
 
 HITS = {
     "SIGKILL to the first": (0, "SIGKILL", {1}, {"failed"}),
-    "SIGTERM to the last alone": (-1, "SIGTERM", {143}, {"interrupted"}),
+    "SIGTERM to the last only": (-1, "SIGTERM", {143}, {"interrupted"}),
     "SIGKILL to the last": (-1, "SIGKILL", {1}, {"failed"}),
     "SIGINT to the first": (0, "SIGINT", {130}, {"interrupted"}),
 }

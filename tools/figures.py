@@ -1,9 +1,9 @@
-"""The two figures of README.md, from a real session: docs/terminal.svg and docs/report.png.
+"""Draws the two figures of README.md, docs/terminal.svg and docs/report.png, from a real session.
 
     python -m tools.figures
 
-A sweep of twenty short runs of a small network on generated images is trained in a terminal of 100 columns. What it
-prints is drawn by rich, the page that it ends in by Chromium.
+Trains a sweep of twenty short runs on generated images in a terminal of 100 columns. Rich renders its output, Chromium
+the report.
 """
 
 import os
@@ -25,13 +25,13 @@ COMMAND = (
     "data=shapes data.num_train=2000 norm=standard batch_size=32 trainer.max_epochs=5",
     "model.channels=[8,16,32] model.hidden=64 model.batch_norm=true",
 )
-HIDDEN = ("outputs/runs/", "Composing", "Loading", "Pictures", "Figures")  # lines of no interest here
-ROWS = 10  # of the table of runs
+HIDDEN = ("outputs/runs/", "Composing", "Loading", "Pictures", "Figures")  # lines that begin so are left out
+ROWS = 10  # lines of the table of runs that are shown
 BROWSERS = ("chromium", "google-chrome")
 
 
 def session(folder: Path) -> str:
-    """What the command prints on a terminal without a cursor, in a folder of its own."""
+    """Run the command in `folder`, on a terminal without cursor control, and return its output."""
     printed = bytearray()
 
     def read(descriptor: int) -> bytes:
@@ -49,13 +49,13 @@ def session(folder: Path) -> str:
 
 
 def draw(text: str, path: Path) -> None:
-    """The command, the first run, the beginning of the table of runs, and the answer, as an SVG file."""
+    """Write the command, the first run, the top of the table of runs, and the answer as an SVG file."""
     lines = [line.rstrip() for line in text.splitlines() if line.strip() and not line.startswith(HIDDEN)]
     done = next(number for number, line in enumerate(lines) if line.startswith("done:"))
     table = next(number for number, line in enumerate(lines) if re.match(r"\d+ of \d+ runs", line))
     answer = next(number for number, line in enumerate(lines) if number > table and re.search(r"accuracy: \d", line))
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        console = Console(record=True, width=COLUMNS, file=nowhere)
+    with open(os.devnull, "w", encoding="utf-8") as discarded:
+        console = Console(record=True, width=COLUMNS, file=discarded)
         console.print(Text("$ " + " \\\n    ".join(COMMAND), style="bold green"))
         for part in (lines[: done + 1], lines[table : table + ROWS]):
             for line in part:
@@ -63,25 +63,17 @@ def draw(text: str, path: Path) -> None:
             console.print(Text("...", style="dim"))
         for line in lines[answer:]:
             console.print(Text(line, style="bold"))
-        drawn = console.export_svg(title="cnnlab")
-    path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL), encoding="utf-8")  # fonts of a server
+        svg = console.export_svg(title="cnnlab")
+    # without the fonts that it would load from a server
+    path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), encoding="utf-8")
 
 
-def photograph(page: Path, path: Path) -> None:
-    """The first screen of the report, as a PNG file."""
+def screenshot(page: Path, path: Path) -> None:
+    """Write the first screen of the report as a PNG file."""
     browser = next(found for name in BROWSERS if (found := shutil.which(name)))
-    flags = ("--headless", "--no-sandbox", "--hide-scrollbars", "--force-device-scale-factor=1.5")
-    subprocess.run(
-        [
-            browser,
-            *flags,
-            "--window-size=1100,800",
-            "--virtual-time-budget=5000",
-            f"--screenshot={path}",
-            page.as_uri(),
-        ],
-        check=True,
-    )
+    flags = "--headless --no-sandbox --hide-scrollbars --force-device-scale-factor=1.5 --window-size=1100,800"
+    command = [browser, *flags.split(), "--virtual-time-budget=5000", f"--screenshot={path}", page.as_uri()]
+    subprocess.run(command, check=True)
 
 
 def main() -> None:
@@ -89,7 +81,7 @@ def main() -> None:
         text = session(Path(folder))
         draw(text, ROOT / "docs" / "terminal.svg")
         [page] = Path(folder).glob("outputs/runs/report*/report.html")
-        photograph(page, ROOT / "docs" / "report.png")
+        screenshot(page, ROOT / "docs" / "report.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A crop and a mixer of one's own. What is random is drawn for a whole epoch; the rest is a function of batches."""
+"""A crop and a mixer of a project. `draw` makes the random numbers of a whole epoch; `apply` is a pure function."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from cnnlab.augment import Crop, Mixer, Size
 
 
 class Rows(Crop):
-    """Some rows that lie together; at evaluation those in the middle.
+    """Crops a random band of adjacent rows; at evaluation, the middle one.
 
     Args:
-        num_rows: how many.
+        num_rows: height of the band.
     """
 
     def __init__(self, num_rows: int = 20):
@@ -18,7 +18,7 @@ class Rows(Crop):
 
     def output_size(self, size: Size) -> Size:
         if self.num_rows > size[0]:
-            raise ValueError(f"num_rows={self.num_rows} is more than the {size[0]} that there are")
+            raise ValueError(f"num_rows={self.num_rows} is more than the {size[0]} rows of the images")
         return self.num_rows, size[1]
 
     def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
@@ -35,7 +35,7 @@ class Rows(Crop):
 
 
 class Halves(Mixer):
-    """The left part of every image is its partner's, and so is its share of the target."""
+    """Replaces the left part of every image, and a corresponding share of its target, by those of another image."""
 
     tasks = ("multiclass", "multilabel")
 

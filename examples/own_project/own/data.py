@@ -1,4 +1,4 @@
-"""A data set of one's own: images of any number of channels, height and width, for any kind of target."""
+"""Data sets of a project: generated images of any number of channels, height and width, with any kind of target."""
 
 import hashlib
 from pathlib import Path
@@ -11,13 +11,13 @@ from cnnlab.data.images import DataSet, Images, fingerprint
 
 
 class Bars:
-    """One bright vertical bar on noise, down to the lower edge, and what is asked about it.
+    """Noise with one bright vertical bar that reaches down to the lower edge.
 
     Args:
         channels, height, width: of the images.
-        num_classes: places of the bar's upper end, row by row; there are width of them in a row.
-        task: what is asked: "multiclass", which place it has; "multilabel", whether it is left of the middle, and
-            whether it is bright; "regression", where it is, from 0 to 1, and how bright.
+        num_classes: number of positions of the bar's upper end, counted row by row, `width` of them in each row.
+        task: what the targets are. "multiclass": the position; "multilabel": whether the bar is left of the middle, and
+            whether it is bright; "regression": its column, from 0 to 1, and its brightness.
         num_train, num_test: numbers of images.
     """
 
@@ -32,22 +32,21 @@ class Bars:
         num_test: int = 400,
     ):
         if task not in ("multiclass", "multilabel", "regression"):
-            raise ValueError(f"task={task} is none of multiclass, multilabel, regression")
+            raise ValueError(f"task={task} is not one of multiclass, multilabel, regression")
         self.channels, self.height, self.width = channels, height, width
         self.num_classes, self.task, self.num_train, self.num_test = num_classes, task, num_train, num_test
 
     def digest(self) -> str:
-        """What decides the images: the arguments and this file."""
+        """A hash of everything that decides the images: the arguments and this file."""
         return hashlib.sha256(repr(sorted(vars(self).items())).encode() + Path(__file__).read_bytes()).hexdigest()
 
     def load(self) -> DataSet:
-        parts = [
-            self._draw(np.random.default_rng(seed), num) for seed, num in enumerate((self.num_train, self.num_test))
-        ]
-        return DataSet(*parts, fingerprint(*parts))
+        train = self._draw(np.random.default_rng(0), self.num_train)
+        test = self._draw(np.random.default_rng(1), self.num_test)
+        return DataSet(train, test, fingerprint(train, test))
 
     def _draw(self, generator: np.random.Generator, num: int) -> Images:
-        row, column = np.divmod(np.arange(num) % self.num_classes, self.width)  # where it begins
+        row, column = np.divmod(np.arange(num) % self.num_classes, self.width)  # of the upper end
         place = column / self.width
         brightness = generator.uniform(100, 200, num)
         pixels = generator.integers(0, 60, (num, self.channels, self.height, self.width)).astype(np.float64)
@@ -64,7 +63,7 @@ class Bars:
 
 
 class Moved(Dataset):
-    """Images that are made when they are asked for, each moved sideways at random; files would be decoded here."""
+    """Images made on demand, each shifted sideways at random. A real data set would decode files here."""
 
     def __init__(self, images: Images):
         self.images = images
@@ -77,10 +76,10 @@ class Moved(Dataset):
 
 
 class OnTheFly(Bars):
-    """The same bars, fetched by worker processes.
+    """The same bars, loaded by worker processes.
 
     Args:
-        num_workers: how many.
+        num_workers: number of worker processes.
     """
 
     def __init__(self, num_workers: int = 2, num_train: int = 2000, num_test: int = 400):

@@ -1,4 +1,4 @@
-"""Trainings of another kind: an autoencoder, and a network that learns from another one."""
+"""LightningModules of a project: an autoencoder, and distillation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +13,11 @@ from cnnlab.use.trained import open_run
 
 
 class Autoencoder(LightningModule):
-    """A network that gives back its input; there is no class of cnnlab in it.
+    """A network that reconstructs its input. It uses no class of cnnlab.
 
     Args:
-        network, optimizer, scheduler: given by the run, as every argument that has one of these names.
-        noise: standard deviation of what is added to the images in training.
+        network, optimizer, scheduler: passed in by the run, because of their names.
+        noise: standard deviation of the noise that is added to the images in training.
     """
 
     def __init__(self, network: nn.Module, optimizer: Callable, scheduler: Callable, noise: float = 0.1):
@@ -45,18 +45,20 @@ class Autoencoder(LightningModule):
 
 
 class Distillation(Classifier):
-    """A classifier that also learns what a finished run says about its images (G. Hinton et al., 2015).
+    """Knowledge distillation (G. Hinton et al., 2015): a classifier that also learns from a finished run.
 
     Args:
-        teacher: the run directory. Both have to see images of the same size and normalisation.
-        share: of the loss, for the teacher's answers.
-        temperature: by which all logits are divided for them.
+        teacher: the directory of the finished run, which must have the same image size and normalization.
+        share: weight of the distillation term in the loss.
+        temperature: divisor of all logits in that term.
     """
 
     def __init__(self, *parts: Any, teacher: str, share: float = 0.5, temperature: float = 4.0, **more: Any):
         super().__init__(*parts, **more)
         model, _, _ = open_run(Path(teacher))
-        self.teacher = (model.network.requires_grad_(False).eval(),)  # in a tuple: it is no part of the checkpoint
+        self.teacher = (
+            model.network.requires_grad_(False).eval(),
+        )  # in a tuple, so that it is not part of the checkpoint
         self.share, self.temperature = share, temperature
 
     def loss_of(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Networks of one's own. Their arguments have names that mean other things elsewhere, and that is fine."""
+"""Networks of a project. Some of their arguments have names that other options use for something else; that is fine."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,18 @@ from torch import Tensor, nn
 
 
 class Tower(nn.Sequential):
-    """Convolutions of stride 2, then the mean over all places: (B, planes, any, any) -> logits (B, labels).
+    """Three convolutions of stride 2 and global average pooling: (B, planes, H, W) -> logits (B, labels).
 
     Args:
-        labels, planes: numbers of classes and of channels.
+        labels: number of classes.
+        planes: number of channels of the images.
         size: "small" or "large".
-        hidden: filters of the second convolution and of the third.
-        scale: of the logits.
+        hidden: filters of the second and third convolution.
+        scale: factor of the logits.
         time: slope of the leaky ReLUs for negative values.
         momentum: of the running statistics of batch norm; None: the mean over all batches.
-        padding: as of a convolution, a number or "valid".
-        head_rate: of the last layer, as a multiple of optim.lr.
+        padding: of the convolutions, a number or "valid".
+        head_rate: learning rate of the last layer, as a multiple of optim.lr.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Tower(nn.Sequential):
         super().__init__()
         widths = {"small": 16, "large": 64}
         if size not in widths:
-            raise ValueError(f"size={size} is none of {', '.join(widths)}")
+            raise ValueError(f"size={size} is not one of {', '.join(widths)}")
         width = widths[size]
         for number, (before, after) in enumerate(((planes, width), (width, hidden[0]), (hidden[0], hidden[1]))):
             self.add_module(f"conv{number}", nn.Conv2d(before, after, 3, stride=2, padding=padding))
@@ -49,14 +50,14 @@ class Tower(nn.Sequential):
         return self.scale * super().forward(images)
 
     def parameter_groups(self) -> list[dict[str, object]]:
-        """The last layer learns at a rate of its own: lr_scale times optim.lr."""
+        """The last layer has a learning rate of its own: lr_scale times optim.lr."""
         head = self.get_submodule("linear")
         body = [weight for name, weight in self.named_parameters() if not name.startswith("linear.")]
         return [{"params": body}, {"params": head.parameters(), "lr_scale": self.head_rate}]
 
 
 class Hourglass(nn.Sequential):
-    """Down to a quarter of the size and up again: (B, planes, H, W) -> the same shape; H and W divisible by 4."""
+    """Down to a quarter of the size and up again: (B, planes, H, W) -> the same shape, for H and W divisible by 4."""
 
     def __init__(self, planes: int, hidden: int = 16):
         super().__init__(
