@@ -21,7 +21,7 @@ from cnnlab.config.shape import Shape
 from cnnlab.config.values import plain, selection
 from cnnlab.data.images import DataSet
 from cnnlab.data.pipeline import ImageData
-from cnnlab.metrics import number
+from cnnlab.metrics import scalar
 from cnnlab.networks import in_evaluation_mode
 from cnnlab.train.weights import begin_with
 
@@ -198,7 +198,7 @@ def make_metrics(node: DictConfig | Mapping[str, Any], shape: Shape) -> dict[str
         refuse_task(f"metrics.{name}", metric, shape)
         with told(f"metrics.{name} cannot be computed for data that are {shape.task}"):
             metric.update(outputs, targets)
-            number(name, metric)
+            scalar(name, metric)
             metric.reset()
     return made
 
