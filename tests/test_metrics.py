@@ -90,7 +90,7 @@ def test_a_metric_that_cannot_be_put_together_says_so():
     sums = EpochMetrics({"rank": Rank()}, "regression", CPU)
     sums.add(torch.ones(()), torch.rand(4, 1), torch.rand(4, 1))
     state = sums.state_dict()
-    with pytest.raises(UserError, match="as many processes as the run began with"):
+    with pytest.raises(UserError, match="with the number of processes that the run began with"):
         sums.load_state_dicts([state, state], CPU)
 
 

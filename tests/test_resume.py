@@ -366,7 +366,7 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(zygote, tmp_path):
     run.write_summary(begun)
     assert zygote.run(output, command=SMALL)["status"] == 0
     assert run.summary()["environment"]["num_threads"] == 2
-    assert "goes on with 2 threads, as it began, instead of 1" in said(output)
+    assert "continues with 2 threads, as it began, instead of 1" in said(output)
 
 
 def test_an_interrupted_sweep_stops_and_typed_again_goes_on(zygote, tmp_path):
@@ -440,8 +440,8 @@ def test_a_divergence_keeps_the_checkpoint_before(tmp_path):
     records = Records(RunDirectory(tmp_path), CheckpointFiles(), "digest", "val/acc")
     records.saved = "of epoch 3, step 30"
     with pytest.raises(DivergedError, match=r"val/loss is inf in epoch 4.*last\.ckpt, of epoch 3, step 30.*lr"):
-        records.refuse_nonsense({"epoch": 4.0, "train/loss": 0.5, "val/loss": math.inf})
-    records.refuse_nonsense({"epoch": 4.0, "train/loss": 0.5})
+        records.check_finite({"epoch": 4.0, "train/loss": 0.5, "val/loss": math.inf})
+    records.check_finite({"epoch": 4.0, "train/loss": 0.5})
 
 
 # -------------------------------------------------------------------------------------------------------------- files

@@ -137,8 +137,9 @@ class HuggingFace(EncodedImages):
     @functools.cached_property
     def _classes(self) -> dict[Any, str]:
         """The names of the classes by label: those given in the files, otherwise the training labels themselves."""
+        values = sorted(set(self._values["train"]))
         names = class_names(self._files["train"][0], self.label)
-        return dict(enumerate(names)) if names else {value: str(value) for value in sorted(set(self._values["train"]))}
+        return dict(enumerate(names)) if names else {value: str(value) for value in values}
 
     def _labels(self, part: str) -> list[int]:
         """The indices of the images' classes. Raises: UserError."""
