@@ -12,11 +12,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class CrossEntropy(nn.Module):
-    """Cross-entropy of the softmax; on held-out images without smoothing and class weights.
+class SmoothedLoss(nn.Module):
+    """A loss with label smoothing in training.
 
     Args:
         label_smoothing: share of every training label that is spread over all classes (C. Szegedy et al., 2016).
+    """
+
+    def __init__(self, label_smoothing: float = 0.0):
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    @property
+    def smoothing(self) -> float:
+        return self.label_smoothing if self.training else 0.0
+
+
+class CrossEntropy(SmoothedLoss):
+    """Cross-entropy of the softmax; on held-out images without smoothing and class weights.
+
+    Args:
+        label_smoothing: see SmoothedLoss.
         class_weights: weight of each class in training; None: equal weights.
     """
 
@@ -24,33 +40,22 @@ class CrossEntropy(nn.Module):
     class_weights: Tensor | None
 
     def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None):
-        super().__init__()
-        self.label_smoothing = label_smoothing
+        super().__init__(label_smoothing)
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if not self.training:
-            return F.cross_entropy(logits, labels)
-        return F.cross_entropy(logits, labels, self.class_weights, label_smoothing=self.label_smoothing)
+        weights = self.class_weights if self.training else None
+        return F.cross_entropy(logits, labels, weights, label_smoothing=self.smoothing)
 
 
-class BinaryCrossEntropy(nn.Module):
-    """Binary cross-entropy of each class's sigmoid, averaged over classes.
-
-    Args:
-        label_smoothing: as for CrossEntropy, where an image has one class.
-    """
+class BinaryCrossEntropy(SmoothedLoss):
+    """Binary cross-entropy of each class's sigmoid, averaged over classes."""
 
     tasks = ("multiclass", "multilabel")
 
-    def __init__(self, label_smoothing: float = 0.0):
-        super().__init__()
-        self.label_smoothing = label_smoothing
-
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        smoothing = self.label_smoothing if self.training else 0.0
-        return F.binary_cross_entropy_with_logits(logits, soft_labels(labels, logits.shape[1], smoothing))
+        return F.binary_cross_entropy_with_logits(logits, soft_labels(labels, logits.shape[1], self.smoothing))
 
 
 class Focal(nn.Module):
@@ -80,24 +85,16 @@ class Focal(nn.Module):
         return (1 - log_probabilities.exp()) ** self.gamma * log_probabilities
 
 
-class Hinge(nn.Module):
-    """The multi-class hinge loss with margin 1 (K. Crammer and Y. Singer, 2001); for mixed labels, the weighted mean.
-
-    Args:
-        label_smoothing: as for CrossEntropy.
-    """
+class Hinge(SmoothedLoss):
+    """The multi-class hinge loss with margin 1 (K. Crammer and Y. Singer, 2001), averaged over mixed labels."""
 
     tasks = ("multiclass",)
 
-    def __init__(self, label_smoothing: float = 0.0):
-        super().__init__()
-        self.label_smoothing = label_smoothing
-
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        num_classes, smoothing = logits.shape[1], self.label_smoothing if self.training else 0.0
+        num_classes = logits.shape[1]
         # (B, K): the loss if each class were the true one; a class's margin to itself, 1, is subtracted
         hinges = (1 + logits[:, None, :] - logits[:, :, None]).clamp(min=0).sum(2) - 1
-        return (soft_labels(labels, num_classes, smoothing) * hinges).sum(1).mean() / num_classes
+        return (soft_labels(labels, num_classes, self.smoothing) * hinges).sum(1).mean() / num_classes
 
 
 def soft_labels(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:

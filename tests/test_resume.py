@@ -344,11 +344,11 @@ def test_another_version_of_torch_is_refused(zygote, tmp_path):
     changed["records"] |= {"torch": "2.0.1", "code": "other"}
     save(changed, last)
     assert zygote.run(output)["status"] == 2
-    assert f"was written by torch 2.0.1, and this is {torch.__version__}" in said(output)
+    assert f"was written by torch 2.0.1 and would be resumed by torch {torch.__version__}" in said(output)
     changed["records"] |= {"torch": str(torch.__version__), "precision": "16-mixed"}
     save(changed, last)
     assert zygote.run(output)["status"] == 2
-    assert "was written in precision 16-mixed, and this device computes in" in said(output)
+    assert "was written in precision 16-mixed and would be resumed in precision" in said(output)
     del changed["records"]["precision"]  # as before it was kept
     save(changed, last)
     assert zygote.run(output)["status"] == 0

@@ -86,11 +86,11 @@ class TorchvisionClass(EncodedImages):
     def _decode(self) -> tuple[Images, Images]:
         datasets = {part: self._dataset(part) for part in self.parts}
         given = [getattr(dataset, "classes", None) for dataset in datasets.values()]
-        classes = next((list(map(str, names)) for names in given if names and isinstance(names, list | tuple)), [])
+        classes = next((list(map(str, some)) for some in given if some and isinstance(some, list | tuple)), [])
         train, test = (self._images(part, dataset, classes) for part, dataset in datasets.items())
         num = max(*(int(images.targets.max()) + 1 for images in (train, test)), len(classes))
-        classes = tuple(classes) if len(classes) == num else tuple(map(str, range(num)))
-        return Images(train.pixels, train.targets, classes), Images(test.pixels, test.targets, classes)
+        names = tuple(classes) if len(classes) == num else tuple(map(str, range(num)))
+        return Images(train.pixels, train.targets, names), Images(test.pixels, test.targets, names)
 
     def _dataset(self, part: str) -> Any:
         """The data set of a part. Raises: UserError if its class refuses the arguments or the files."""

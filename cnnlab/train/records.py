@@ -96,17 +96,16 @@ class Records(Checkpoint):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.restored = state = checkpoint["records"]
-        if state["torch"] != str(torch.__version__):
-            raise UserError(
-                f"{trainer.ckpt_path} was written by torch {state['torch']}, and this is {torch.__version__}: the "
-                f"result would differ. Install that version, or use rerun=true to train the run anew."
-            )
-        if (precision := state.get("precision", trainer.precision)) != trainer.precision:
-            raise UserError(
-                f"{trainer.ckpt_path} was written in precision {precision}, and this device computes in "
-                f"{trainer.precision}: the result would differ. Resume it on a device that computes in {precision}, or "
-                f"use rerun=true to train the run anew."
-            )
+        precision = state.get("precision", trainer.precision)
+        for then, now, fix in (
+            (f"by torch {state['torch']}", f"by torch {torch.__version__}", "Install that version"),
+            (f"in precision {precision}", f"in precision {trainer.precision}", "Use a device that computes in it"),
+        ):
+            if then != now:
+                raise UserError(
+                    f"{trainer.ckpt_path} was written {then} and would be resumed {now}: the result would differ. "
+                    f"{fix}, or use rerun=true to train the run anew."
+                )
         if state["code"] != self.code:
             log.warning("The source code has changed since this run was interrupted; rerun=true trains it anew.")
         self.rows, self.filters = state["rows"], state["filters"]
