@@ -7,23 +7,17 @@
     cnnlab.runs()
     cnnlab.report()
 
-docs/python.md says more. Nothing is imported before it is used: `import cnnlab` takes neither Hydra nor torch.
+See docs/python.md. Imports are lazy: `import cnnlab` imports neither Hydra nor torch.
 """
 
+import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnnlab.config.options import UserError as UserError
-    from cnnlab.python import RunFailedError as RunFailedError
-    from cnnlab.python import compose as compose
-    from cnnlab.python import load as load
-    from cnnlab.python import report as report
-    from cnnlab.python import runs as runs
-    from cnnlab.python import train as train
-
-import sys
+    from cnnlab.config.options import UserError
+    from cnnlab.python import RunFailedError, compose, load, report, runs, train
 
 if sys.platform == "win32":  # no fcntl, no POSIX signals
     sys.exit("cnnlab runs on Linux, macOS and WSL, not on native Windows. Use it in WSL (wsl --install).")
@@ -33,10 +27,10 @@ __all__ = ["RunFailedError", "UserError", "compose", "load", "report", "runs", "
 
 
 class _CallablePackage(ModuleType):
-    """A folder of modules that is also a function: cnnlab.train.run is a module, and cnnlab.train(...) trains."""
+    """A package that is also a function: cnnlab.train.run is a module, and cnnlab.train(...) trains."""
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return getattr(import_module("cnnlab.python"), self.__name__.rpartition(".")[2])(*arguments, **named)
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return getattr(import_module("cnnlab.python"), self.__name__.rpartition(".")[2])(*arguments, **options)
 
 
 for _name in ("report", "runs", "train"):

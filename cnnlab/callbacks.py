@@ -1,4 +1,4 @@
-"""A callback of cnnlab's own that is an option."""
+"""The callback that cnnlab adds to Lightning's."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from lightning.pytorch.callbacks import WeightAveraging
 
 
 class EMA(WeightAveraging):
-    """A moving average of weights and buffers, evaluated and kept in their place.
+    """A moving average of weights and buffers, which is evaluated and saved in their place.
 
-    As Lightning's EMAWeightAveraging, but that it begins with the initial weights, and is kept by one kernel for all
-    tensors of a kind and without a wait for the device: on a GPU the other takes as long as the training step.
+    Unlike Lightning's EMAWeightAveraging it starts from the initial weights, and updates all tensors of a dtype in one
+    kernel without waiting for the device: on a GPU, Lightning's takes as long as the training step.
 
     Args:
         decay: the share of the average that a step keeps.
@@ -29,12 +29,11 @@ class EMA(WeightAveraging):
 
     @torch.no_grad()
     def after_step(self, module: LightningModule) -> None:
-        """One step of the average; it can be part of a CUDA graph."""
+        """Update the average; can be part of a CUDA graph."""
         assert self._average_model is not None
-        averaged = self._average_model.module.state_dict().values()
-        pairs = list(zip(averaged, module.state_dict().values(), strict=True))
-        ours, theirs = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
-        torch._foreach_lerp_(ours, theirs, 1 - self.decay)
-        for mine, value in pairs:
-            if not mine.is_floating_point():  # a number of batches
-                mine.copy_(value)
+        pairs = list(zip(self._average_model.module.state_dict().values(), module.state_dict().values(), strict=True))
+        averages, current = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        torch._foreach_lerp_(averages, current, 1 - self.decay)
+        for average, value in pairs:
+            if not average.is_floating_point():  # num_batches_tracked of batch norm
+                average.copy_(value)

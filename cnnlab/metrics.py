@@ -1,8 +1,11 @@
-"""Metrics: accuracy, and how the loss and any torchmetrics are kept over the batches of an epoch.
+"""Metrics: accuracy, and how the loss and any torchmetrics are accumulated over the batches of an epoch.
 
-Every torchmetrics class whose result is one number is an option: `update(outputs, targets)` is given the network's
-outputs (B, K) float32 and targets that are int64: a class (B,), mixed ones by their largest share, or 0 and 1 (B, K)
-for labels; or numbers (B, K) float32.
+Any torchmetrics class that computes one number can be an option. `update(outputs, targets)` is given the network's
+outputs (B, K) float32, and as targets
+
+    multiclass    (B,) int64, the class; for mixed labels the one with the largest share
+    multilabel    (B, K) int64, 0 or 1
+    regression    (B, K) float32
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +19,7 @@ from cnnlab.config.options import UserError
 
 
 class Accuracy(Metric):
-    """The share of images whose largest output is that of their class."""
+    """The share of images whose class has the largest output."""
 
     higher_is_better = True
     is_differentiable = False
@@ -41,21 +44,14 @@ class Accuracy(Metric):
         return torch.tensor(self.correct.item() / self.count.item(), dtype=torch.float64)
 
 
-def as_metrics_take_them(targets: Tensor, task: str) -> Tensor:
-    """Targets for `Metric.update`, see above."""
-    if task == "multiclass":
-        return targets.argmax(1) if targets.ndim == 2 else targets
-    return targets.round().long() if task == "multilabel" else targets
-
-
 class EpochMetrics:
     """Loss and metrics over the batches of an epoch, on the device.
 
-    Batches are looked at several at a time: some kernels for all of them, instead of for each. The losses of batches
-    are kept one by one until the end: so their sum does not depend on when somebody looked at it.
+    Metrics are updated with several batches at a time, which saves kernel launches. The losses of all batches are kept
+    until the end, so that their sum does not depend on when it is read.
 
     Args:
-        metrics: by name; used here only, and reset.
+        metrics: by name; reset here, and not to be used elsewhere.
         task: what the targets are, see cnnlab.config.shape.Shape.
         device: where the batches are.
     """
@@ -66,7 +62,7 @@ class EpochMetrics:
         self.metrics, self.task = metrics, task
         for metric in metrics.values():
             metric.to(device).reset()
-        self.losses: list[Tensor] = []  # of batches, each times its images: (S,) float32 each
+        self.losses: list[Tensor] = []  # (S,) float32 each: loss of S batches, times the size of a batch
         self.count = 0  # images
         self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -79,7 +75,7 @@ class EpochMetrics:
             self.settle()
 
     def settle(self) -> None:
-        """Add up the batches that wait for it."""
+        """Add the batches that are waiting."""
         if self.waiting:
             losses, outputs, targets = zip(*self.waiting, strict=True)
             self.waiting = []
@@ -89,27 +85,31 @@ class EpochMetrics:
         """As `add`, for several batches of one size: losses (S,), outputs (S * B, K), targets (S * B, ...)."""
         self.losses.append(losses * (len(targets) // len(losses)))
         self.count += len(targets)
-        outputs, targets = outputs.float(), as_metrics_take_them(targets, self.task)
+        outputs = outputs.float()
+        if self.task == "multiclass" and targets.ndim == 2:
+            targets = targets.argmax(1)
+        elif self.task == "multilabel":
+            targets = targets.round().long()
         for metric in self.metrics.values():
             metric.update(outputs, targets)
 
     def mean_loss(self) -> float:
-        """So far, in this process; waits for the device."""
+        """The mean loss so far, in this process; waits for the device."""
         self.settle()
         return torch.cat(self.losses).sum().item() / self.count if self.count else float("nan")
 
     def totals(self) -> Tensor:
-        """Loss and images, in sum: (2,) float64."""
+        """The sum of losses and the number of images: (2,) float64."""
         self.settle()
         losses = torch.cat(self.losses)
         loss = losses.to(torch.float32 if losses.device.type == "mps" else torch.float64).sum()
         return torch.stack((loss, torch.full_like(loss, self.count)))
 
     def compute(self, strategy: Any = None) -> dict[str, float]:
-        """{"loss": ..., "acc": ...} over the images of all processes, those of a Lightning strategy."""
+        """{"loss": ..., "acc": ...} over the images of all processes of a Lightning strategy."""
         totals = self.totals()
         loss, count = (strategy.reduce(totals, reduce_op="sum") if strategy else totals).tolist()
-        return {"loss": loss / count} | {name: number(name, metric) for name, metric in self.metrics.items()}
+        return {"loss": loss / count} | {name: scalar(name, metric) for name, metric in self.metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
         self.settle()
@@ -117,21 +117,21 @@ class EpochMetrics:
         return {"losses": losses, "count": self.count, "metrics": states_of(self.metrics)}
 
     def load_state_dicts(self, states: Sequence[Mapping[str, Any]], device: torch.device) -> None:
-        """Go on with what one process has counted, or several have together. Raises: UserError."""
+        """Continue from the state of one process, or from those of several together. Raises: UserError."""
         self.losses, self.waiting = [torch.cat([torch.zeros(0), *(state["losses"] for state in states)]).to(device)], []
         self.count = sum(state["count"] for state in states)
         restore(self.metrics, [state["metrics"] for state in states], device)
 
 
 def states_of(metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    """What metrics have counted, by name; those that have seen nothing are left out."""
+    """The states of metrics by name, except those that have not been updated."""
     for metric in metrics.values():
         metric.persistent(True)
     return {name: metric.state_dict() for name, metric in metrics.items() if metric.update_called}
 
 
 def restore(metrics: Mapping[str, Metric], states: Sequence[Mapping[str, Any]], device: torch.device) -> None:
-    """Let metrics go on with what `states_of` gave in one process, or in several. Raises: UserError."""
+    """Continue metrics from what `states_of` returned in one process, or in several. Raises: UserError."""
     for name, metric in metrics.items():
         metric.cpu()
         for place, state in enumerate(state[name] for state in states if name in state):
@@ -139,17 +139,17 @@ def restore(metrics: Mapping[str, Metric], states: Sequence[Mapping[str, Any]], 
                 metric.merge_state(state) if place else metric.load_state_dict(state)
             except RuntimeError as error:
                 raise UserError(
-                    f"What {name} has counted in several processes cannot be put together ({error}). Go on with as "
-                    f"many processes as the run began with."
+                    f"The states of {name} in several processes cannot be merged ({error}). Resume with the number of "
+                    f"processes that the run began with."
                 ) from error
-            metric._update_count += 1  # or it would warn that it has seen nothing
+            metric._update_count += 1  # otherwise `compute` warns that there was no update
         metric.to(device)
 
 
-def number(name: str, metric: Metric) -> float:
-    """What a metric has come to. Raises: UserError if it is not one number."""
+def scalar(name: str, metric: Metric) -> float:
+    """The value of a metric. Raises: UserError if it is not one number."""
     value = metric.compute()
     if not isinstance(value, Tensor) or value.numel() != 1:
         what = f"{value.numel()} numbers" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise UserError(f"metrics.{name} gives {what}, and a metric here is one. Average it, as with average=macro.")
+        raise UserError(f"metrics.{name} computes {what} instead of one number. Average them, e.g. with average=macro.")
     return value.item()

@@ -1,7 +1,7 @@
-"""The report's network and what it is compared with. Plain torch.
+"""The network of the lab report and its baselines. Plain torch.
 
-A network takes normalised images and returns logits. It may have a `fit(images)` that is given training images before
-the training starts.
+A network maps normalised images to logits. It may have a method `fit(images)`, which is called with training images
+before the training starts.
 """
 
 import math
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 
 class ConvNet(nn.Sequential):
-    """Convolution and pooling, three times, then two fully connected layers (lab report, question 10).
+    """Three times convolution and pooling, then two fully connected layers (lab report, question 10).
 
-    Every convolution keeps the size of its input; every pooling halves it. Pooling stands before ReLU: the two commute
-    exactly, forwards and backwards, and in this order ReLU sees a quarter of the values.
+    Every convolution keeps the size of its input; every pooling halves it. Pooling comes before ReLU: the two commute
+    exactly, forwards and backwards, and in this order ReLU processes a quarter of the values.
 
     (B, in_channels, height, width) float -> logits (B, num_classes).
 
-    Fully convolutional, fc4 and fc5 are the convolutions that compute the same (question 6), and larger images give a
-    map of logits, (B, num_classes, h, w): one for every place where an image of image_size fits, in steps of
-    2**len(channels) pixels. Weights of either form load into the other.
+    If fully convolutional, fc4 and fc5 are equivalent convolutions (question 6), and larger images give a map of
+    logits, (B, num_classes, h, w): one for every window of image_size, with a stride of 2**len(channels) pixels.
+    Weights of either form load into the other.
 
     Args:
-        num_classes, in_channels, image_size: given by the data; the size of images is one number, or height and width.
+        num_classes, in_channels, image_size: determined by the data; image_size is one number, or height and width.
         channels: filters of each convolution.
         kernel_size: odd height and width of every filter.
         hidden: neurons of the first fully connected layer, fc4.
@@ -68,7 +68,7 @@ class ConvNet(nn.Sequential):
         self.add_module("dropout", nn.Dropout(dropout))
         fc5 = nn.Conv2d(hidden, num_classes, 1) if fully_convolutional else nn.Linear(hidden, num_classes)
         self.add_module("fc5", fc5)
-        self.register_load_state_dict_pre_hook(_in_our_form)
+        self.register_load_state_dict_pre_hook(_reshape_weights)
 
     def forward(self, images: Tensor) -> Tensor:
         logits = super().forward(images)
@@ -81,16 +81,16 @@ def pair(image_size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def _in_our_form(network: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Weights of fc4 and fc5, of either form, in the shape that this network has."""
-    ours = network.state_dict(prefix=prefix)
+def _reshape_weights(network: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Give the weights of fc4 and fc5 that are loaded the shape that they have in this network."""
+    own = network.state_dict(prefix=prefix)
     for name in (f"{prefix}fc4.weight", f"{prefix}fc5.weight"):
-        if name in state_dict and state_dict[name].numel() == ours[name].numel():
-            state_dict[name] = state_dict[name].reshape(ours[name].shape)
+        if name in state_dict and state_dict[name].numel() == own[name].numel():
+            state_dict[name] = state_dict[name].reshape(own[name].shape)
 
 
 class Linear(nn.Sequential):
-    """One layer from all pixels to the logits: what a network without convolutions or hidden neurons can do.
+    """One layer from all pixels to the logits: the baseline without convolutions and hidden neurons.
 
     (B, in_channels, height, width) float -> logits (B, num_classes).
     """
@@ -103,10 +103,9 @@ class Linear(nn.Sequential):
 
 
 class VisualWords(nn.Module):
-    """What share of an image's patches lies nearest to each word: (B, C, H, W) float -> (B, num_words).
+    """The share of an image's patches that are nearest to each word: (B, C, H, W) float -> (B, num_words).
 
-    Words are the centres that k-means finds among whitened patches of training images (A. Coates, H. Lee and A. Ng,
-    2011).
+    The words are the k-means centres of whitened patches of training images (A. Coates, H. Lee and A. Ng, 2011).
 
     Args:
         num_words: size of the dictionary.
@@ -115,8 +114,8 @@ class VisualWords(nn.Module):
         stride: pixels from one patch to the next.
     """
 
-    whitening: Tensor  # (patch_size**2 * in_channels, the same)
-    words: Tensor  # (num_words, patch_size**2 * in_channels), of whitened patches
+    whitening: Tensor  # (D, D), where D = in_channels * patch_size**2
+    words: Tensor  # (num_words, D), of whitened patches
 
     def __init__(self, num_words: int, in_channels: int, patch_size: int, stride: int):
         super().__init__()
@@ -141,19 +140,19 @@ class VisualWords(nn.Module):
         self.words = k_means((samples - self.mean) @ self.whitening, self.num_words)
 
     def patches(self, images: Tensor) -> Tensor:
-        """All patches, each with mean 0 and variance 1: (B, C, H, W) -> (B, P, patch_size**2 * C)."""
+        """All patches, each with mean 0 and variance 1: (B, C, H, W) -> (B, P, C * patch_size**2)."""
         patches = F.unfold(images.contiguous(), self.patch_size, stride=self.stride).mT
         centered = patches - patches.mean(2, keepdim=True)
         return centered / (centered.square().mean(2, keepdim=True) + 1e-2).sqrt()
 
     def multiply_adds(self, height: int, width: int) -> int:
-        """Of one image: every patch with every word."""
+        """Multiply-adds for one image: every patch is compared with every word."""
         num_patches = ((height - self.patch_size) // self.stride + 1) * ((width - self.patch_size) // self.stride + 1)
         return num_patches * self.words.numel()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, enabled=False):  # bfloat16 would mistake words that lie close together
+        with torch.autocast(images.device.type, enabled=False):  # bfloat16 would confuse similar words
             patches = self.patches(images.float())
             # |x - w|^2 = |x|^2 - 2 x w + |w|^2, where x = (patch - mean) whitening
             projection = 2 * self.whitening @ self.words.T
@@ -166,23 +165,18 @@ class VisualWords(nn.Module):
 class BagOfWords(nn.Module):
     """A bag of visual words with a linear support vector machine (lab report, question 12).
 
-    Every patch of an image counts for the nearest of `num_words` words; the counts, over their mean and standard
-    deviation, are classified by num_classes * (num_words + 1) learned weights.
+    Every patch of an image counts for the nearest of `num_words` words. The standardised counts are classified by
+    num_classes * (num_words + 1) learned weights.
 
     (B, in_channels, height, width) float -> logits (B, num_classes).
 
     Args:
-        num_classes, in_channels: given by the data.
+        num_classes, in_channels: determined by the data.
         num_words, patch_size, stride: see VisualWords.
     """
 
     def __init__(
-        self,
-        num_classes: int = 10,
-        in_channels: int = 3,
-        num_words: int = 1000,
-        patch_size: int = 6,
-        stride: int = 2,
+        self, num_classes: int = 10, in_channels: int = 3, num_words: int = 1000, patch_size: int = 6, stride: int = 2
     ):
         super().__init__()
         self.words = VisualWords(num_words, in_channels, patch_size, stride)
@@ -198,7 +192,7 @@ class BagOfWords(nn.Module):
 
 
 def k_means(samples: Tensor, num_centers: int, num_iterations: int = 20) -> Tensor:
-    """Lloyd's algorithm from randomly chosen samples: (N, D) -> (num_centers, D). A centre without samples stays."""
+    """Lloyd's algorithm, starting from random samples: (N, D) -> (num_centers, D). A centre without samples stays."""
     centers = samples[torch.randperm(len(samples))[:num_centers].to(samples.device)]
     for _ in range(num_iterations):
         half_norms = centers.square().sum(1) / 2
@@ -211,7 +205,7 @@ def k_means(samples: Tensor, num_centers: int, num_iterations: int = 20) -> Tens
 
 @contextmanager
 def in_evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Within the block all of a network evaluates; after it each layer does what it did before."""
+    """Put a network into evaluation mode for a block, and restore the mode of each layer after it."""
     training = {layer: layer.training for layer in network.modules()}
     network.eval()
     try:
@@ -222,15 +216,13 @@ def in_evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 
 def first_filters(network: nn.Module) -> Tensor | None:
-    """The weights of the first convolution as images, each stretched to its full range: (N, k, k, 1 or 3) uint8.
+    """The filters of the first convolution as images, each with its full contrast: (N, k, k, 1 or 3) uint8.
 
-    None if there is no convolution, or it looks at other than one or three channels.
+    None if there is no convolution, or its input has neither one nor three channels.
     """
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            if layer.in_channels not in (1, 3):
-                return None
-            weights = layer.weight.detach().float().permute(0, 2, 3, 1)
-            low, high = weights.amin((1, 2, 3), keepdim=True), weights.amax((1, 2, 3), keepdim=True)
-            return ((weights - low) / (high - low).clamp(min=1e-12) * 255).round().byte().cpu()
-    return None
+    first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
+    if first is None or first.in_channels not in (1, 3):
+        return None
+    weights = first.weight.detach().float().permute(0, 2, 3, 1)
+    low, high = weights.amin((1, 2, 3), keepdim=True), weights.amax((1, 2, 3), keepdim=True)
+    return ((weights - low) / (high - low).clamp(min=1e-12) * 255).round().byte().cpu()

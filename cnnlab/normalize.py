@@ -1,7 +1,7 @@
-"""Normalisation: pixels in, float32 out, with statistics of the training images alone.
+"""Normalisation: pixels in, float32 out, with statistics of the training images only.
 
-Statistics are buffers: they move with the module, are part of the checkpoint, and are used alike in training,
-validation, test and prediction. They are measured on images as evaluation sees them: whole, or cropped to the centre.
+Statistics are buffers: they move with the module, are part of the checkpoint, and are used in training, validation,
+test and prediction. They are computed on images as evaluation sees them: whole, or cropped to the centre.
 """
 
 import hashlib
@@ -20,17 +20,17 @@ from cnnlab.runs.log import log
 
 
 class Normalization(nn.Module):
-    """What every normalisation offers. Its `extra_repr` names its arguments: statistics are kept under them.
+    """The interface of a normalisation. Its `extra_repr` must name its arguments: they are part of the cache key.
 
     Attributes:
-        once: whether it costs so much that it is applied to the whole data set once, where nothing random precedes it.
+        once: whether it is so expensive that it is applied to the whole data set once, if nothing random precedes it.
     """
 
     once = False
 
     @abstractmethod
     def fit(self, pixels: Tensor) -> None:
-        """Measure the training images, (N, C, H, W) uint8: a tensor, or what has its shape and its `split` alone."""
+        """Compute the statistics of training images, (N, C, H, W) uint8: only `shape` and `split` may be used."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
@@ -41,15 +41,15 @@ class Normalization(nn.Module):
         """Normalised images -> pixels, float32 in [0, 255]."""
 
     def restore(self, statistics: Mapping[str, Tensor]) -> None:
-        """Take over what was measured before, as `state_dict` gave it."""
+        """Use these statistics, from `state_dict`."""
         for name, values in statistics.items():
             self.register_buffer(name, values)
 
 
 def fit_once(norm: Normalization, pixels: Callable[[], Tensor], fingerprint: str, folder: Path) -> None:
-    """Measure the images, or read what was measured on the same ones before.
+    """Compute the statistics, or read them from the cache.
 
-    pixels: gives them, (N, C, H, W) uint8. fingerprint: what decides them. folder: where statistics are kept.
+    pixels: returns the images, (N, C, H, W) uint8. fingerprint: identifies the images. folder: of the cache.
     """
     code = b"".join(Path(inspect.getfile(source)).read_bytes() for source in (Normalization, type(norm)))
     key = hashlib.sha256(f"{norm} {fingerprint} ".encode() + code)
@@ -66,10 +66,10 @@ def fit_once(norm: Normalization, pixels: Callable[[], Tensor], fingerprint: str
 
 
 class Unchanged(Normalization):
-    """Pixels scaled to [0, 1], no more."""
+    """Pixels scaled to [0, 1]."""
 
     def fit(self, pixels: Tensor) -> None:
-        """There is nothing to learn."""
+        """There are no statistics."""
 
     def forward(self, images: Tensor) -> Tensor:
         return (images / 255).contiguous(memory_format=torch.channels_last)
@@ -82,8 +82,8 @@ class Scaler(Normalization):
     """(pixel - shift) / scale, with a shift and a scale for every channel or for every pixel position.
 
     Args:
-        per: "channel", or "pixel": every position of every channel by itself.
-        eps: the smallest scale, for pixels in [0, 1]: what does not vary is not divided by zero.
+        per: "channel", or "pixel" for every position of every channel.
+        eps: the smallest scale, for pixels in [0, 1]; it avoids division by zero where images do not vary.
     """
 
     shift: Tensor  # (C, 1, 1) or (C, H, W), of pixels in [0, 255]
@@ -91,26 +91,26 @@ class Scaler(Normalization):
 
     def __init__(self, per: str = "channel", eps: float = 1e-5):
         super().__init__()
-        self.per, self.eps = _known(per), eps
+        self.per, self.eps = _checked(per), eps
 
     def extra_repr(self) -> str:
         return f"per={self.per}, eps={self.eps}"
 
     @abstractmethod
-    def measure(self, frequency: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift and scale, (F,) float64, from how often each of the 256 values occurs, (F, 256) float64."""
+    def measure(self, histogram: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and scale, (F,) float64, from histograms (F, 256) float64."""
 
     def fit(self, pixels: Tensor) -> None:
-        """Exact: in float64, from how often each value occurs."""
+        """Exact, from histograms in float64."""
         _, channels, height, width = pixels.shape
-        shift, scale = self.measure(frequencies(pixels, self.per).double())
+        shift, scale = self.measure(histograms(pixels, self.per).double())
         shape = (1, 1, channels) if self.per == "channel" else (height, width, channels)
         self.register_buffer("shift", shift.view(shape).permute(2, 0, 1).float())
         self.register_buffer("scale", scale.clamp(min=255 * self.eps).view(shape).permute(2, 0, 1).float())
 
     def forward(self, images: Tensor) -> Tensor:
         num, channels, height, width = images.shape
-        # a line of pixels is one row: broadcasting over three channels, the innermost ones, costs four times as much
+        # a line of pixels is one row: broadcasting over the innermost dimension, three channels, is four times slower
         rows = images.permute(0, 2, 3, 1).reshape(num, height, width * channels)
         shift, scale = (
             values.expand(channels, height, width).permute(1, 2, 0).reshape(height, width * channels)
@@ -125,8 +125,8 @@ class Scaler(Normalization):
 class Standard(Scaler):
     """Mean 0 and standard deviation 1."""
 
-    def measure(self, frequency: Tensor) -> tuple[Tensor, Tensor]:
-        share = frequency / frequency.sum(1, keepdim=True)
+    def measure(self, histogram: Tensor) -> tuple[Tensor, Tensor]:
+        share = histogram / histogram.sum(1, keepdim=True)
         levels = torch.arange(256, dtype=torch.float64)
         mean = share @ levels
         return mean, (share * (levels - mean[:, None]).square()).sum(1).sqrt()
@@ -135,25 +135,22 @@ class Standard(Scaler):
 class MinMax(Scaler):
     """The smallest value of the training images becomes 0, the largest 1."""
 
-    def measure(self, frequency: Tensor) -> tuple[Tensor, Tensor]:
-        occurs = frequency > 0
+    def measure(self, histogram: Tensor) -> tuple[Tensor, Tensor]:
+        occurs = histogram > 0
         smallest, largest = occurs.int().argmax(1), 255 - occurs.flip(1).int().argmax(1)
         return smallest.double(), (largest - smallest).double()
 
 
 class Robust(Scaler):
-    """Median 0 and interquartile range 1: a few outliers change neither."""
+    """Median 0 and interquartile range 1, which are robust to outliers."""
 
-    def measure(self, frequency: Tensor) -> tuple[Tensor, Tensor]:
-        lower, median, upper = (_quantile(frequency, share) for share in (0.25, 0.5, 0.75))
+    def measure(self, histogram: Tensor) -> tuple[Tensor, Tensor]:
+        lower, median, upper = (_quantile(histogram, share) for share in (0.25, 0.5, 0.75))
         return median, upper - lower
 
 
-def frequencies(pixels: Tensor, per: str) -> Tensor:
-    """How often each value occurs in every channel or at every pixel position.
-
-    pixels: (N, C, H, W) uint8 -> (C, 256) or (H * W * C, 256) int64.
-    """
+def histograms(pixels: Tensor, per: str) -> Tensor:
+    """The histogram of every channel or pixel position: (N, C, H, W) uint8 -> (C, 256) or (H * W * C, 256) int64."""
     num_features = pixels.shape[1:].numel()
     feature = torch.arange(num_features)
     if per == "channel":
@@ -165,34 +162,34 @@ def frequencies(pixels: Tensor, per: str) -> Tensor:
     return counts.view(num_features, 256)
 
 
-def _quantile(frequency: Tensor, share: float) -> Tensor:
-    """The value below which a share of the others lies, between two values interpolated: (F, 256) -> (F,)."""
-    reached = frequency.cumsum(1)
+def _quantile(histogram: Tensor, share: float) -> Tensor:
+    """A quantile, linearly interpolated, of histograms: (F, 256) -> (F,)."""
+    reached = histogram.cumsum(1)
     place = share * (reached[:, -1:] - 1)
     below, above = (torch.searchsorted(reached, rank, right=True).double() for rank in (place.floor(), place.ceil()))
     return torch.lerp(below, above, place - place.floor()).squeeze(1)
 
 
 class Whitening(Normalization):
-    """Mean 0 and uncorrelated components of variance 1, by the eigenvectors of the training images' covariance.
+    """Mean 0 and uncorrelated components of variance 1, from the eigenvectors of the training images' covariance.
 
     Args:
-        per: "pixel": all values of an image are one vector; "channel": the channels of a pixel are.
-        num_components: keep so many components, those of the largest variance; null: all.
-        eps: added to every variance, for pixels in [0, 1], before dividing by its square root: what hardly varies,
-            noise for the most part, is not blown up.
+        per: "pixel": all values of an image are one vector; "channel": the channels of each pixel are.
+        num_components: number of components to keep, those with the largest variance; None: all.
+        eps: added to every variance, for pixels in [0, 1], before dividing by its square root, so that components that
+            are mostly noise are not amplified.
     """
 
     mean: Tensor  # (D,) of pixels in [0, 255], in the order (H, W, C)
-    variance: Tensor  # (K,) of the components, falling
+    variance: Tensor  # (K,) of the components, in descending order
     components: Tensor  # (D, K) eigenvectors
-    matrix: Tensor  # what vectors are multiplied by, and
-    bias: Tensor  # what is added then
+    matrix: Tensor  # whitened = vectors @ matrix + bias
+    bias: Tensor
     once = True
 
     def __init__(self, per: str = "pixel", num_components: int | None = None, eps: float = 1e-3):
         super().__init__()
-        self.per, self.num_components, self.eps = _known(per), num_components, eps
+        self.per, self.num_components, self.eps = _checked(per), num_components, eps
 
     def extra_repr(self) -> str:
         return f"per={self.per}, num_components={self.num_components}, eps={self.eps}"
@@ -202,11 +199,11 @@ class Whitening(Normalization):
         num, channels, height, width = pixels.shape
         size = pixels.shape[1:].numel() if self.per == "pixel" else channels
         if self.num_components is not None and self.num_components > size:
-            raise ValueError(f"num_components={self.num_components} is more than the {size} that there are")
+            raise ValueError(f"num_components={self.num_components} is more than the {size} values of a vector")
         if size > 1000:
-            log.info(f"{type(self).__name__}: the covariance of {size:,} values in {num:,} images")
+            log.info(f"{type(self).__name__}: computing the covariance of {size:,} values over {num:,} images")
         total, products = (torch.zeros(*shape, dtype=torch.float64) for shape in ((size,), (size, size)))
-        for chunk in pixels.split(1000):  # whole numbers below 2**53: exact, whatever the chunks
+        for chunk in pixels.split(1000):  # sums of integers below 2**53: exact for any size of chunk
             rows = self._vectors(chunk).double()
             total += rows.sum(0)
             products += rows.T @ rows
@@ -214,7 +211,7 @@ class Whitening(Normalization):
         mean = total / num
         variance, vectors = torch.linalg.eigh(products / num - mean.outer(mean))
         variance, vectors = variance.flip(0)[: self.num_components], vectors.flip(1)[:, : self.num_components]
-        largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))  # the sign is free: this value is positive
+        largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))  # fixes the sign: this value is positive
         statistics = {"mean": mean, "variance": variance.clamp(min=0), "components": vectors * largest.sign()}
         self.restore({name: values.float() for name, values in statistics.items()})
 
@@ -226,10 +223,10 @@ class Whitening(Normalization):
 
     @abstractmethod
     def _matrix(self, scaled: Tensor) -> Tensor:
-        """What centred vectors are multiplied by, from the scaled components (D, K)."""
+        """The matrix by which centred vectors are multiplied, from the scaled components (D, K)."""
 
     def _vectors(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, H * W * C), or (B * H * W, C) where every pixel is a vector."""
+        """(B, C, H, W) -> (B, H * W * C), or (B * H * W, C) if every pixel is a vector."""
         return _rows(images) if self.per == "pixel" else images.permute(0, 2, 3, 1).reshape(-1, images.shape[1])
 
     def _whitened(self, images: Tensor) -> Tensor:
@@ -243,10 +240,10 @@ class Whitening(Normalization):
 
 
 class ZCA(Whitening):
-    """Whitened, and turned back: of all whitened images the closest to the original ones, still pictures."""
+    """Whitening, then rotation back: the whitened images that are closest to the original ones."""
 
     def _matrix(self, scaled: Tensor) -> Tensor:
-        few = 2 * len(self.variance) < len(self.mean)  # two thin products cost less than one square one
+        few = 2 * len(self.variance) < len(self.mean)  # two thin products are cheaper than one square one
         return scaled if few else scaled @ self.components.T
 
     def forward(self, images: Tensor) -> Tensor:
@@ -261,10 +258,10 @@ class ZCA(Whitening):
 
 
 class PCA(Whitening):
-    """Whitened components, in the places of the pixels, largest variance first; the places without one are zero.
+    """Whitened components in place of the pixels, by descending variance, padded with zeros.
 
-    With per=channel they are three pictures. With per=pixel they take the places of the values in the order
-    (C, H, W), as with torchvision's LinearTransformation: neighbours mean nothing any more.
+    With per=channel they are channels. With per=pixel they fill the image in the order (C, H, W), as with torchvision's
+    LinearTransformation: neighbouring values are unrelated.
     """
 
     def _matrix(self, scaled: Tensor) -> Tensor:
@@ -284,11 +281,11 @@ class PCA(Whitening):
 
 
 def _rows(images: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H * W * C), the order in which they lie in memory."""
+    """(B, C, H, W) -> (B, H * W * C), the order in memory."""
     return images.permute(0, 2, 3, 1).flatten(1)
 
 
-def _known(per: str) -> str:
+def _checked(per: str) -> str:
     if per not in ("channel", "pixel"):
-        raise ValueError(f"per={per}: choose channel or pixel")
+        raise ValueError(f"per={per} is neither channel nor pixel")
     return per

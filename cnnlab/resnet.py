@@ -9,7 +9,7 @@ class Residual(nn.Module):
     """Two 3x3 convolutions beside a shortcut: (B, C, H, W) float -> (B, channels, H / stride, W / stride).
 
     Args:
-        in_channels, channels: filters of what comes in, and of both convolutions.
+        in_channels, channels: of the input, and of the output of both convolutions.
         stride: of the first convolution.
     """
 
@@ -37,9 +37,9 @@ class ResNet(nn.Sequential):
     (B, in_channels, any, any) float -> logits (B, num_classes).
 
     Args:
-        num_classes, in_channels: given by the data.
+        num_classes, in_channels: determined by the data.
         blocks: residual blocks in every stage; each stage after the first halves height and width.
-        width: filters in the first stage; every other stage has twice as many as the one before.
+        width: filters in the first stage; each later stage has twice as many as the one before.
     """
 
     def __init__(

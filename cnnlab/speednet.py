@@ -1,8 +1,8 @@
-"""A network that learns small images in few epochs, after K. Jordan's airbench94 (2024). Plain torch.
+"""A network that needs few epochs on small images, after K. Jordan's airbench94 (2024). Plain torch.
 
-Its first layer is not trained: 2x2 filters that whiten patches of the training images, each with its negative. After
-it come three groups of two 3x3 convolutions, which begin by passing on what they are given, with batch norm whose
-scales stay 1 and whose biases learn at a much higher rate.
+Its first layer is fixed: 2x2 filters that whiten patches of the training images, and their negatives. Three groups of
+two 3x3 convolutions follow, which are initialised as the identity. Their batch norm has no trained scales, and its
+biases have a much higher learning rate.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 
 class Whitening(nn.Conv2d):
-    """Patches of an image in uncorrelated components of variance 1, and their negatives: a convolution without padding.
+    """A convolution that maps patches to uncorrelated components of variance 1, and to their negatives.
 
     (B, in_channels, H, W) float -> (B, 2 * in_channels * patch_size**2, H - patch_size + 1, W - patch_size + 1).
 
     Args:
         in_channels: of the images.
         patch_size: height and width of a patch, in pixels.
-        eps: is added to the variance of a component.
+        eps: added to the variance of each component.
     """
 
     def __init__(self, in_channels: int, patch_size: int, eps: float):
@@ -45,12 +45,12 @@ class Whitening(nn.Conv2d):
 
 
 class Convolution(nn.Sequential):
-    """A 3x3 convolution that begins as the identity, pooling if asked for, batch norm without a scale, and GELU."""
+    """A 3x3 convolution initialised as the identity, optional pooling, batch norm without a scale, and GELU."""
 
     def __init__(self, in_channels: int, channels: int, momentum: float, pool: bool):
         super().__init__()
         convolution = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        nn.init.dirac_(convolution.weight[: min(channels, in_channels)].detach())  # the others stay random
+        nn.init.dirac_(convolution.weight[: min(channels, in_channels)].detach())  # further filters stay random
         self.add_module("conv", convolution)
         if pool:
             self.add_module("pool", nn.MaxPool2d(2))
@@ -61,18 +61,18 @@ class Convolution(nn.Sequential):
 
 
 class SpeedNet(nn.Sequential):
-    """Whitening, three groups of two convolutions, the largest value of every map, one linear layer.
+    """Whitening, three groups of two convolutions, global max pooling, one linear layer.
 
-    (B, in_channels, H, W) float -> logits (B, num_classes). Images have (patch_size - 1) + 2**len(widths) pixels or
-    more in height and width.
+    (B, in_channels, H, W) float -> logits (B, num_classes). Height and width must be at least
+    (patch_size - 1) + 2**len(widths).
 
     Args:
-        num_classes, in_channels: given by the data.
-        widths: filters in every group; each halves height and width.
-        patch_size: height and width of the filters that whiten.
-        eps: is added to the variance of their components.
+        num_classes, in_channels: determined by the data.
+        widths: filters in every group; each group halves height and width.
+        patch_size: height and width of the whitening filters.
+        eps: added to the variance of each whitened component.
         momentum: of the running statistics of batch norm.
-        bias_lr: rate of the biases of batch norm, as a multiple of optim.lr.
+        bias_lr: learning rate of the biases of batch norm, as a multiple of optim.lr.
         scale: of the logits.
     """
 
@@ -108,7 +108,7 @@ class SpeedNet(nn.Sequential):
         return super().forward(images) * self.scale
 
     def parameter_groups(self) -> list[dict[str, object]]:
-        """The biases of batch norm learn at a rate of their own."""
+        """Weights, and the biases of batch norm with their own learning rate."""
         biases = [layer.bias for layer in self.modules() if isinstance(layer, nn.BatchNorm2d)]
         others = [weights for weights in self.parameters() if all(weights is not bias for bias in biases)]
         return [{"params": others}, {"params": biases, "lr_scale": self.bias_lr}]

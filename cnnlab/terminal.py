@@ -12,9 +12,9 @@ from cnnlab.text import printable
 
 
 class Table(table.Table):
-    """A table of plain text: brackets are no markup, and control characters are not obeyed.
+    """A table of plain text: markup and control characters have no effect.
 
-    Columns of rank 0 are never cut. Where the terminal is too narrow, the others are left out, the highest rank first.
+    On a narrow terminal, columns are left out, the highest rank first. Columns of rank 0 always stay.
     """
 
     def __init__(self, *headers: str, title: str = ""):
@@ -24,7 +24,7 @@ class Table(table.Table):
         self.ranks: dict[int, int] = {}
 
     def add(self, header: str, rank: int = 0, number: bool = True, fold: bool = False) -> None:
-        """A column; of numbers, which stand at its right; fold: what is too long for its line goes on in the next."""
+        """Add a column. number: align it to the right. fold: wrap long cells."""
         self.ranks[len(self.columns)] = rank
         self.add_column(
             Text(printable(header)),
@@ -38,7 +38,7 @@ class Table(table.Table):
         super().add_row(*(Text(printable(str(cell))) for cell in cells), **settings)
 
     def show(self, width: int = 160) -> None:
-        """Print it; as wide as the terminal, or `width` characters where there is none."""
+        """Print the table, as wide as the terminal, or `width` characters wide if there is none."""
         console = Console(width=None if os.isatty(1) else width)
         by_rank = sorted((place for place, rank in self.ranks.items() if rank), key=lambda place: -self.ranks[place])
         unbounded = console.options.update(width=10_000)

@@ -1,4 +1,4 @@
-"""Text that others wrote, class names or the names of files for example, on its way to a terminal or a spreadsheet."""
+"""Untrusted text, such as class and file names, made safe for a terminal or a spreadsheet."""
 
 import re
 import sys
@@ -8,7 +8,7 @@ JOINERS = "\u200c\u200d"  # invisible, and part of words in several scripts
 
 
 def printable(text: str) -> str:
-    """Control characters, which a terminal would obey, and what is not Unicode, as escapes: "\\x1b[31m"."""
+    """Escape control characters, which a terminal would obey, and what is not valid Unicode: "\\x1b[31m"."""
     return "".join(
         character if character.isprintable() or character in JOINERS else character.encode("unicode_escape").decode()
         for character in text
@@ -16,12 +16,12 @@ def printable(text: str) -> str:
 
 
 def say(text: object, file: TextIO | None = None) -> None:
-    """Print lines of text; only the line breaks in it are obeyed."""
+    """Print text; of its control characters only line breaks have an effect."""
     print("\n".join(map(printable, str(text).split("\n"))), file=file or sys.stdout, flush=True)
 
 
 def csv_cell(text: str) -> str:
-    """A cell of a CSV file: a spreadsheet takes what begins with one of these signs for a formula, unless a ' does."""
+    """A cell of a CSV file, quoted if a spreadsheet would interpret it as a formula."""
     text = printable(text)
     is_number = re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", text)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not is_number else text

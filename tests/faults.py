@@ -150,7 +150,7 @@ def called_again(work):
         tensors = (
             *classifier.network.state_dict().values(),
             *(values for state in optimizer.state.values() for values in state.values() if hasattr(values, "data_ptr")),
-            *classifier.buffers_of_steps.values(),
+            *classifier.step_buffers.values(),
         )
         return [values.data_ptr() for values in tensors]
 

@@ -110,7 +110,7 @@ WRONG = {
     "no zip": (b"hello", "cannot be read .*BadZipFile"),
     "other names": (
         {"pictures": IMAGES, "y": LABELS["train"]},
-        "holds pictures, y, and needs .*train_images and train_labels",
+        "contains pictures, y, and needs .*train_images and train_labels",
     ),
     "floats": (
         {"x": IMAGES / 255, "y": LABELS["train"]},
@@ -120,9 +120,9 @@ WRONG = {
     "names as labels": ({"x": IMAGES, "y": np.array(["cat"] * 12)}, "should be numbers.*give data.classes"),
     "labels from 1": (
         {"x": IMAGES, "y": LABELS["train"] + 1},
-        "from 1 to 3, and classes are counted from 0. Subtract 1",
+        "from 1 to 3, but classes are counted from 0. Subtract 1",
     ),
-    "negative label": ({"x": IMAGES, "y": LABELS["train"] - 1}, "from -1 to 1, and classes are counted"),
+    "negative label": ({"x": IMAGES, "y": LABELS["train"] - 1}, "from -1 to 1, but classes are counted"),
     "fewer labels": ({"x": IMAGES, "y": LABELS["train"][:5]}, "there are 12 images and 5 targets"),
     "objects": ({"x": IMAGES, "y": np.array([{}] * 12)}, "holds objects, whose pickles can run code"),
 }

@@ -165,9 +165,9 @@ def test_rates_of_layers_are_multiples_and_0_freezes_weights_and_statistics():
     ("scale", "said"),
     [
         (["4:1"], r"no weight's name begins with 4\. The layers are 0, 1, 3"),
-        (["0:-1"], r"lr_scale=\[0:-1\] names no layer and its factor"),
+        (["0:-1"], r"lr_scale=\[0:-1\] is not LAYER:FACTOR"),
         (["0:much"], r"Use lr_scale=\[fc:10,conv1:0\]"),
-        (["0"], "names no layer"),
+        (["0"], "is not LAYER:FACTOR"),
     ],
 )
 def test_rates_that_are_none_and_layers_that_there_are_none_of(scale, said):

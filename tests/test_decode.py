@@ -174,7 +174,7 @@ def test_names_are_bytes(tmp_path):
 
 def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="contains no images"):
         images_in([tmp_path])
     with pytest.raises(UserError, match="does not exist"):
         images_in([Path("nowhere")])

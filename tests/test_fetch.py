@@ -317,8 +317,8 @@ def test_archives_pickled_by_python_3_are_read_too(protocol: int, tmp_path: Path
 # ------------------------------------------------------------------------------------------------------ bad servers
 
 REASONS = {
-    "silent": "sent nothing for too long",
-    "stall": "sent nothing for too long",
+    "silent": "timed out",
+    "stall": "timed out",
     "cut": "broke off after",
     "busy": "answered 503",
     "missing": "answered 404",

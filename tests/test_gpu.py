@@ -186,9 +186,9 @@ def test_deterministic_holds_for_one_run_of_a_process(tmp_path):
 
 def test_a_recording_is_let_go():
     classifier = graphed(Classifier)(nn.Linear(2, 2), torch.optim.SGD, torch.optim.lr_scheduler.ConstantLR)
-    classifier.replays, classifier.buffers_of_steps = {1: print}, {"images": torch.zeros(1)}
+    classifier.replays, classifier.step_buffers = {1: print}, {"images": torch.zeros(1)}
     classifier.network.weight.grad = torch.zeros(2, 2)
     classifier.release()
     assert not classifier.replays
-    assert not classifier.buffers_of_steps
+    assert not classifier.step_buffers
     assert classifier.network.weight.grad is None

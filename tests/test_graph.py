@@ -59,7 +59,7 @@ def test_a_recording_that_fails_is_told_and_the_steps_are_done_one_by_one(zygote
     assert zygote.run(tmp_path / "plain", command=command)["status"] == 0
     fails = [("", 0, "no graph")]
     assert zygote.run(tmp_path / "graph", "cuda_graph=true", command=command, faults=fails)["status"] == 0
-    assert "steps are done one by one: recording failed (operation not permitted" in said(tmp_path / "graph")
+    assert "steps are run one by one: recording failed (operation not permitted" in said(tmp_path / "graph")
     assert differences(left_by(tmp_path / "plain"), left_by(tmp_path / "graph")) == []
 
 

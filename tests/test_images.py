@@ -90,7 +90,7 @@ def records(claimed: tuple[int, ...], labels: np.ndarray) -> io.BytesIO:
     ("claimed", "labels", "said"),
     [
         ((1000, 1000, 1000, 3), np.array([1]), "greater than file size"),
-        ((1, 4, 4, 3), np.array([2]), "and there are 2 classes"),
+        ((1, 4, 4, 3), np.array([2]), "but there are 2 classes"),
         ((1, 4, 4, 3), np.array([1.0]), "are float64, not int64"),
     ],
     ids=["3 GB", "label without a class", "labels that are no numbers of classes"],

@@ -23,7 +23,7 @@ def test_hinge_loss_equals_torch(soft):
 
 
 def test_a_loss_with_weights_is_refused():
-    with pytest.raises(UserError, match="Linear has weights of its own"):
+    with pytest.raises(UserError, match="Linear has its own weights"):
         Classifier(nn.Linear(2, 2), torch.optim.SGD, torch.optim.lr_scheduler.ConstantLR, loss=nn.Linear(2, 1))
 
 

@@ -8,7 +8,7 @@ from torchmetrics.regression import MeanSquaredError
 
 from cnnlab.config.options import UserError
 from cnnlab.config.shape import Shape
-from cnnlab.metrics import Accuracy, EpochMetrics, number
+from cnnlab.metrics import Accuracy, EpochMetrics, scalar
 from cnnlab.train.parts import make_metrics
 
 CPU = torch.device("cpu")
@@ -90,7 +90,7 @@ def test_a_metric_that_cannot_be_put_together_says_so():
     sums = EpochMetrics({"rank": Rank()}, "regression", CPU)
     sums.add(torch.ones(()), torch.rand(4, 1), torch.rand(4, 1))
     state = sums.state_dict()
-    with pytest.raises(UserError, match="as many processes as the run began with"):
+    with pytest.raises(UserError, match="with the number of processes that the run began with"):
         sums.load_state_dicts([state, state], CPU)
 
 
@@ -119,7 +119,7 @@ F1 = "torchmetrics.classification.MulticlassF1Score"
 @pytest.mark.parametrize(
     ("task", "node", "said"),
     [
-        ("multiclass", option(F1, num_classes="data.num_classes", average=None), "gives 3 numbers"),
+        ("multiclass", option(F1, num_classes="data.num_classes", average=None), "computes 3 numbers"),
         ("multiclass", option("torchmetrics.classification.MultilabelF1Score", num_labels=3), "cannot be computed"),
         ("multilabel", option("cnnlab.metrics.Accuracy"), "is for data that are multiclass, and these are multilabel"),
         (
@@ -151,4 +151,4 @@ def test_one_that_does_has_seen_nothing_yet(task, node):
 def test_one_number():
     metric = MeanSquaredError()
     metric.update(torch.ones(2), torch.zeros(2))
-    assert number("mse", metric) == 1
+    assert scalar("mse", metric) == 1

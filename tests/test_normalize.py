@@ -125,7 +125,7 @@ def test_what_does_not_vary_is_not_divided_by_zero(norm):
 
 @pytest.mark.parametrize("norm", NORMS[1:])
 def test_an_unknown_per_is_refused(norm):
-    with pytest.raises(ValueError, match="per=image: choose channel or pixel"):
+    with pytest.raises(ValueError, match="per=image is neither channel nor pixel"):
         norm(per="image")
 
 

@@ -328,7 +328,7 @@ def test_what_only_watches_is_no_part_of_the_run(zygote, own, tmp_path):
         (("data=numbers", "model=tower", "loss=mse", "metrics=mae", "aug=cutmix"), "aug=cutmix is for data that are"),
         (("data=grey", "model=tower", "metrics=[acc,f1]", "select_on=val/f2"), "select_on=val/f2 is not measured"),
         (("data=numbers", "model=cnn", "loss=mse", "metrics=mae", "select_on=val/mae"), "its lower values are the bet"),
-        (("data=grey", "model=tower", "loss=mse"), "takes no outputs"),
+        (("data=grey", "model=tower", "loss=mse"), "does not accept outputs"),
         (("module=autoencoder", "data=grey", "model=hourglass"), "takes no argument metrics"),
         (("experiment=autoencoder", "data=grey", "test_flips=true"), "test_flips=True: own.modules.Autoencoder takes"),
         (

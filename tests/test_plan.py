@@ -83,7 +83,7 @@ def test_alternating_flips_mirror_every_image_in_every_other_epoch_whatever_its_
 )
 def test_weights_that_nothing_can_be_drawn_by_are_refused(weights):
     images = Images(np.zeros((3, 1, 2, 2), np.uint8), np.zeros(3, np.int64), ("a",), np.array(weights))
-    with pytest.raises(UserError, match="one finite number from 0 for each training image"):
+    with pytest.raises(UserError, match="one finite, non-negative number for each training image"):
         sampling_weights(images, np.array([0, 2]), "weighted")
 
 

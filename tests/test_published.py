@@ -122,7 +122,7 @@ def test_the_official_format_arrives_pixel_by_pixel(option, server):  # noqa: F8
         assert np.array_equal(images.pixels.transpose(0, 2, 3, 1), part.pixels)
         assert images.targets.tolist() == part.labels.tolist()
         assert images.classes == CLASSES[option]
-        assert images.wrong() == ""
+        assert images.problem() == ""
     assert data.shape == made.shape
     asked = len(server.requests)
     assert asked == len(made.files)
@@ -180,9 +180,12 @@ def test_each_file_comes_from_the_first_mirror_that_has_it_and_one_put_there_by_
 
 
 WRONG = {
-    "three hashes": ({"sha256": ["0" * 64] * 3}, "data.sha256 has 3 values, and needs one each for train-images-idx3"),
+    "three hashes": (
+        {"sha256": ["0" * 64] * 3},
+        "data.sha256 has 3 values, and needs one for each of train-im",
+    ),
     "an MD5": ({"sha256": ["0" * 64] * 3 + ["0" * 32]}, f"data.sha256={'0' * 32} is not a SHA-256"),
-    "a file as source": ({"sources": ["https://a/b.gz"]}, "https://a/b.gz, which must be a folder, ending with /"),
+    "a file as source": ({"sources": ["https://a/b.gz"]}, "https://a/b.gz, but must be a folder with train-images"),
     "http": ({"sources": ["http://a/"]}, "only https://"),
 }
 

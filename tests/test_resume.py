@@ -346,11 +346,11 @@ def test_another_version_of_torch_is_refused(zygote, tmp_path):
     changed["records"] |= {"torch": "2.0.1", "code": "other"}
     save(changed, last)
     assert zygote.run(output)["status"] == 2
-    assert f"was written by torch 2.0.1, and this is {torch.__version__}" in said(output)
+    assert f"was written by torch 2.0.1 and would be resumed by torch {torch.__version__}" in said(output)
     changed["records"] |= {"torch": str(torch.__version__), "precision": "16-mixed"}
     save(changed, last)
     assert zygote.run(output)["status"] == 2
-    assert "was written in precision 16-mixed, and this device computes in" in said(output)
+    assert "was written in precision 16-mixed and would be resumed in precision" in said(output)
     del changed["records"]["precision"]  # as before it was kept
     save(changed, last)
     assert zygote.run(output)["status"] == 0
@@ -368,7 +368,7 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(zygote, tmp_path):
     run.write_summary(begun)
     assert zygote.run(output, command=SMALL)["status"] == 0
     assert run.summary()["environment"]["num_threads"] == 2
-    assert "goes on with 2 threads, as it began, instead of 1" in said(output)
+    assert "continues with 2 threads, as it began, instead of 1" in said(output)
 
 
 def test_an_interrupted_sweep_stops_and_typed_again_goes_on(zygote, tmp_path):
@@ -442,8 +442,8 @@ def test_a_divergence_keeps_the_checkpoint_before(tmp_path):
     records = Records(RunDirectory(tmp_path), CheckpointFiles(), "digest", "val/acc")
     records.saved = "of epoch 3, step 30"
     with pytest.raises(DivergedError, match=r"val/loss is inf in epoch 4.*last\.ckpt, of epoch 3, step 30.*lr"):
-        records.refuse_nonsense({"epoch": 4.0, "train/loss": 0.5, "val/loss": math.inf})
-    records.refuse_nonsense({"epoch": 4.0, "train/loss": 0.5})
+        records.check_finite({"epoch": 4.0, "train/loss": 0.5, "val/loss": math.inf})
+    records.check_finite({"epoch": 4.0, "train/loss": 0.5})
 
 
 # -------------------------------------------------------------------------------------------------------------- files

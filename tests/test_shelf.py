@@ -136,7 +136,7 @@ def test_a_run_begins_with_the_weights_of_another_one_and_is_named_by_what_they_
     run = only_run(first)
     frozen = (*SMALL, *net, f'weights="{run}"', "lr_scale=[conv:0,norm:0,stage1:0,stage2:0]", "seed=1")
     assert zygote.run(second, command=frozen)["status"] == 0, said(second)
-    assert f"38 of 38 tensors are those of {run}" in said(second)
+    assert f"38 of 38 tensors loaded from {run}" in said(second)
     before, after = (
         torch.load(path / "checkpoints" / name, weights_only=True)["state_dict"]
         for path, name in ((run, "best.ckpt"), (only_run(second), "last.ckpt"))

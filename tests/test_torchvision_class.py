@@ -13,7 +13,7 @@ from torchvision import datasets
 
 from cnnlab.config.options import UserError
 from cnnlab.data.guard import only_data
-from cnnlab.data.torchvision_class import TorchvisionClass, names
+from cnnlab.data.torchvision_class import TorchvisionClass, class_names
 
 
 def source(dataset: str, **given) -> TorchvisionClass:
@@ -94,12 +94,12 @@ def test_targets_that_are_no_classes_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("key", ["download", "root", "loader"])
 def test_arguments_that_are_ours_are_refused(key):
-    with pytest.raises(ValueError, match=f"{key} is no argument to give"):
+    with pytest.raises(ValueError, match=f"{key} cannot be given"):
         source("KMNIST", root=".", arguments={key: True})
 
 
 def test_the_names_are_those_of_torchvision():
-    assert set(names()) == set(datasets.__all__)
+    assert set(class_names()) == set(datasets.__all__)
 
 
 # ------------------------------------------------------------------------------------------------------ hostile files

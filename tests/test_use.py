@@ -278,7 +278,7 @@ def test_wrong_inputs_are_one_paragraph(trained, command, tmp_path):
         (("predict", "nowhere", "text.png"), "nowhere names no run"),
         (("export", "bare"), "no epoch of it was finished"),
         (("predict", plain, "nothing.png"), "does not exist"),
-        (("predict", plain, "empty"), "holds no image"),
+        (("predict", plain, "empty"), "contains no images"),
         (("predict", plain, "text.png", "--top", "0"), "--top 0"),
         (("evaluate", plain, "optim.lr=1"), "only data, norm, test_flips and test_shifts"),
         (("evaluate", plain, "data.image_size=16"), "takes images of 3x32x32, and these are 3x16x16"),

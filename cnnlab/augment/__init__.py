@@ -1,13 +1,12 @@
-"""Augmentations of batches of images, each in two halves: drawing, and applying what was drawn.
+"""Augmentations of batches of images, each in two steps: drawing random parameters, and applying them.
 
-`draw` asks a generator for the parameters of all images of an epoch (cnnlab.data.plan). `apply` is a pure function of
-images and parameters and runs on the device. However the options are listed, they are applied in this order, and
-within one stage by name:
+`draw` draws the parameters of all images of an epoch from a generator (cnnlab.data.plan). `apply` is a pure function of
+images and parameters and runs on the device. Augmentations are applied by stage, and within a stage by name:
 
-    CROP       takes pixels out of the data set
+    CROP       takes pixels from the data set
     GEOMETRY   moves pixels
     COLOR      changes their values
-    QUALITY    what a camera does to them: blur, noise
+    QUALITY    degrades them as a camera does: blur, noise
                (normalisation)
     ERASE      removes parts
     MIX        combines images and labels, each image with the one before it in the batch

@@ -1,4 +1,4 @@
-"""What every augmentation offers, and the order in which they are applied."""
+"""The interface of augmentations, and the order in which they are applied."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -23,13 +23,13 @@ class Stage(IntEnum):
 
 
 class Augmentation(ABC):
-    """What every augmentation offers.
+    """The interface of an augmentation.
 
-    It may have `of_images(generator, index, epoch)` besides, for what depends on the image and on the epoch: as `draw`,
-    for the images index (N,) int64, with a generator that is the same in every epoch.
+    `apply` takes and returns images (B, C, H, W) float32, except for crops and mixers; before normalisation they are
+    pixels in [0, 255]. Its other arguments are what `draw` returned under their names, with B rows.
 
-    `apply` takes and gives, but for crops and mixers, images (B, C, H, W) float32: pixels in [0, 255] before
-    normalisation. Its other arguments are those of the same name in what `draw` gave, with B rows.
+    An augmentation may also have `of_images(generator, index, epoch)`, like `draw` for parameters that depend on the
+    image and the epoch: index (N,) int64 are the images, and the generator is the same in every epoch.
     """
 
     stage: ClassVar[Stage]
@@ -37,35 +37,32 @@ class Augmentation(ABC):
 
     @abstractmethod
     def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
-        """Random parameters for all images of an epoch: tensors of num_images rows, named as `apply` takes them.
+        """Random parameters for all images of an epoch: tensors of num_images rows, named as the arguments of `apply`.
 
-        size: of the images that come in.
+        size: of the input images.
         """
 
     def output_size(self, size: Size) -> Size:
-        """Height and width of what comes out, from those of what comes in.
-
-        Raises: ValueError for images that it cannot be applied to.
-        """
+        """Size of the output for an input size. Raises: ValueError if it cannot be applied to such images."""
         return size
 
 
 class Crop(Augmentation):
-    """Takes the pixels of a batch out of the data set."""
+    """Takes the pixels of a batch from the data set."""
 
     stage = Stage.CROP
     apply: Callable[..., Tensor]  # images (N, H, W, C) uint8, index (B,) int64, **drawn -> (B, h, w, C) uint8
 
     @abstractmethod
     def center(self, images: Tensor) -> Tensor:
-        """What is seen at evaluation: (B, H, W, C) -> (B, h, w, C)."""
+        """The crop at evaluation: (B, H, W, C) -> (B, h, w, C)."""
 
 
 class Mixer(Augmentation):
-    """Combines every image and its target with a partner's.
+    """Combines every image and its target with those of a partner.
 
     Attributes:
-        tasks: what targets are mixed, see cnnlab.config.shape.Shape.
+        tasks: for which targets it is defined, see cnnlab.config.shape.Shape.
     """
 
     stage = Stage.MIX
@@ -84,7 +81,7 @@ def by(size: Size) -> str:
 
 
 def output_size(augmentations: Mapping[str, Augmentation], size: Size) -> Size:
-    """Height and width of what the network sees. Raises: UserError for images that one cannot be applied to."""
+    """Size of the network's input. Raises: UserError if an augmentation cannot be applied to such images."""
     for name, augmentation in augmentations.items():
         try:
             size = augmentation.output_size(size)

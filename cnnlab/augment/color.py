@@ -1,4 +1,4 @@
-"""Colours, noise, blur: what changes the values of pixels."""
+"""Colour, noise, blur: augmentations that change the values of pixels."""
 
 import functools
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from cnnlab.augment.base import Augmentation, Size, Stage, by
 
 
 class Color(Augmentation):
-    """Brightness, contrast and saturation, in this order, each times a factor of its own.
+    """Brightness, contrast and saturation, in this order, each multiplied by a random factor.
 
     Args:
-        brightness, contrast, saturation: the factor is uniform between 1 - x, not below 0, and 1 + x.
+        brightness, contrast, saturation: the factor is uniform between max(0, 1 - x) and 1 + x.
     """
 
     stage = Stage.COLOR
@@ -22,15 +22,15 @@ class Color(Augmentation):
     def __init__(self, brightness: float = 0.3, contrast: float = 0.3, saturation: float = 0.3):
         if min(brightness, contrast, saturation) < 0:
             raise ValueError(
-                f"brightness={brightness}, contrast={contrast}, saturation={saturation}: takes numbers from 0"
+                f"brightness={brightness}, contrast={contrast}, saturation={saturation}: none may be negative"
             )
         self.ranges = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
 
     def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
         """brightness, contrast, saturation: (N,) float32 factors."""
         return {
-            name: torch.empty(num_images).uniform_(max(0.0, 1 - reach), 1 + reach, generator=generator)
-            for name, reach in self.ranges.items()
+            name: torch.empty(num_images).uniform_(max(0.0, 1 - x), 1 + x, generator=generator)
+            for name, x in self.ranges.items()
         }
 
     def apply(self, images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
@@ -40,12 +40,12 @@ class Color(Augmentation):
 
 
 def blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """Away from another image (factor above 1) or towards it (below): factor (B,); within [0, 255]."""
+    """Move images towards others (factor below 1) or away from them (above 1): factor (B,) -> within [0, 255]."""
     return torch.lerp(other, images, factor[:, None, None, None]).clamp_(0, 255)
 
 
 def grey(images: Tensor) -> Tensor:
-    """Luma, ITU-R BT.601: (B, 3, H, W) -> (B, 1, H, W). Images of other than three channels: their mean."""
+    """Luma (ITU-R BT.601) of three channels, or the mean of any other number: (B, C, H, W) -> (B, 1, H, W)."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
     return (images * constant((0.2989, 0.587, 0.114), images.device)[:, None, None]).sum(1, keepdim=True)
@@ -53,15 +53,15 @@ def grey(images: Tensor) -> Tensor:
 
 @functools.lru_cache
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Numbers on a device, moved there once: a CUDA graph cannot record that."""
+    """Numbers on a device, moved there once, as a CUDA graph cannot record the copy."""
     return torch.tensor(values, device=device)
 
 
 class Noise(Augmentation):
-    """Gaussian noise on every value, cut off at black and white.
+    """Gaussian noise on every value, clipped at black and white.
 
-    The noise is a fixed table of a million normal numbers, and what is drawn is where each image starts to read it: so
-    a plan stays small, and the device draws nothing.
+    The noise comes from a fixed table of a million normal numbers. Only the place where each image starts to read it is
+    random, so that a plan stays small and the device draws nothing.
 
     Args:
         std: standard deviation, as a fraction of the full range.
@@ -71,7 +71,7 @@ class Noise(Augmentation):
 
     def __init__(self, std: float = 0.05):
         if std < 0:
-            raise ValueError(f"std={std}: takes a number from 0")
+            raise ValueError(f"std={std} is negative")
         self.std = std
         self.table = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
 
@@ -87,7 +87,7 @@ class Noise(Augmentation):
 
 
 class Blur(Augmentation):
-    """Convolution with a Gaussian of each image's own width; the image is mirrored at its edge.
+    """Gaussian blur with a random standard deviation for each image, which is mirrored at its edges.
 
     Args:
         kernel_size: odd height and width of the filter, in pixels.
@@ -99,14 +99,13 @@ class Blur(Augmentation):
     def __init__(self, kernel_size: int = 5, sigma: Sequence[float] = (0.1, 1.0)):
         if kernel_size < 1 or kernel_size % 2 == 0 or not 0 < sigma[0] <= sigma[1]:
             raise ValueError(
-                f"kernel_size={kernel_size}, sigma={list(sigma)}: takes an odd kernel_size, and sigma from small to "
-                f"large, both positive"
+                f"kernel_size={kernel_size}, sigma={list(sigma)}: kernel_size must be odd, and 0 < sigma[0] <= sigma[1]"
             )
         self.kernel_size, self.sigma = kernel_size, sigma
 
     def output_size(self, size: Size) -> Size:
         if self.kernel_size // 2 >= min(size):
-            raise ValueError(f"kernel_size={self.kernel_size} reaches over images of {by(size)} pixels")
+            raise ValueError(f"kernel_size={self.kernel_size} is too large for images of {by(size)} pixels")
         return size
 
     def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
@@ -118,6 +117,6 @@ class Blur(Augmentation):
         place = torch.arange(-reach, reach + 1, device=images.device)
         weights = (-(place**2) / (2 * sigma[:, None] ** 2)).exp()
         weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(images.shape[1], 0)[:, None, :, None]
-        padded = F.pad(images, [reach] * 4, mode="reflect").flatten(0, 1)[None]  # (1, B * C, H, W), a filter each
+        padded = F.pad(images, [reach] * 4, mode="reflect").flatten(0, 1)[None]  # (1, B * C, H, W), one filter each
         blurred = F.conv2d(padded, weights, groups=len(weights))
         return F.conv2d(blurred, weights.mT, groups=len(weights)).view(images.shape)

@@ -1,4 +1,4 @@
-"""Random crops and mirror images, in one gather out of all images."""
+"""Random crops and flips, in one gather from the data set."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,16 @@ from cnnlab.augment.base import Crop, Size, by
 
 
 class CropFlip(Crop):
-    """Random crops and left-right mirror images; the centre crop at evaluation.
+    """Random crops and left-right flips; the centre crop at evaluation.
 
     Args:
         size: height and width of the crop, in pixels: one number, or two.
-        padding: pixels put around the image first.
-        padding_mode: what they are: "reflect", the image mirrored at its edge, or "constant", black. Black borders
-            shift the statistics of batch normalisation away from those of the whole images seen at evaluation.
-        flip_probability: how often an image is mirrored.
-        alternating_flips: whether every image is mirrored in every other epoch, beginning with a random half of them,
-            instead of at random: so two epochs show each image both ways (K. Jordan, 2024).
+        padding: pixels added around the image before cropping.
+        padding_mode: "reflect", mirrored at the edge, or "constant", black. Black borders shift the statistics of batch
+            normalisation away from those of the whole images seen at evaluation.
+        flip_probability: probability that an image is flipped.
+        alternating_flips: whether each image is flipped in every other epoch, starting with a random half of them,
+            instead of at random, so that two epochs show it both ways (K. Jordan, 2024).
     """
 
     def __init__(
@@ -32,16 +32,16 @@ class CropFlip(Crop):
         height, width = (size, size) if isinstance(size, int) else size
         if min(height, width) < 1 or padding < 0 or not 0 <= flip_probability <= 1:
             raise ValueError(
-                f"size={size}, padding={padding}, flip_probability={flip_probability}: a crop takes size >= 1, "
+                f"size={size}, padding={padding}, flip_probability={flip_probability}: a crop needs size >= 1, "
                 f"padding >= 0 and a flip_probability from 0 to 1"
             )
-        self.size, self.padding, self.padding_mode = (height, width), padding, known_padding(padding_mode)
+        self.size, self.padding, self.padding_mode = (height, width), padding, checked_padding(padding_mode)
         if alternating_flips and flip_probability != 0.5:
-            raise ValueError(f"alternating_flips mirror half of the images, and flip_probability={flip_probability}")
+            raise ValueError(f"alternating_flips flips half of the images, but flip_probability={flip_probability}")
         self.flip_probability, self.alternating_flips = flip_probability, alternating_flips
 
     def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
-        """top, left: (N,) int64, the crop's corner in the padded image; flip: (N,) bool."""
+        """top, left: (N,) int64, corner of the crop in the padded image; flip: (N,) bool."""
         down, across = (whole + 2 * self.padding - part + 1 for whole, part in zip(size, self.size, strict=True))
         return {
             "top": torch.randint(down, (num_images,), generator=generator),
@@ -50,18 +50,18 @@ class CropFlip(Crop):
         }
 
     def of_images(self, generator: torch.Generator, index: Tensor, epoch: int) -> dict[str, Tensor]:
-        """flip: (N,) bool, where flips alternate."""
+        """flip: (N,) bool, if flips alternate."""
         if not self.alternating_flips:
             return {}
-        first = torch.rand(int(index.max()) + 1, generator=generator) < 0.5  # of every image, in the first epoch
+        first = torch.rand(int(index.max()) + 1, generator=generator) < 0.5  # of all images in the first epoch
         return {"flip": first[index] ^ bool(epoch % 2)}
 
     def output_size(self, size: Size) -> Size:
-        if self.size[0] > size[0] or self.size[1] > size[1]:  # padding is for training; evaluation sees the image alone
+        if self.size[0] > size[0] or self.size[1] > size[1]:  # padding is for training; evaluation has none
             raise ValueError(f"a crop of {by(self.size)} pixels does not fit into images of {by(size)}")
         if self.padding_mode == "reflect" and self.padding >= min(size):
             raise ValueError(
-                f"images of {by(size)} pixels cannot be reflected into {self.padding} pixels of padding: use less, or "
+                f"padding={self.padding} is too large to reflect images of {by(size)} pixels: use less, or "
                 f"padding_mode=constant"
             )
         return self.size
@@ -88,15 +88,15 @@ class CropFlip(Crop):
         return images[:, top : top + self.size[0], left : left + self.size[1]]
 
 
-def known_padding(mode: str) -> str:
+def checked_padding(mode: str) -> str:
     if mode not in ("reflect", "constant"):
-        raise ValueError(f"padding_mode={mode}: choose reflect or constant")
+        raise ValueError(f"padding_mode={mode} is neither reflect nor constant")
     return mode
 
 
-def _reflect(place: Tensor, size: int) -> Tensor:
-    """Places outside 0 ... size-1 mirrored at the edge pixel: -1 -> 1, size -> size - 2."""
-    return (size - 1 - (size - 1 - place.abs()).abs()).clamp_(0)
+def _reflect(position: Tensor, size: int) -> Tensor:
+    """Mirror positions outside 0 ... size-1 at the edge pixel: -1 -> 1, size -> size - 2."""
+    return (size - 1 - (size - 1 - position.abs()).abs()).clamp_(0)
 
 
 def _gather(images: Tensor, index: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

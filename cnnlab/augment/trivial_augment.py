@@ -1,8 +1,8 @@
-"""TrivialAugment: for every image one change of geometry or colour, of random strength.
+"""TrivialAugment: one change of geometry or colour per image, of random strength.
 
 Source: S. Müller and F. Hutter, TrivialAugment, ICCV 2021, with the changes and strengths of torchvision's
-TrivialAugmentWide. A batch holds images with all of the 14 changes; every image goes through all the arithmetic, and
-what was not drawn for it leaves it as it is. So shapes never depend on the draw, and nothing waits for the device.
+TrivialAugmentWide. All 14 changes are computed for the whole batch, and each image keeps the one that was drawn for it.
+So shapes never depend on the draw, and nothing waits for the device.
 """
 
 import torch
@@ -14,8 +14,7 @@ from cnnlab.augment.color import blend, constant, grey
 from cnnlab.augment.geometry import inverse_matrix
 
 NUM_STEPS = 31  # of strength
-# from the weakest to the strongest; what has no strength counts as 0
-RANGES = {
+RANGES = {  # from the weakest to the strongest; 0 for changes without a strength
     "identity": (0.0, 0.0),
     "shear_x": (0.0, 0.99),
     "shear_y": (0.0, 0.99),
@@ -26,8 +25,8 @@ RANGES = {
     "color": (0.0, 0.99),
     "contrast": (0.0, 0.99),
     "sharpness": (0.0, 0.99),
-    "posterize": (8.0, 2.0),  # bits that are kept
-    "solarize": (1.0, 0.0),  # the value, of 1, from which on pixels are inverted
+    "posterize": (8.0, 2.0),  # bits to keep
+    "solarize": (1.0, 0.0),  # threshold, as a fraction of the range, from which on pixels are inverted
     "autocontrast": (0.0, 0.0),
     "equalize": (0.0, 0.0),
 }
@@ -36,12 +35,12 @@ SIGNED = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightn
 
 
 class TrivialAugment(Augmentation):
-    """One of 14 changes, drawn with a strength of 0 to 30 for every image; fractions of pixel values are cut off."""
+    """One of 14 changes per image, with a strength of 0 to 30; pixel values are rounded down to whole numbers."""
 
     stage = Stage.COLOR
 
     def draw(self, generator: torch.Generator, num_images: int, size: Size) -> dict[str, Tensor]:
-        """change: (N,) int64, into CHANGES; strength: (N,) float32; theta: (N, 2, 3) float32, as for Affine."""
+        """change: (N,) int64, index into CHANGES; strength: (N,) float32; theta: (N, 2, 3) float32, as for Affine."""
         change = torch.randint(len(CHANGES), (num_images,), generator=generator)
         step = torch.randint(NUM_STEPS, (num_images,), generator=generator)
         sign = torch.randint(2, (num_images,), generator=generator) * 2 - 1
@@ -49,7 +48,7 @@ class TrivialAugment(Augmentation):
 
     @staticmethod
     def parameters(change: Tensor, step: Tensor, sign: Tensor, size: Size) -> dict[str, Tensor]:
-        """What is drawn, from the number of the change, the step of its strength, and its direction: (N,) int64."""
+        """The result of `draw` for given changes, steps of strength and signs, (N,) int64 each."""
         tables = {name: torch.linspace(*ends, NUM_STEPS) for name, ends in RANGES.items()}  # float32, as torchvision's
         tables["posterize"] = tables["posterize"].round()
         strength = torch.stack(list(tables.values()))[change, step].double()
@@ -90,7 +89,7 @@ class TrivialAugment(Augmentation):
 
 
 def smooth(images: Tensor) -> Tensor:
-    """Inside, the mean of the nine neighbours, the middle one counted five times; the edge stays."""
+    """The mean of the 3x3 neighbourhood with weight 5 for the centre; pixels at the edge stay."""
     channels = images.shape[1]
     kernel = constant((1.0, 1.0, 1.0, 1.0, 5.0, 1.0, 1.0, 1.0, 1.0), images.device).view(3, 3) / 13
     middle = F.conv2d(images, kernel.expand(channels, 1, 3, 3), groups=channels)
@@ -100,14 +99,14 @@ def smooth(images: Tensor) -> Tensor:
 
 
 def stretch(images: Tensor) -> Tensor:
-    """Every channel from its darkest to its brightest value to the full range."""
+    """Stretch the values of every channel to the full range."""
     darkest, brightest = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     stretched = (images - darkest) * (255 / (brightest - darkest))
     return stretched.clamp(0, 255).where(brightest > darkest, images)
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Every channel to an even histogram, as Pillow's ImageOps.equalize computes it: whole levels in and out."""
+    """Equalize the histogram of every channel, as Pillow's ImageOps.equalize does: whole levels in and out."""
     levels = images.flatten(2).long()  # (B, C, H * W)
     histogram = torch.zeros(*levels.shape[:2], 256, device=images.device, dtype=torch.int64)
     histogram.scatter_add_(2, levels, torch.ones_like(levels))

@@ -1,4 +1,4 @@
-"""Images and labels in files of NumPy, .npz or .npy, mapped into memory where they lie. Nothing is unpickled."""
+"""Images and labels in NumPy files, .npz or .npy, which are memory-mapped in place. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 NAMES = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("images", "labels"), ("x", "y"))  # in an .npz; {} is the part
-# What NumPy and zipfile raise over a file that is something else; NotImplementedError: an unknown compression.
+# What NumPy and zipfile raise for files in other formats; NotImplementedError: an unknown compression.
 UNREADABLE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
@@ -30,9 +30,9 @@ class Arrays:
     """Images and labels as arrays.
 
     Args:
-        train: an .npz file with images and labels, as train_images and train_labels, x_train and y_train, images and
+        train: an .npz file with images and labels, named train_images and train_labels, x_train and y_train, images and
             labels, or x and y; or two .npy files, images and labels.
-        cache_dir: where arrays are kept that had to be converted.
+        cache_dir: where converted arrays are kept.
         test: the same for test images; None: they are in the .npz file of the training images.
         classes: the names of the classes, labels or numbers; None: 0, 1, ...
     """
@@ -53,19 +53,19 @@ class Arrays:
             raise ValueError("test=null is for test images in the same .npz file. Use test=[images.npy,labels.npy]")
 
     def check(self) -> None:
-        """Read what the files say about their arrays, and the labels. Raises: UserError."""
+        """Check the headers of the arrays, and the labels. Raises: UserError."""
         for part, (images, _) in self._found.items():
             if images.dtype != "uint8" or len(images.shape) not in (3, 4) or not all(images.shape[1:]):
                 raise UserError(
                     f"data.{part}: the images in {images} are {images.dtype} of shape {images.shape}, and should be "
-                    f"uint8 from 0 to 255, of shape (N,H,W), (N,H,W,C) or (N,C,H,W). Convert them, as by "
+                    f"uint8 from 0 to 255, of shape (N,H,W), (N,H,W,C) or (N,C,H,W). Convert them, for example with "
                     f"(255 * images).round().astype('uint8') if they are from 0 to 1."
                 )
             self._targets(part)
         targets, numbers = self._targets("train"), self._found["train"][1]
         if targets.ndim == 1 and self.classes is None and len(targets) and targets.min() != 0:
             raise UserError(
-                f"data.train: the labels in {numbers} are from {targets.min()} to {targets.max()}, and classes are "
+                f"data.train: the labels in {numbers} are from {targets.min()} to {targets.max()}, but classes are "
                 f"counted from 0. Subtract {targets.min()} from the labels, or give all names, data.classes=[...]."
             )
 
@@ -83,10 +83,10 @@ class Arrays:
         return Shape(len(names), channels, height, width, Images(targets, targets, names).task)
 
     def digest(self) -> str:
-        """What the files hold."""
+        """A digest of the content of the files."""
         return self._digest
 
-    identity = digest  # where they are does not matter
+    identity = digest  # the location of the files does not matter
 
     @functools.cached_property
     def _digest(self) -> str:
@@ -102,7 +102,7 @@ class Arrays:
         return self.folder / f"{self.digest()[:32]}.images"
 
     def load(self) -> DataSet:
-        """Map the arrays; those that cannot be mapped are converted once."""
+        """Memory-map the arrays; those that cannot be mapped are converted once."""
         if all(images.offset is not None and images.as_stored for images, _ in self._found.values()):
             train, test = self._images()
             known = cached(
@@ -143,7 +143,7 @@ class Arrays:
                 f"and labels, or two .npy files, data.{part}=[images.npy,labels.npy]."
             ) from error
         raise UserError(
-            f"data.{part}={given} holds {', '.join(members)}, and needs images and labels called "
+            f"data.{part}={given} contains {', '.join(members)}, and needs images and labels called "
             f"{', or '.join(' and '.join(pair) for pair in wanted)}."
         )
 
@@ -177,8 +177,8 @@ class Stored(NamedTuple):
 
     Attributes:
         path, member: the file, and the array's name in it if it is an .npz.
-        offset: in bytes, of what can be mapped; None: it is compressed.
-        by_columns: whether it lies in Fortran's order.
+        by_columns: whether it is in Fortran order.
+        offset: of the data, in bytes; None: it is compressed and cannot be mapped.
     """
 
     path: Path
@@ -193,7 +193,7 @@ class Stored(NamedTuple):
 
     @property
     def as_stored(self) -> bool:
-        """Whether images lie as (N, H, W, C)."""
+        """Whether images are stored as (N, H, W, C)."""
         return not self.by_columns and not channels_first(self.shape[1:])
 
     def array(self) -> np.ndarray:
@@ -217,31 +217,29 @@ class Stored(NamedTuple):
 
 
 def channels_first(size: Sequence[int]) -> bool:
-    """Whether the size of an image is (C, H, W), and not (H, W, C) or (H, W): there are fewer channels than columns."""
+    """Whether the shape of an image is (C, H, W), and not (H, W, C) or (H, W): fewer channels than columns."""
     return len(size) == 3 and size[0] < size[2]
 
 
 def stored(path: Path, member: str = "") -> Stored:
-    """Where an array lies, and what it says about itself. Raises: one of UNREADABLE."""
+    """Read the header of an array. Raises: one of UNREADABLE."""
     import numpy as np
 
-    def described(opened: IO[bytes], offset: int | None) -> Stored:
+    def header(opened: IO[bytes], start: int | None) -> Stored:
         version = np.lib.format.read_magic(opened)
         if version != (1, 0):
-            raise ValueError(f"the format {version} is not known here")
+            raise ValueError(f"version {version} of the format is not supported")
         shape, by_columns, dtype = np.lib.format.read_array_header_1_0(opened)
         if dtype.hasobject:
             raise ValueError("it holds objects, whose pickles can run code, and not numbers")
-        begin = None if offset is None else offset + opened.tell()
-        return Stored(path, member, shape, dtype, by_columns, begin)
+        return Stored(path, member, shape, dtype, by_columns, None if start is None else start + opened.tell())
 
     with open_regular(path) as file:
         if not member:
-            return described(file, 0)
+            return header(file, 0)
         with zipfile.ZipFile(file) as archive, archive.open(f"{member}.npy") as inside:
             info = archive.getinfo(f"{member}.npy")
-            file.seek(info.header_offset + 26)
+            file.seek(info.header_offset + 26)  # of the local file header, where the lengths of its last fields are
             name_length, extra_length = struct.unpack("<HH", file.read(4))
-            begin = info.header_offset + 30 + name_length + extra_length
-            inside_offset = begin if info.compress_type == zipfile.ZIP_STORED else None
-            return described(inside, inside_offset)
+            start = info.header_offset + 30 + name_length + extra_length
+            return header(inside, start if info.compress_type == zipfile.ZIP_STORED else None)

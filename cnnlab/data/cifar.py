@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: archives of pickles, of which only arrays are unpickled, even of verified ones.
+"""CIFAR-10 and CIFAR-100: archives of pickles. Even from verified archives, only arrays are unpickled.
 
 Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnlab.config.shape import Shape
+from cnnlab.data.guard import ARRAYS
 from cnnlab.data.images import Images
 from cnnlab.data.published import Published
 
@@ -34,7 +35,7 @@ class CIFAR10(Published):
 
 
 class CIFAR100(Published):
-    """50,000 training and 10,000 test images of 32x32 in a hundred classes, the fine ones."""
+    """50,000 training and 10,000 test images of 32x32 in the hundred fine classes."""
 
     title, name, files = "CIFAR-100", "cifar100", ("cifar-100-python.tar.gz",)
     num_train = 50_000
@@ -46,13 +47,13 @@ class CIFAR100(Published):
 
 
 class _Array:
-    """Stands in for an array or its type in a pickle: NumPy's own can be made to read memory that is not theirs."""
+    """Replaces NumPy's arrays and types in a pickle, which can be made to read foreign memory."""
 
     def __init__(self, *_: Any):
         pass
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.state = state  # of an array: version, shape, type, whether in Fortran's order, bytes
+        self.state = state  # of an array: version, shape, type, whether in Fortran order, bytes
 
     def rows(self) -> np.ndarray:
         import numpy as np
@@ -60,35 +61,28 @@ class _Array:
         return np.frombuffer(self.state[4], np.uint8).reshape(self.state[1])
 
 
-ARRAY_PARTS = {
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy._core.multiarray", "_reconstruct"): _Array,
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Array,
-    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # how Python 3 writes bytes for Python 2
-}
-
-
 class _ArrayUnpickler(pickle.Unpickler):
     """Unpickles dictionaries, lists, numbers, bytes and arrays of bytes, and calls nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ARRAY_PARTS:
+        if (module, name) not in ARRAYS:
             raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of images")
-        return ARRAY_PARTS[module, name]
+        if name == "encode":  # how Python 3 pickles bytes for Python 2
+            return lambda text, encoding: text.encode("latin1")
+        return _Array
 
 
 def read_archive(
     archive: Path, train: Sequence[str], test: Sequence[str], meta: str, labels: str, label_names: str
 ) -> tuple[Images, Images]:
-    """Training and test images out of a verified archive in the official format; nothing is written to disk.
+    """Training and test images from a verified archive in the official format, without writing to disk.
 
-    train, test, meta: the names of its files. labels, label_names: the keys of what they hold.
+    train, test, meta: the names of its files. labels, label_names: keys in these files.
     """
     import numpy as np
 
     files: dict[str, dict[Any, Any]] = {}
-    with tarfile.open(archive, "r|gz") as tar:  # once from front to end: 1.8 s; file by file it is unpacked anew, 5.4 s
+    with tarfile.open(archive, "r|gz") as tar:  # in one pass: 1.8 s; file by file, 5.4 s
         for member in tar:
             folder, _, name = member.name.rpartition("/")
             if folder.startswith("cifar-") and name in (*train, *test, meta) and (file := tar.extractfile(member)):

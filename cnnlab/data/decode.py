@@ -1,4 +1,4 @@
-"""Image files: which files are images, and how one becomes an array of pixels. Imports NumPy when a file is decoded."""
+"""Finding image files, and decoding them into arrays of pixels. Does not import NumPy before a file is decoded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -22,7 +21,7 @@ from cnnlab.runs.readers import open_regular
 if TYPE_CHECKING:
     import numpy as np
 
-FORMATS = {  # as Pillow names them; it tries no other, whatever a file is called: some run programs
+FORMATS = {  # Pillow's names; no other format is tried, whatever a file's suffix: some start programs
     "JPEG": (".jpg", ".jpeg", ".jfif"),
     "PNG": (".png",),
     "WEBP": (".webp",),
@@ -35,13 +34,13 @@ MAX_SIDE = 65_535  # pixels, JPEG's own limit
 MAX_PIXELS = 89_478_485  # Pillow's own limit
 MAX_BYTES = 3 * MAX_PIXELS
 LARGE = 16_000_000  # pixels: larger images are decoded one at a time, as each may need a gigabyte
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names by number of channels
 _large = threading.Lock()
-Image.core.set_block_size(64 << 20)  # above 32 MiB, glibc gives memory back when it is freed: 0.4 GB instead of 1.9
+Image.core.set_block_size(64 << 20)  # glibc returns freed blocks above 32 MiB: 0.4 GB of memory instead of 1.9
 
-# What Pillow raises for a file that is no image, or half of one. 245,000 files of these formats, damaged at random,
-# gave OSError, ValueError, SyntaxError, IndexError and DecompressionBombError; the plugins' own code, which parses with
-# struct and zlib and has assertions, can raise the rest. Not MemoryError: the size is bounded, so it is a fault of the
-# machine, and a sound image would be skipped for it.
+# What Pillow raises for files that are not images, or damaged. 245,000 randomly damaged files of these formats raised
+# OSError, ValueError, SyntaxError, IndexError and DecompressionBombError; the plugins, which use struct, zlib and
+# assertions, can raise the rest. Not MemoryError: sizes are bounded, so it is the machine's fault, not the image's.
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, AttributeError, AssertionError),
     *(ArithmeticError, struct.error, zlib.error),
@@ -51,35 +50,31 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read_image` 
 
 
 class Decoded(NamedTuple):
-    """An image, (H, W, C) uint8, and what was lost when it was decoded, in words."""
+    """An image, (H, W, C) uint8, and what was lost in decoding it, in words."""
 
     pixels: np.ndarray
     lost: str
 
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of images of so many channels, as Pillow names them
-
-
 def read_image(
     path: str | os.PathLike[str], size: tuple[int, int], background: str = "black", channels: int = 3
 ) -> Decoded:
-    """Decode an image file of any size and mode, see `decode`. Raises: one of UNREADABLE."""
-    with open_image(path) as file:
+    """Decode an image file, see `decode`. Raises: one of UNREADABLE."""
+    with open_regular(path) as file:
+        if (num_bytes := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+            raise ValueError(f"{num_bytes:,} bytes are more than {MAX_BYTES:,}")
         return decode(file, size, background, channels)
 
 
 def decode(file: BinaryIO, size: tuple[int, int], background: str = "black", channels: int = 3) -> Decoded:
-    """An image of any size and mode, as `converted` has it; 16 bits of grey are scaled to 8.
-
-    Raises: one of UNREADABLE, also for grey values of 32 bits or floating point, whose range nobody knows.
-    """
+    """Decode an image of any size and mode, see `converted`. Raises: one of UNREADABLE."""
     with Image.open(file, formats=list(FORMATS)) as image:
         if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
             raise ValueError(
                 f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}, or than {MAX_SIDE:,} on a side"
             )
         lost = ""
-        if image.format != "MPO" and getattr(image, "is_animated", False):  # an MPO holds one photo several times
+        if image.format != "MPO" and getattr(image, "is_animated", False):  # an MPO holds several versions of one photo
             lost = "several frames, of which only the first is used"
         elif image.mode == "CMYK":
             lost = "CMYK colors, which are converted without a color profile"
@@ -90,22 +85,16 @@ def decode(file: BinaryIO, size: tuple[int, int], background: str = "black", cha
 def converted(image: Image.Image, size: tuple[int, int], background: str = "black", channels: int = 3) -> np.ndarray:
     """The pixels of an image, (H, W, C) uint8.
 
-    It is upright, as its EXIF data say. Transparent parts show the background. It is resized by Pillow's bicubic
-    filter, antialiased, and squeezed if it has other proportions.
+    It is rotated upright by its EXIF data and resized, without keeping its aspect ratio, by Pillow's antialiased
+    bicubic filter. Transparent parts show the background. 16-bit grey is scaled to 8 bits.
 
-    size: height and width. background: a name or #rrggbb, as CSS has them. channels: 3 for RGB, 1 for grey, 4 for RGBA.
+    size: height and width. background: a name or #rrggbb, as in CSS. channels: 3 for RGB, 1 for grey, 4 for RGBA.
+
+    Raises: ValueError for 32-bit or floating-point grey, whose range is unknown.
     """
     import numpy as np
 
-    upright = _upright(image, background, MODES[channels])
-    if upright.size != size[::-1]:
-        upright = upright.resize(size[::-1], Image.Resampling.BICUBIC)
-    return np.asarray(upright).reshape(*size, channels)
-
-
-def _upright(image: Image.Image, background: str, mode: str) -> Image.Image:
-    import numpy as np
-
+    mode = MODES[channels]
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I", "F"):
         raise ValueError(f"grey values of 32 bits (Pillow's mode {image.mode}): save it with 8 or 16 bits")
@@ -115,40 +104,35 @@ def _upright(image: Image.Image, background: str, mode: str) -> Image.Image:
     if image.has_transparency_data and mode != "RGBA":
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-    return image if image.mode == mode else image.convert(mode)
-
-
-def open_image(path: str | os.PathLike[str]) -> BufferedReader:
-    """Open a file as far as it can be an image at all. Raises: OSError, ValueError."""
-    file = open_regular(path)
-    if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
-        file.close()
-        raise ValueError(f"{size:,} bytes are more than {MAX_BYTES:,}")
-    return file
+    if image.mode != mode:
+        image = image.convert(mode)
+    if image.size != size[::-1]:
+        image = image.resize(size[::-1], Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(*size, channels)
 
 
 class Found(NamedTuple):
-    """Image files, in order; and how many other files there were, by suffix."""
+    """Image files in order, and the number of other files by suffix."""
 
     images: list[str]
     others: Counter[str]
 
 
 def images_below(folder: str | os.PathLike[str]) -> Found:
-    """The image files in a folder and in its sub-folders, each of which is listed once.
+    """The image files in a folder and its sub-folders, each of which is listed once.
 
-    Links are followed. Names that begin with a dot are hidden, and so is what lies below them. The order is that of
-    the names' bytes, folder by folder, in any locale.
+    Links are followed, and hidden files and folders skipped. Files are sorted by the bytes of their names, folder by
+    folder, which is the same order in any locale.
 
     Raises: OSError for a folder that cannot be listed.
     """
 
-    def refuse(error: OSError) -> None:
+    def fail(error: OSError) -> None:
         raise error
 
     found = Found([], Counter())
     listed = set()
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in listed:
             folders.clear()
@@ -168,9 +152,9 @@ def images_below(folder: str | os.PathLike[str]) -> Found:
 
 
 def images_in(paths: Sequence[Path]) -> Found:
-    """The images that are named, and those below the folders that are named, in order.
+    """The given images, and those below the given folders, in order.
 
-    Raises: UserError for a path that does not exist and a folder without an image.
+    Raises: UserError for a path that does not exist, or a folder without images.
     """
     images, others = Found([], Counter())
     for path in paths:
@@ -178,13 +162,13 @@ def images_in(paths: Sequence[Path]) -> Found:
             raise UserError(f"{path} does not exist. Pass images, or folders with images.")
         below = images_below(path) if path.is_dir() else Found([str(path)], Counter())
         if not below.images:
-            raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)}).")
+            raise UserError(f"{path} contains no images ({', '.join(SUFFIXES)}).")
         images += below.images
         others += below.others
     return Found(images, others)
 
 
 def described(others: Counter[str]) -> str:
-    """Files that are no images, in words: "12 files are not images (.txt 10, .heic 2)"."""
+    """Files that are not images, in words: "12 files are not images (.txt 10, .heic 2)"."""
     kinds = ", ".join(f"{suffix} {num:,}" for suffix, num in others.most_common(5))
     return f"{others.total():,} files are not images ({kinds}{', ...' if len(others) > 5 else ''})"

@@ -1,101 +1,143 @@
-"""Images decoded one after the other into a file, which is then mapped: there may be more of them than memory."""
+"""Data sets of encoded images: decoded one by one into a file, which is memory-mapped and may exceed the memory."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 import os
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, BinaryIO
 
-from rich.console import Console
-from rich.progress import track
+from PIL import ImageColor
 
 from cnnlab.config.options import UserError
-from cnnlab.data.decode import Decoded
-from cnnlab.data.images import Images
+from cnnlab.config.shape import sides
+from cnnlab.data import decode
+from cnnlab.data.content import AnyPath, content_digest, progress
+from cnnlab.data.decode import UNREADABLE, Decoded
+from cnnlab.data.images import DataSet, Images, cached_data
 from cnnlab.runs.told import duration
 from cnnlab.text import say
 
-S = TypeVar("S")
-T = TypeVar("T")
-
-TRIED = 64  # images, after which is said how long all of them take
-LONG = 10  # seconds: what takes less is not worth a line
+TRIED = 64  # images, after which the time for all of them is estimated
+LONG = 10  # seconds of decoding that are worth a message
 
 
-def decoded_images(
-    folder: Path,
-    rows: Iterable[tuple[Decoded | None, int]],
-    num: int,
-    size: tuple[int, int, int],
-    classes: Sequence[str],
-    what: str,
-) -> Images:
-    """Images in a file, mapped. What was lost, and how many were left out, is told.
+class EncodedImages(ABC):
+    """Encoded images of any size, which are decoded once and cached under a digest of their content.
 
-    While they are made, the file has no name; what is left of it when the process ends is nobody's.
-
-    folder: where the file is, if it can be there. rows: each image, (H, W, C) uint8, or None for one that is left out,
-    and its class; `num` in all. size: (H, W, C). what: they are, in words.
-
-    Raises: UserError if the disk has no room for them.
+    Args:
+        folder: of the cache.
+        image_size: height and width in pixels, one number or both; other sizes are resized (bicubic, antialiased).
+        channels: 3 for RGB, 1 for grey, 4 for RGBA.
+        background: colour behind transparent images: a name, or #rrggbb.
+        unreadable: "stop" with an error at an image that cannot be decoded, or "skip" and count it.
     """
-    import numpy as np
 
-    num_bytes = num * math.prod(size)
-    needed = f"{what}: {num:,} images of {size[0]}x{size[1]}x{size[2]} take {num_bytes / 1e9:,.1f} GB"
-    labels, lost, begun = [], Counter[str](), time.monotonic()
-    with _scratch(folder) as file:
-        where = os.fstatvfs(file.fileno())
-        free = where.f_bavail * where.f_frsize
-        room = f"and twice that while they are made; {folder} has {free / 1e9:,.1f}"
-        if 2 * num_bytes > free:
-            raise UserError(f"{needed}, {room}. Use a smaller data.image_size, or cache_dir=FOLDER on a larger disk.")
+    def __init__(
+        self, folder: Path, image_size: int | Sequence[int], channels: int, background: str, unreadable: str = "stop"
+    ):
+        self.folder, self.size, self.channels = folder, sides(image_size), channels
+        self.background, self.unreadable = str(background), unreadable
+        ImageColor.getrgb(self.background)  # ValueError: unknown color specifier
+
+    @abstractmethod
+    def _content(self) -> tuple[Mapping[str, AnyPath], object]:
+        """The files by name, and the settings that decide how they are converted."""
+
+    @abstractmethod
+    def _decode(self) -> tuple[Images, Images]:
+        """Decode the training and test images."""
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        return content_digest(*self._content(), self.folder)
+
+    def digest(self) -> str:
+        """SHA-256 over the content of the files, and over how they are converted."""
+        return self._digest
+
+    identity = digest  # the location of the files does not matter
+
+    @property
+    def prepared(self) -> Path:
+        decoder = Path(decode.__file__).read_bytes()
+        return self.folder / f"{hashlib.sha256(self.digest().encode() + decoder).hexdigest()[:32]}.images"
+
+    def load(self) -> DataSet:
+        """Memory-map the cached arrays; decode the images if there are none."""
+        return cached_data(self.prepared, self._decode)
+
+    def decode_one(self, file: BinaryIO | str, name: str, advice: str) -> Decoded | None:
+        """Decode an image; None if it is unreadable and to be skipped. Raises: UserError if it is unreadable."""
+        target = self.size, self.background, self.channels
         try:
-            for done, (image, label) in enumerate(progress(rows, what, num), 1):
-                if image:
-                    assert image.pixels.shape == size
-                    file.write(np.ascontiguousarray(image.pixels).data)
-                    labels.append(label)
-                    lost[image.lost] += 1
-                if done == TRIED and (seconds := (time.monotonic() - begun) / done * num) >= LONG:
-                    say(f"{needed}, {room}. Decoding them takes about {duration(seconds)}, once.", file=sys.stderr)
-            file.flush()
-        except OSError as error:
-            raise UserError(f"{needed}, and cannot be written ({error.strerror}). Use cache_dir=FOLDER.") from error
-        if not labels:
-            raise UserError(f"{what}: no image can be read.")
-        pixels = np.asarray(np.memmap(file, np.uint8, "r", shape=(len(labels), *size)))
-    if skipped := num - len(labels):
-        say(f"{what}: {skipped} unreadable images skipped.")
-    for loss, times in lost.items():
-        if loss:
-            say(f"{what}: {times} images with {loss}.")
-    return Images(pixels.transpose(0, 3, 1, 2), np.array(labels, np.int64), tuple(classes))
+            return decode.read_image(file, *target) if isinstance(file, str) else decode.decode(file, *target)
+        except UNREADABLE as error:
+            if self.unreadable == "skip":
+                return None
+            raise UserError(
+                f"{name} cannot be read as an image ({type(error).__name__}: {error}). {advice} data.unreadable=skip "
+                f"to leave such images out."
+            ) from error
+
+    def decode_all(
+        self, rows: Iterable[tuple[Decoded | None, int]], num: int, classes: Sequence[str], title: str
+    ) -> Images:
+        """Write decoded images to an unnamed file and memory-map it; report what was lost and how many were skipped.
+
+        rows: each image, or None for one that is skipped, and its class; `num` in all. title: of the images, for
+        messages.
+
+        Raises: UserError if there is not enough disk space.
+        """
+        import numpy as np
+
+        shape = (*self.size, self.channels)
+        num_bytes = num * math.prod(shape)
+        needed = f"{title}: {num:,} images of {'x'.join(map(str, shape))} take {num_bytes / 1e9:,.1f} GB"
+        labels, lost, started = [], Counter[str](), time.monotonic()
+        with _unnamed_file(self.folder) as file:
+            disk = os.fstatvfs(file.fileno())
+            free = disk.f_bavail * disk.f_frsize
+            room = f"and twice that while they are decoded; {self.folder} has {free / 1e9:,.1f}"
+            if 2 * num_bytes > free:
+                raise UserError(
+                    f"{needed}, {room}. Use a smaller data.image_size, or cache_dir=FOLDER on a larger disk."
+                )
+            try:
+                for done, (image, label) in enumerate(progress(rows, title, num), 1):
+                    if image:
+                        file.write(np.ascontiguousarray(image.pixels).data)
+                        labels.append(label)
+                        lost[image.lost] += 1
+                    if done == TRIED and (seconds := (time.monotonic() - started) / done * num) >= LONG:
+                        say(f"{needed}, {room}. Decoding them takes about {duration(seconds)}, once.", file=sys.stderr)
+                file.flush()
+            except OSError as error:
+                raise UserError(f"{needed}, and cannot be written ({error.strerror}). Use cache_dir=FOLDER.") from error
+            if not labels:
+                raise UserError(f"{title}: none of the images can be read.")
+            pixels = np.asarray(np.memmap(file, np.uint8, "r", shape=(len(labels), *shape)))
+        if skipped := num - len(labels):
+            say(f"{title}: {skipped} unreadable images skipped.")
+        for loss, times in lost.items():
+            if loss:
+                say(f"{title}: {times} images with {loss}.")
+        return Images(pixels.transpose(0, 3, 1, 2), np.array(labels, np.int64), tuple(classes))
 
 
-def _scratch(folder: Path) -> IO[bytes]:
+def _unnamed_file(folder: Path) -> IO[bytes]:
+    """A temporary file, in the folder if possible, which vanishes with the process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryFile(dir=folder)
-    except OSError:  # that nothing is kept there is said by the cache
+    except OSError:  # the cache reports that nothing can be kept there
         return tempfile.TemporaryFile()
-
-
-def in_threads(do: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
-    """What is made of each item, in order; not far ahead of whoever takes it, so that it does not pile up."""
-    with ThreadPoolExecutor() as pool:
-        for first in range(0, len(items), 64):
-            yield from pool.map(do, items[first : first + 64])
-
-
-def progress(steps: Iterable[T], description: str, total: int) -> Iterable[T]:
-    """Show on the terminal how far something is."""
-    console = Console(stderr=True)
-    return track(steps, description, total, console=console, transient=True, disable=not console.is_terminal)

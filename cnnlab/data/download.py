@@ -1,4 +1,4 @@
-"""Files from the network: by https, verified, resumed where they broke off, appearing complete or not at all."""
+"""Downloads over https: verified, resumed after an interruption, and visible only when complete."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from cnnlab.runs.readers import open_regular
 
 
 class ContentError(Exception):
-    """A download that is complete but is not what was asked for."""
+    """A complete download with the wrong content."""
 
 
 def reason(error: Exception) -> str:
-    """One phrase for why a source failed."""
+    """Why a source failed, in one phrase."""
     if isinstance(error, urllib.error.HTTPError):
         return f"answered {error.code} {error.reason}"
     if isinstance(error, TimeoutError):
-        return "sent nothing for too long"
+        return "timed out"
     if isinstance(error, urllib.error.URLError):
         return str(error.reason)
     return str(error) or type(error).__name__
@@ -38,11 +38,11 @@ class _OnlyHTTPS(urllib.request.HTTPRedirectHandler):
 
 
 def download(source: str, target: Path, sha256: str, timeout: float, attempts: int = 3) -> None:
-    """Fetch `source` into the file `target`, which appears complete and verified or not at all.
+    """Download `source` to the file `target`, which appears only when it is complete and verified.
 
-    A transfer that breaks off goes on where it stopped, up to `attempts` times and again at the next call.
+    An interrupted transfer is resumed, up to `attempts` times and again by the next call.
 
-    Raises: OSError, HTTPException when the source fails; ContentError when its content has another SHA-256.
+    Raises: OSError, HTTPException if the source fails; ContentError if its content has another SHA-256.
     """
     opener = urllib.request.build_opener(_OnlyHTTPS, urllib.request.HTTPSHandler(context=ssl.create_default_context()))
     partial = target.with_name(f"{target.name}.{hashlib.sha256(source.encode()).hexdigest()[:8]}.part")
@@ -52,7 +52,7 @@ def download(source: str, target: Path, sha256: str, timeout: float, attempts: i
             _append(opener, source, partial, timeout)
             break
         except urllib.error.HTTPError as error:
-            if error.code == 416 and partial.exists():  # the part is complete, or is not what it should be
+            if error.code == 416 and partial.exists():  # the part is complete, or wrong
                 break
             if attempt == attempts or error.code < 500:
                 raise
@@ -62,25 +62,25 @@ def download(source: str, target: Path, sha256: str, timeout: float, attempts: i
         time.sleep(attempt)
     if (found := file_sha256(partial)) != sha256:
         partial.unlink()
-        if resumed:  # the part may have been of another file
+        if resumed:  # the part may have come from another file
             download(source, target, sha256, timeout, attempts)
             return
         raise ContentError(f"its content has the SHA-256 {found}, expected {sha256}")
     with open(partial, "rb") as file:
         os.fsync(file.fileno())
     partial.replace(target)
-    for other in target.parent.glob(f"{target.name}.*.part"):  # of sources that failed
+    for other in target.parent.glob(f"{target.name}.*.part"):  # from sources that failed
         other.unlink()
 
 
 def _append(opener: urllib.request.OpenerDirector, source: str, partial: Path, timeout: float) -> None:
-    """Fetch what the partial file lacks, with a progress bar."""
+    """Download what the partial file lacks, with a progress bar."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     size = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(source, headers={"Range": f"bytes={size}-"} if size else {})
     with opener.open(request, timeout=timeout) as response:
-        if response.status != 206:  # the whole file
+        if response.status != 206:  # the source sends the whole file
             size = 0
         length = response.headers.get("Content-Length")
         total = size + int(length) if length else None

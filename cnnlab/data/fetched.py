@@ -1,8 +1,8 @@
-"""Images that are fetched when they are needed: a torch Dataset that is too big for memory, or decoded on the fly.
+"""Images that are fetched on demand: a torch Dataset that is too large for memory, or decoded on the fly.
 
-They stand where otherwise an array holds all images, under the same plan: order, split, crops, augmentations, resume.
-What a dataset draws itself is seeded by the run's seed, the epoch and the image. So it is the same for any number of
-workers and processes, and when a run goes on in the middle of an epoch.
+They replace the array of all images, under the same plan: order, split, crops, augmentations, resuming. Random numbers
+in the dataset itself are seeded by the run's seed, the epoch and the image. So they are the same for any number of
+workers and processes, and when a run is resumed in the middle of an epoch.
 """
 
 import random
@@ -19,16 +19,16 @@ from torch.utils.data import DataLoader, Dataset
 from cnnlab.config.options import UserError
 from cnnlab.runs.signals import STOPPING
 
-Item = tuple[int, int]  # which image, and the seed of what is drawn for it
+Item = tuple[int, int]  # index of an image, and the seed of its random numbers
 
 
 class Fetched:
-    """The images of a torch Dataset; give it to `Images` in the place of an array of pixels.
+    """The images of a torch Dataset, for `Images` in place of an array of pixels.
 
     Args:
-        dataset: its items are images, (C, H, W) uint8, tensors or arrays, or what begins with one: (image, label).
+        dataset: its items are images, (C, H, W) uint8 tensors or arrays, or tuples that begin with one: (image, label).
         shape: (C, H, W).
-        num_workers: processes that fetch while the training goes on; 0: this process does.
+        num_workers: processes that fetch images during training; 0: this process fetches them.
     """
 
     dtype, ndim = np.dtype(np.uint8), 4
@@ -46,13 +46,12 @@ class Fetched:
         return torch.stack([items[place, place] for place in index.tolist()])
 
     def batches(self, batches: Sequence[Sequence[Item]]) -> Iterator[Tensor]:
-        """One after the other, (B, H, W, C) uint8 each, fetched ahead by the workers."""
-        workers = min(self.num_workers, len(batches))
+        """Batches (B, H, W, C) uint8 in order, prefetched by the workers."""
         yield from DataLoader(
             _Items(self),
             batch_sampler=cast(Any, batches),
-            num_workers=workers,
-            worker_init_fn=_undisturbed,
+            num_workers=min(self.num_workers, len(batches)),
+            worker_init_fn=_ignore_signals,
             generator=torch.Generator(),
         )
 
@@ -68,15 +67,15 @@ class _Items(Dataset):
         image = torch.as_tensor(np.asarray(found[0] if isinstance(found, tuple | list) else found))
         if image.dtype != torch.uint8 or image.shape != self.images.shape[1:]:
             raise UserError(
-                f"Item {index} of {type(self.images.dataset).__name__} is {tuple(image.shape)} {image.dtype}, and the "
-                f"data are said to be {self.images.shape[1:]} torch.uint8."
+                f"Item {index} of {type(self.images.dataset).__name__} is {tuple(image.shape)} {image.dtype}, but "
+                f"should be {self.images.shape[1:]} torch.uint8."
             )
         return image.permute(1, 2, 0)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within the block, the generators of torch, NumPy and Python begin with a seed; afterwards they go on."""
+    """Seed the generators of torch, NumPy and Python for a block, and restore their states after it."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -89,7 +88,7 @@ def seeded(seed: int) -> Iterator[None]:
             random.setstate(python_state)
 
 
-def _undisturbed(worker: int) -> None:
-    """The run decides when its workers end, whoever else gets the signal."""
+def _ignore_signals(worker: int) -> None:
+    """A signal may be sent to the whole process group, but the run ends its workers itself."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)

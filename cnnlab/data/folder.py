@@ -1,45 +1,33 @@
-"""A folder of images: root/train/<class>/** and root/test/<class>/**, or named in root/train.csv and root/test.csv.
-
-The images are decoded once, into a cache named by their content, which is mapped into memory: there may be more of them
-than memory.
-"""
+"""A folder of images: root/train/<class>/** and root/test/<class>/**, or listed in root/train.csv and root/test.csv."""
 
 from __future__ import annotations
 
 import csv
-import functools
-import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from PIL import ImageColor
 
 from cnnlab.config.options import UserError
 from cnnlab.config.paths import expand
-from cnnlab.config.shape import Shape, sides
-from cnnlab.data import decode
-from cnnlab.data.content import content_digest
-from cnnlab.data.decode import SUFFIXES, UNREADABLE, Decoded, described, images_below, read_image
-from cnnlab.data.decoded import decoded_images, in_threads
-from cnnlab.data.images import DataSet, Images, cached_data
+from cnnlab.config.shape import Shape
+from cnnlab.data.content import AnyPath, in_threads
+from cnnlab.data.decode import SUFFIXES, Decoded, described, images_below
+from cnnlab.data.decoded import EncodedImages
+from cnnlab.data.images import Images
 from cnnlab.text import say
 
 PARTS = ("train", "test")
 
 
-class ImageFolder:
-    """Images of any size, resized and converted. An object lists the folder once.
+class ImageFolder(EncodedImages):
+    """Image files of any size. The folder is listed once per object.
 
     Args:
-        root: the folder that holds train/ and test/, or train.csv and test.csv.
+        root: the folder that contains train/ and test/, or train.csv and test.csv.
         cache_dir: where the decoded images are kept.
-        image_size: height and width in pixels, one number or both; other sizes are resized (bicubic, antialiased).
-        channels: 3 for RGB, 1 for grey, 4 for RGBA.
-        unreadable: "stop" with an error at an image that cannot be decoded, or "skip" and count it.
-        background: what shows where an image is transparent: the name of a color, or #rrggbb.
+        image_size, channels, unreadable, background: see EncodedImages.
     """
 
     def __init__(
@@ -51,18 +39,16 @@ class ImageFolder:
         unreadable: str = "stop",
         background: str = "black",
     ):
-        self.root, self.size, self.channels = expand(str(root)), sides(image_size), channels
-        self.unreadable, self.background = unreadable, str(background)
-        self.folder = expand(cache_dir) / "image_folder"
+        super().__init__(expand(cache_dir) / "image_folder", image_size, channels, background, unreadable)
+        self.root = expand(str(root))
         self._listed: dict[str, dict[str, list[str]]] = {}
         self._left_out: Counter[str] = Counter()
-        ImageColor.getrgb(self.background)  # ValueError: unknown color specifier
 
     def check(self) -> None:
-        """Find the images; report files that are none.
+        """Find the images; report other files.
 
         Raises: UserError for a missing or unreadable folder or table, a class without images, fewer than two classes,
-            or other test classes than training classes.
+            or different classes in training and test images.
         """
         layout = (
             f"Expected are images in {self.root}/train/<class>/ and {self.root}/test/<class>/, or their names in "
@@ -71,11 +57,11 @@ class ImageFolder:
         for part in PARTS:
             if not (self.root / part).is_dir() and not self._table(part).exists():
                 raise UserError(f"data.root={self.root} has no folder {part}/ and no {part}.csv. {layout}.")
-            counts = {name: len(files) for name, files in self._files(part).items()}
-            if len(counts) < 2:
-                found = f"only the class {next(iter(counts))}" if counts else "no class"
+            files = self._files(part)
+            if len(files) < 2:
+                found = f"only the class {next(iter(files))}" if files else "no class"
                 raise UserError(f"{self.root / part} has {found}; a classifier needs two or more. {layout}.")
-            if empty := [name for name, count in counts.items() if count == 0]:
+            if empty := [name for name, images in files.items() if not images]:
                 raise UserError(
                     f"{self.root / part / empty[0]} has no image ({', '.join(SUFFIXES)}). {layout}; delete the folder"
                     f" if the class is not wanted."
@@ -102,37 +88,31 @@ class ImageFolder:
         return self.root / f"{part}.csv"
 
     def _files(self, part: str) -> dict[str, list[str]]:
-        """The paths of the images of every class, in the order of the bytes of their names, or in that of the table.
+        """The image files of every class, sorted by the bytes of their names, or in the order of the table.
 
         Raises: UserError for a folder that cannot be listed, and a table that cannot be read.
         """
-        if part not in self._listed and self._table(part).exists():
-            self._listed[part] = read_table(self._table(part))
         if part not in self._listed:
-            try:
-                entries = [entry for entry in os.scandir(self.root / part) if not entry.name.startswith(".")]
-                folders = sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: os.fsencode(entry))
-                found = {as_text(folder.name): images_below(folder) for folder in folders}
-            except OSError as error:
-                raise UserError(
-                    f"{error.filename} cannot be read ({error.strerror}). Images are looked for in all folders of "
-                    f"data.root={self.root}: make it readable, or use another data.root."
-                ) from error
-            for one in found.values():
-                self._left_out += one.others
-            if outside := len(entries) - len(folders):
-                self._left_out["outside the folders of the classes"] += outside
-            self._listed[part] = {name: one.images for name, one in found.items()}
+            self._listed[part] = read_table(self._table(part)) if self._table(part).exists() else self._list(part)
         return self._listed[part]
 
-    def digest(self) -> str:
-        """SHA-256 over names and contents of all image files, and over how they are converted."""
-        return self._digest
+    def _list(self, part: str) -> dict[str, list[str]]:
+        try:
+            entries = [entry for entry in os.scandir(self.root / part) if not entry.name.startswith(".")]
+            folders = sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: os.fsencode(entry))
+            found = {as_text(folder.name): images_below(folder) for folder in folders}
+        except OSError as error:
+            raise UserError(
+                f"{error.filename} cannot be read ({error.strerror}). Images are looked for in all folders of "
+                f"data.root={self.root}: make it readable, or use another data.root."
+            ) from error
+        for one in found.values():
+            self._left_out += one.others
+        if outside := len(entries) - len(folders):
+            self._left_out["outside the folders of the classes"] += outside
+        return {name: one.images for name, one in found.items()}
 
-    identity = digest  # where the folder is does not matter
-
-    @functools.cached_property
-    def _digest(self) -> str:
+    def _content(self) -> tuple[Mapping[str, AnyPath], object]:
         files = {
             (f"{part}.csv {number} {name} " if self._table(part).exists() else "")
             + os.path.relpath(file, self.root): file
@@ -140,53 +120,37 @@ class ImageFolder:
             for name, listed in self._files(part).items()
             for number, file in enumerate(listed)
         }
-        return content_digest(files, (self.size, self.channels, self.unreadable, self.background), self.folder)
+        return files, (self.size, self.channels, self.unreadable, self.background)
 
-    def load(self) -> DataSet:
-        """Map the cached arrays; decode the images if there are none."""
-        return cached_data(self.prepared, lambda: (self._decode("train"), self._decode("test")))
+    def _decode(self) -> tuple[Images, Images]:
+        return self._decode_part("train"), self._decode_part("test")
 
-    @property
-    def prepared(self) -> Path:
-        decoder = Path(decode.__file__).read_bytes()
-        return self.folder / f"{hashlib.sha256(self.digest().encode() + decoder).hexdigest()[:32]}.images"
-
-    def _decode(self, part: str) -> Images:
+    def _decode_part(self, part: str) -> Images:
         by_class = self._files(part)
-        files = [file for names in by_class.values() for file in names]
-        labels = [label for label, names in enumerate(by_class.values()) for _ in names]
+        files = [file for images in by_class.values() for file in images]
+        labels = [label for label, images in enumerate(by_class.values()) for _ in images]
         rows = zip(in_threads(self._read, files), labels, strict=True)
-        size = (*self.size, self.channels)
-        images = decoded_images(self.folder, rows, len(files), size, list(by_class), str(self.root / part))
+        images = self.decode_all(rows, len(files), list(by_class), str(self.root / part))
         for label in sorted(set(labels) - set(images.targets.tolist())):
-            name = images.classes[label]
-            raise UserError(f"No image in {self.root / part / name} can be read. Replace them or delete the folder.")
+            folder = self.root / part / images.classes[label]
+            raise UserError(f"None of the images in {folder} can be read. Replace them or delete the folder.")
         return images
 
     def _read(self, file: str) -> Decoded | None:
-        """An image; None if it cannot be read and such images are to be skipped."""
-        try:
-            return read_image(file, self.size, self.background, self.channels)
-        except UNREADABLE as error:
-            if self.unreadable == "skip":
-                return None
-            raise UserError(
-                f"{file} cannot be read as an image ({type(error).__name__}: {error}). Replace or delete it, or set "
-                f"data.unreadable=skip to leave such images out."
-            ) from error
+        return self.decode_one(file, file, "Replace or delete it, or set")
 
 
 def as_text(name: str) -> str:
-    """The name of a class from that of its folder, which is bytes: UTF-8 in any locale, other bytes as \\xe9."""
+    """The name of a class from that of its folder: decoded as UTF-8 in any locale, other bytes as \\xe9."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def read_table(path: Path) -> dict[str, list[str]]:
-    """The paths of the images of every class, of a table with the columns file, relative to its folder, and label.
+    """The image files of every class, from a table with the columns file, relative to the table's folder, and label.
 
-    Labels are in alphabetical order, or in that of numbers if all of them are. Raises: UserError.
+    Labels are sorted as numbers if all of them are, and otherwise alphabetically. Raises: UserError.
     """
-    expected = f"Expected is a table with the columns file and label, as file,label and then {path.stem}/001.png,cat"
+    expected = f"Expected is a table with the columns file and label, such as file,label and then {path.stem}/1.png,cat"
     found: dict[str, list[str]] = {}
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:

@@ -1,4 +1,4 @@
-"""Code of others reads files, and nothing in these files is run."""
+"""Lets foreign code read files without running code from them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from cnnlab.config.options import UserError
 
-# What Python tells an audit hook before it happens: a pickle names something to call, a program is started.
+# Python's audit events before it starts a program; that before a pickle looks up a name is pickle.find_class.
 PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
-# What arrays in a pickle are made of. Of classes in torchvision, those that unpickle arrays verify the file before.
+# The names in a pickled array. torchvision's classes verify the digests of the pickled arrays that they read.
 ARRAYS = (
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
@@ -25,31 +25,31 @@ _guarded = threading.local()
 
 
 @contextmanager
-def only_data(what: str) -> Iterator[None]:
-    """Within the block, a pickle that would call anything, and a program that would be started, are refused.
+def only_data(reader: str) -> Iterator[None]:
+    """Refuse pickles that would call anything, and starting programs, in a block of this thread.
 
-    For this thread, until the block ends. what: reads files, in words. Raises: UserError.
+    reader: what reads the files, for messages. Raises: UserError.
     """
-    _hook()
-    _guarded.what = what
+    _add_hook()
+    _guarded.reader = reader
     try:
         yield
     finally:
-        _guarded.what = None
+        _guarded.reader = None
 
 
 @functools.cache
-def _hook() -> None:
-    """Once for the process: a hook cannot be taken back."""
+def _add_hook() -> None:
+    """Once per process, as a hook cannot be removed."""
     sys.addaudithook(_refuse)
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    if event not in ("pickle.find_class", *PROGRAMS) or not (what := getattr(_guarded, "what", None)):
+    if event not in ("pickle.find_class", *PROGRAMS) or not (reader := getattr(_guarded, "reader", None)):
         return
     if event in PROGRAMS or arguments not in ARRAYS:
         would = f"start a program ({event})" if event in PROGRAMS else f"call {'.'.join(arguments)} for a pickle"
         raise UserError(
-            f"{what} would {would}, and files of others are only read here. Convert the data set, and use data=arrays "
-            f"or data=image_folder."
+            f"{reader} would {would}, but files may not run code here. Convert the data set, and use data=arrays or "
+            f"data=image_folder."
         )

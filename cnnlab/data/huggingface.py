@@ -1,46 +1,39 @@
-"""Data sets of Hugging Face on disk: tables of encoded images and labels, in parquet or Arrow files.
+"""Hugging Face data sets on disk: tables of encoded images and labels, in parquet or Arrow files.
 
-Read by pyarrow alone, of which `datasets` is a layer: from version 17 on it runs no code that a file brings.
+Read with pyarrow only, which `datasets` is built on. From version 17 on, pyarrow runs no code from a file.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import ImageColor
-
 from cnnlab.config.options import UserError
 from cnnlab.config.paths import expand
-from cnnlab.config.shape import Shape, sides
-from cnnlab.data import decode
-from cnnlab.data.content import content_digest
-from cnnlab.data.decode import UNREADABLE, Decoded
-from cnnlab.data.decoded import decoded_images, in_threads
-from cnnlab.data.images import DataSet, Images, cached_data
+from cnnlab.config.shape import Shape
+from cnnlab.data.content import AnyPath, in_threads
+from cnnlab.data.decode import Decoded
+from cnnlab.data.decoded import EncodedImages
+from cnnlab.data.images import Images
 
 ROWS = 256  # of a parquet file, read at once
 
 
-class HuggingFace:
-    """Images and labels in the columns of tables. An object looks for the files once.
+class HuggingFace(EncodedImages):
+    """Images and labels in columns of tables. The folder is listed once per object.
 
     Args:
-        root: the folder that holds the files, in sub-folders too.
+        root: the folder that contains the files, directly or in sub-folders.
         cache_dir: where the decoded images are kept.
         train, test: the splits: words in the names of their files or folders, as in data/train-00000-of-00002.parquet.
-        image, label: the names of the columns.
-        image_size: height and width in pixels, one number or both; other sizes are resized (bicubic, antialiased).
-        channels: 3 for RGB, 1 for grey, 4 for RGBA.
-        unreadable: "stop" with an error at an image that cannot be decoded, or "skip" and count it.
-        background: what shows where an image is transparent: the name of a color, or #rrggbb.
+        image, label: names of the columns.
+        image_size, channels, unreadable, background: see EncodedImages.
     """
 
     def __init__(
@@ -56,16 +49,13 @@ class HuggingFace:
         unreadable: str = "stop",
         background: str = "black",
     ):
-        importlib.import_module("pyarrow")  # `instantiate` says which package an option lacks; later it is a traceback
+        importlib.import_module("pyarrow")  # here, where `instantiate` reports a missing package
+        super().__init__(expand(cache_dir) / "huggingface", image_size, channels, background, unreadable)
         self.root, self.splits = expand(str(root)), {"train": str(train), "test": str(test)}
         self.image, self.label = image, label
-        self.size, self.channels = sides(image_size), channels
-        self.unreadable, self.background = unreadable, str(background)
-        self.folder = expand(cache_dir) / "huggingface"
-        ImageColor.getrgb(self.background)  # ValueError: unknown color specifier
 
     def check(self) -> None:
-        """Look for the files, and read the labels. Raises: UserError."""
+        """Find the files and read the labels. Raises: UserError."""
         for part in self.splits:
             self._labels(part)
 
@@ -77,26 +67,10 @@ class HuggingFace:
     def shape(self) -> Shape:
         return Shape(len(self._classes), self.channels, *self.size)
 
-    def digest(self) -> str:
-        """What the files hold, and how it is read."""
-        return self._digest
-
-    identity = digest  # where they are does not matter
-
-    @functools.cached_property
-    def _digest(self) -> str:
+    def _content(self) -> tuple[Mapping[str, AnyPath], object]:
         files = {f"{part} {path.relative_to(self.root)}": path for part in self.splits for path in self._files[part]}
         columns = (self.image, self.label)
-        return content_digest(files, (columns, self.size, self.channels, self.unreadable, self.background), self.folder)
-
-    @property
-    def prepared(self) -> Path:
-        decoder = Path(decode.__file__).read_bytes()
-        return self.folder / f"{hashlib.sha256(self.digest().encode() + decoder).hexdigest()[:32]}.images"
-
-    def load(self) -> DataSet:
-        """Map the cached arrays; decode the images if there are none."""
-        return cached_data(self.prepared, lambda: (self._decode("train"), self._decode("test")))
+        return files, (columns, self.size, self.channels, self.unreadable, self.background)
 
     @functools.cached_property
     def _files(self) -> dict[str, list[Path]]:
@@ -116,8 +90,8 @@ class HuggingFace:
                 )
         return found
 
-    def _tables(self, part: str, column: str) -> Iterator[tuple[Path, Any]]:
-        """One column of a part, piece by piece, with the file. Raises: UserError."""
+    def _column(self, part: str, column: str) -> Iterator[tuple[Path, list[Any]]]:
+        """The values in a column of a part, with their file, some rows at a time. Raises: UserError."""
         import pyarrow
         from pyarrow import parquet
 
@@ -125,19 +99,21 @@ class HuggingFace:
             try:
                 if path.suffix == ".parquet":
                     with parquet.ParquetFile(path) as file:
-                        self._refuse_missing(path, file.schema_arrow, column)
+                        self._check_column(path, file.schema_arrow, column)
                         for batch in file.iter_batches(ROWS, columns=[column]):
-                            yield path, batch.column(column)
+                            yield path, batch.column(column).to_pylist()
                 else:
                     with pyarrow.memory_map(str(path)) as mapped, pyarrow.ipc.open_stream(mapped) as stream:
-                        self._refuse_missing(path, stream.schema, column)
+                        self._check_column(path, stream.schema, column)
                         for batch in stream:
-                            yield path, batch.column(column)
+                            yield path, batch.column(column).to_pylist()
             except (pyarrow.ArrowException, OSError) as error:
                 cause = " ".join(str(error).split())
-                raise UserError(f"{path} cannot be read ({type(error).__name__}: {cause}). Fetch it again.") from error
+                raise UserError(
+                    f"{path} cannot be read ({type(error).__name__}: {cause}). Download it again."
+                ) from error
 
-    def _refuse_missing(self, path: Path, schema: Any, column: str) -> None:
+    def _check_column(self, path: Path, schema: Any, column: str) -> None:
         if column not in schema.names:
             key = "image" if column == self.image else "label"
             raise UserError(
@@ -147,11 +123,10 @@ class HuggingFace:
     @functools.cached_property
     def _values(self) -> dict[str, list[Any]]:
         """The labels of each part, as they are in the column. Raises: UserError."""
-        found: dict[str, list[Any]] = {}
+        found: dict[str, list[Any]] = {part: [] for part in self.splits}
         for part in self.splits:
-            found[part] = []
-            for path, column in self._tables(part, self.label):
-                found[part] += (values := column.to_pylist())
+            for path, values in self._column(part, self.label):
+                found[part] += values
                 if wrong := [value for value in values if type(value) not in (int, str)]:
                     raise UserError(
                         f"{path}: the column {self.label} has {wrong[0]!r:.60}, and a label is a whole number or text. "
@@ -161,54 +136,49 @@ class HuggingFace:
 
     @functools.cached_property
     def _classes(self) -> dict[Any, str]:
-        """The names of the classes by label: those that the files give, otherwise the training labels themselves."""
+        """The names of the classes by label: those given in the files, otherwise the training labels themselves."""
         values = sorted(set(self._values["train"]))
-        names = names_of(self._files["train"][0], self.label)
+        names = class_names(self._files["train"][0], self.label)
         return dict(enumerate(names)) if names else {value: str(value) for value in values}
 
     def _labels(self, part: str) -> list[int]:
-        """The places of the images' classes. Raises: UserError."""
-        places = {label: place for place, label in enumerate(self._classes)}
-        if unknown := set(self._values[part]) - places.keys():
+        """The indices of the images' classes. Raises: UserError."""
+        index = {label: number for number, label in enumerate(self._classes)}
+        if unknown := set(self._values[part]) - index.keys():
             raise UserError(
                 f"data.root={self.root}: the column {self.label} of the split {self.splits[part]} has {min(unknown)}, "
-                f"which is none of the {len(places)} classes of training images. Test images without labels often have "
-                f"-1: use another split, as data.test=validation."
+                f"which is none of the {len(index)} classes of training images. Test images without labels often have "
+                f"-1: use another split, such as data.test=validation."
             )
-        return [places[value] for value in self._values[part]]
+        return [index[value] for value in self._values[part]]
 
-    def _decode(self, part: str) -> Images:
-        labels, what = self._labels(part), f"{self.root}, {self.splits[part]}"
+    def _decode(self) -> tuple[Images, Images]:
+        return self._decode_part("train"), self._decode_part("test")
+
+    def _decode_part(self, part: str) -> Images:
+        labels = self._labels(part)
         rows = zip(self._images(part), labels, strict=True)
-        size = (*self.size, self.channels)
-        return decoded_images(self.folder, rows, len(labels), size, list(self._classes.values()), what)
+        return self.decode_all(rows, len(labels), list(self._classes.values()), f"{self.root}, {self.splits[part]}")
 
     def _images(self, part: str) -> Iterator[Decoded | None]:
-        number = 0
-        for path, column in self._tables(part, self.image):
-            values = [value["bytes"] if isinstance(value, dict) else value for value in column.to_pylist()]
-            for place, value in enumerate(values, number):
-                if not isinstance(value, bytes):
+        done = 0
+        for path, values in self._column(part, self.image):
+            rows = []
+            for number, value in enumerate(values, done):
+                content = value["bytes"] if isinstance(value, dict) else value
+                if not isinstance(content, bytes):
                     raise UserError(
-                        f"{path}: row {place} of the split has no encoded image in the column {self.image}. Use "
+                        f"{path}: row {number} of the split has no encoded image in the column {self.image}. Use "
                         f"data.image= and another column, or save the data set with the images in it (datasets' "
                         f"embed_external_files)."
                     )
-            numbered = [(path, place, value) for place, value in enumerate(values, number)]
-            yield from in_threads(self._read, numbered)
-            number += len(values)
+                rows.append((f"{path}: row {number} of the split", content))
+            yield from in_threads(self._read, rows)
+            done += len(values)
 
-    def _read(self, row: tuple[Path, int, bytes]) -> Decoded | None:
-        path, place, content = row
-        try:
-            return decode.decode(io.BytesIO(content), self.size, self.background, self.channels)
-        except UNREADABLE as error:
-            if self.unreadable == "skip":
-                return None
-            raise UserError(
-                f"{path}: row {place} of the split cannot be read as an image ({type(error).__name__}: {error}). Set "
-                f"data.unreadable=skip to leave such images out."
-            ) from error
+    def _read(self, row: tuple[str, bytes]) -> Decoded | None:
+        name, content = row
+        return self.decode_one(io.BytesIO(content), name, "Set")
 
 
 def is_of_split(name: str, split: str) -> bool:
@@ -216,8 +186,8 @@ def is_of_split(name: str, split: str) -> bool:
     return re.search(rf"(?<![a-z0-9]){re.escape(split)}(?![a-z0-9])", name, re.IGNORECASE) is not None
 
 
-def names_of(path: Path, column: str) -> list[str]:
-    """The names of the classes that a file gives for a column of numbers; none if it gives none."""
+def class_names(path: Path, column: str) -> list[str]:
+    """The names of the classes that a file gives for a column of numbers; an empty list if there are none."""
     import pyarrow
     from pyarrow import parquet
 

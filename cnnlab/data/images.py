@@ -1,8 +1,8 @@
 """Images in memory: uint8 pixels, targets, class names; their fingerprint, cache file and stratified split.
 
-NumPy alone, imported when pictures are read: checking a configuration takes neither it nor torch. Pixels have the shape
-(N, C, H, W) and the memory layout (N, H, W, C), which is what pictures decode to, what torch calls channels_last, and
-what lets a batch be gathered pixel by pixel.
+Needs NumPy only, which is imported when images are read, so that a configuration is checked without it. Pixels have the
+shape (N, C, H, W) and the memory layout (N, H, W, C), which image files decode to, torch calls channels_last, and
+allows a batch to be gathered pixel by pixel.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ class Images:
 
     Attributes:
         pixels: (N, C, H, W) uint8.
-        targets: (N,) int64, an index into `classes`; or (N, K) float32: 1 for every label that an image has and 0 for
-            the others, or K numbers.
-        classes: the names of the classes, the labels, or the numbers.
+        targets: (N,) int64, indices into `classes`; or (N, K) float32, K labels that are 0 or 1, or K numbers.
+        classes: the names of the classes, labels or numbers.
         weights: (N,) of training images, for sampling=weighted; None: there are none.
     """
 
@@ -44,13 +43,13 @@ class Images:
 
     @functools.cached_property
     def task(self) -> str:
-        """See `Shape`. Targets of which every one is 0 or 1 are labels."""
+        """See `Shape`. Targets (N, K) that are all 0 or 1 are labels."""
         if self.targets.ndim == 1:
             return "multiclass"
         return "multilabel" if ((self.targets == 0) | (self.targets == 1)).all() else "regression"
 
-    def wrong(self) -> str:
-        """What is not as described above, in words; empty if nothing is."""
+    def problem(self) -> str:
+        """What contradicts the description above, in words; empty if nothing does."""
         pixels, targets = self.pixels, self.targets
         if str(pixels.dtype) != "uint8" or pixels.ndim != 4 or not pixels.shape[1]:
             return f"pixels are {pixels.dtype} of shape {pixels.shape}, not (N, C, H, W) uint8"
@@ -60,7 +59,7 @@ class Images:
             if str(targets.dtype) != "int64":
                 return f"targets (N,) are {targets.dtype}, not int64"
             if len(targets) and not 0 <= targets.min() <= targets.max() < len(self.classes):
-                return f"targets are from {targets.min()} to {targets.max()}, and there are {len(self.classes)} classes"
+                return f"targets are from {targets.min()} to {targets.max()}, but there are {len(self.classes)} classes"
         elif targets.ndim != 2 or str(targets.dtype) != "float32" or targets.shape[1] != len(self.classes):
             names = f"{len(self.classes)} names"
             return f"targets are {targets.dtype} of shape {targets.shape} with {names}, not (N, K) float32 with K names"
@@ -69,24 +68,24 @@ class Images:
         return ""
 
 
-def fetches(images: Images) -> bool:
-    """Whether images are fetched when they are needed (cnnlab.data.fetched), and not held in an array."""
+def is_fetched(images: Images) -> bool:
+    """Whether images are fetched on demand (cnnlab.data.fetched) instead of held in an array."""
     return hasattr(images.pixels, "batches")
 
 
 def at_places(images: Images) -> Callable[[Any], np.ndarray]:
-    """A function that gives images as they are drawn, (n, H, W, C) uint8, for an array of their places."""
+    """A function that returns images as they are drawn, (n, H, W, C) uint8, for an array of their indices."""
 
-    def found(places: Any) -> np.ndarray:
+    def select(index: Any) -> np.ndarray:
         import numpy as np
 
-        if not fetches(images):
-            return images.pixels[places].transpose(0, 2, 3, 1)
+        if not is_fetched(images):
+            return images.pixels[index].transpose(0, 2, 3, 1)
         import torch
 
-        return np.asarray(images.pixels[torch.as_tensor(places)])
+        return np.asarray(images.pixels[torch.as_tensor(index)])
 
-    return found
+    return select
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,14 +109,14 @@ def fingerprint(*parts: Images) -> str:
     sha = hashlib.sha256()
     for images in parts:
         sha.update(repr((images.pixels.shape, images.classes)).encode())
-        for some in in_pieces(images):
-            sha.update(some.data)
+        for chunk in _chunks(images):
+            sha.update(chunk.data)
         sha.update(np.ascontiguousarray(images.targets).data)
     return sha.hexdigest()
 
 
-def in_pieces(images: Images) -> Iterator[np.ndarray]:
-    """The pixels of all images in order, (n, H, W, C): however they lie, no more than a piece is copied."""
+def _chunks(images: Images) -> Iterator[np.ndarray]:
+    """The pixels in order, (n, H, W, C), contiguous: for any memory layout, at most one chunk is copied."""
     import numpy as np
 
     for first in range(0, len(images.pixels), 1000):
@@ -125,10 +124,10 @@ def in_pieces(images: Images) -> Iterator[np.ndarray]:
 
 
 def cached_data(path: Path, make: Callable[[], tuple[Images, Images]]) -> DataSet:
-    """The data set kept in the file `path`; `make` gives its training and test images, and is called once for it.
+    """The data set in the cache file `path`; if there is none, `make` returns its training and test images.
 
-    Pixels are mapped into memory and not read: all processes of a machine share them, and they may exceed its memory.
-    All jobs of a machine share a copy in the folder that CNNLAB_NODE_DIR names, on the machine's own disk.
+    Pixels are memory-mapped: all processes of a machine share them, and they may exceed its memory. If CNNLAB_NODE_DIR
+    names a folder on the machine's own disk, all jobs of the machine share a copy there.
     """
 
     def made() -> DataSet:
@@ -144,7 +143,7 @@ def cached_data(path: Path, make: Callable[[], tuple[Images, Images]]) -> DataSe
 
 
 def _write(data: DataSet, file: BinaryIO) -> None:
-    """Arrays one after the other, in NumPy's format."""
+    """Write all arrays in NumPy's format."""
     import numpy as np
 
     np.save(file, np.array(data.train.classes))
@@ -153,13 +152,13 @@ def _write(data: DataSet, file: BinaryIO) -> None:
         num, channels, height, width = images.pixels.shape
         header = {"descr": "|u1", "fortran_order": False, "shape": (num, height, width, channels)}
         np.lib.format.write_array_header_1_0(file, header)
-        for some in in_pieces(images):
-            file.write(some.data)
+        for chunk in _chunks(images):
+            file.write(chunk.data)
         np.save(file, images.targets)
 
 
 def _read(file: BinaryIO) -> DataSet:
-    """Raises: ValueError for what is no data set."""
+    """Raises: ValueError if the content is not a data set."""
     import numpy as np
 
     def read() -> Any:
@@ -167,25 +166,22 @@ def _read(file: BinaryIO) -> DataSet:
 
     classes, sha = read(), read()
     train, test = (
-        Images(mapped_array(file).transpose(0, 3, 1, 2), read(), tuple(classes.tolist())) for _ in ("train", "test")
+        Images(_mapped(file).transpose(0, 3, 1, 2), read(), tuple(classes.tolist())) for _ in ("train", "test")
     )
-    if wrong := train.wrong() or test.wrong():
-        raise ValueError(wrong)
+    if problem := train.problem() or test.problem():
+        raise ValueError(problem)
     return DataSet(train, test, str(sha))
 
 
-def mapped_array(file: BinaryIO) -> np.ndarray:
-    """The images (N, H, W, C) uint8 that a file holds next, in NumPy's format, mapped into memory.
-
-    Raises: ValueError for anything else.
-    """
+def _mapped(file: BinaryIO) -> np.ndarray:
+    """Memory-map the next array of a file, images (N, H, W, C) uint8. Raises: ValueError for anything else."""
     import numpy as np
 
     if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("it holds no images of ours")
+        raise ValueError("it contains no images in cnnlab's format")
     shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
     if len(shape) != 4 or by_columns or dtype != np.uint8:
-        raise ValueError(f"it holds {dtype} of shape {shape}, and not images")
+        raise ValueError(f"it contains {dtype} of shape {shape} instead of images")
     offset, size = file.tell(), math.prod(shape)
     array = np.asarray(np.memmap(file, np.uint8, "r", offset, shape)) if size else np.empty(shape, np.uint8)
     file.seek(offset + size)
@@ -195,7 +191,7 @@ def mapped_array(file: BinaryIO) -> np.ndarray:
 def stratified_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the images kept and held out: `fraction` of each class, rounded, is held out.
 
-    targets: (N,) int64, or (N, K): then all images are one class -> two sorted arrays of int64, together 0 ... N-1.
+    targets: (N,) int64; or (N, K), which is treated as a single class -> two sorted int64 arrays, together 0 ... N-1.
     """
     import numpy as np
 
@@ -211,30 +207,29 @@ def stratified_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[n
 
 
 class Source(Protocol):
-    """What a data set option must offer; what it may offer besides, see `offered`. To be checked it needs no torch."""
+    """What a data set option must offer, without importing torch before `load`; for what else it may, see `offered`."""
 
     def digest(self) -> str:
-        """What decides images and targets, as a SHA-256; quick."""
+        """A SHA-256 of whatever determines images and targets; quick."""
         ...
 
-    def load(self) -> DataSet:
-        """Images and targets, prepared if need be."""
-        ...
+    def load(self) -> DataSet: ...
 
 
 _loaded: dict[str, DataSet] = {}
 
 
 def load_once(source: Source) -> DataSet:
-    """The data set of a source, kept for the next job of this process."""
+    """The data set of a source, kept for the next job of this process. Raises: UserError."""
     digest = source.digest()
     if digest not in _loaded:
         _loaded.clear()
         data = source.load()
-        if wrong := data.train.wrong() or data.test.wrong():
-            raise UserError(f"{type(source).__name__} gives data that cannot be used: {wrong}.")
-        if len({images.pixels.shape[1:] for images in (data.train, data.test)}) > 1:
-            sizes = " and ".join(str(images.pixels.shape[1:]) for images in (data.train, data.test))
-            raise UserError(f"{type(source).__name__} gives training and test images of different shapes: {sizes}.")
+        kind = type(source).__name__
+        if problem := data.train.problem() or data.test.problem():
+            raise UserError(f"{kind} returns data that cannot be used: {problem}.")
+        train, test = (images.pixels.shape[1:] for images in (data.train, data.test))
+        if train != test:
+            raise UserError(f"{kind} returns training and test images of different shapes: {train} and {test}.")
         _loaded[digest] = data
     return _loaded[digest]

@@ -1,4 +1,4 @@
-"""What Lightning iterates over: the steps of an epoch, the images of an evaluation; and reading images in parts."""
+"""What Lightning iterates over: the steps of an epoch, and the batches of an evaluation."""
 
 import math
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cnnlab.config.options import UserError
-from cnnlab.data.images import Images, fetches
+from cnnlab.data.images import Images, is_fetched
 from cnnlab.data.plan import of_process
 from cnnlab.data.resident import as_tensor, evaluated_together
 
@@ -17,28 +17,28 @@ ImageData = Any  # of cnnlab.data.pipeline, which makes these
 
 
 class Part:
-    """Images as evaluation sees them, read piece by piece: as much of a tensor (N, C, h, w) as normalisations need."""
+    """Images as evaluation sees them, (N, C, h, w) uint8, with the part of a tensor's interface that `fit` uses."""
 
     def __init__(self, data: ImageData, part: str, index: Tensor):
         self.data, self.part, self.index = data, part, index
         self.shape = torch.Size((len(index), data.shape.channels, *data.shape.size))
 
     def split(self, num: int) -> Iterator[Tensor]:
-        return (self.data.cropped(self.part, some) for some in self.index.split(num))
+        return (self.data.cropped(self.part, chunk) for chunk in self.index.split(num))
 
 
 def pixel_batches(images: Images, num: int) -> Iterator[Tensor]:
     """All images in order, `num` at a time: (B, C, H, W) uint8."""
-    if not fetches(images):
+    if not is_fetched(images):
         yield from as_tensor(images.pixels).split(num)
         return
-    items = torch.arange(len(images.targets))[:, None].expand(-1, 2)  # the seed is the place
-    for pixels in cast(Any, images.pixels).batches([list(map(tuple, some.tolist())) for some in items.split(num)]):
+    items = torch.arange(len(images.targets))[:, None].expand(-1, 2)  # the seed of an image is its index
+    for pixels in cast(Any, images.pixels).batches([list(map(tuple, chunk.tolist())) for chunk in items.split(num)]):
         yield pixels.permute(0, 3, 1, 2)
 
 
 class EpochSteps:
-    """Iterates over the steps of an epoch, as ranges; after `load_state_dict` it enters where it was."""
+    """Iterates over the steps of an epoch, as ranges; after `load_state_dict` from where it was."""
 
     def __init__(self, data: ImageData):
         self.data = data
@@ -54,13 +54,13 @@ class EpochSteps:
         data.begin_epoch(trainer.current_epoch)
         last, size = int(trainer.num_training_batches), data.steps_per_batch
         first, self.first_step = self.first_step, 0
-        if first >= last:  # the epoch was done
+        if first >= last:  # the epoch was complete
             first = 0
         while first < last:
             steps = range(first, min(first - first % size + size, last))
             in_last_pass = first // data.steps_per_pass == (last - 1) // data.steps_per_pass
             if in_last_pass and not data.drawn_ahead and trainer.current_epoch + 1 != trainer.max_epochs:
-                data.draw_ahead(trainer.current_epoch + 1)  # while a GPU still computes
+                data.draw_ahead(trainer.current_epoch + 1)  # while the GPU is still computing
             first = self.steps_done = steps.stop
             yield steps
 
@@ -72,14 +72,14 @@ class EpochSteps:
 
 
 class Slices:
-    """The images of one part, in order, in large batches, of which every process takes its share."""
+    """The images of one part, in order, in large batches that are split between the processes."""
 
     def __init__(self, data: ImageData, part: str, index: Tensor):
         assert data.trainer is not None
         place = torch.arange(len(index))[data.trainer.global_rank :: data.trainer.world_size]
         num, home = evaluated_together(data.device, data.stored.size), data.home
         longest = math.ceil(len(index) / data.trainer.world_size)
-        num_batches = math.ceil(longest / num)  # the same for every process: each one waits for the others
+        num_batches = math.ceil(longest / num)  # the same for all processes, which wait for each other
         shares = [
             values.split(num) if math.ceil(len(place) / num) == num_batches else values.tensor_split(num_batches)
             for values in (index[place].to(home), place.to(home))
@@ -91,7 +91,7 @@ class Slices:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        if not fetches(self.images):
+        if not is_fetched(self.images):
             return iter(self.batches)
         items = [[(place, place) for place in index.tolist()] for _, index, _ in self.batches]
         fetched = cast(Any, self.images.pixels).batches(items)
@@ -99,23 +99,20 @@ class Slices:
 
 
 def refuse_few(data: ImageData, processes: int) -> None:
-    """Raises: UserError where a process would have no image to evaluate."""
+    """Raises: UserError if a process would have no image to evaluate."""
     for part, num in (("held-out", len(data.held_out_index)), ("test", len(data.data.test.targets))):
         if 0 < num < processes:
             raise UserError(
-                f"{num} {part} images cannot be shared by {processes} processes, of which each evaluates one at least. "
-                f"Use more images, or fewer devices."
+                f"{num} {part} images cannot be shared by {processes} processes, each of which needs at least one. Use "
+                f"more images, or fewer devices."
             )
 
 
 def samples(data: ImageData, num: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    """The first images of epoch 0 as they are stored and as the network sees them, de-normalised.
-
-    Two arrays of uint8: (num, H, W, C) and (num, h, w, C).
-    """
+    """The first images of epoch 0, uint8: as stored (num, H, W, C), and as the network sees them (num, h, w, C)."""
     plan = {key: rows[:num] for key, rows in data.draw_whole(0).items()}
     batch = of_process(plan, len(plan["index"]), halo=len(data.mixers))
-    pixels = data.images["train"].pixels[batch["index"]] if fetches(data.data.train) else None
+    pixels = data.images["train"].pixels[batch["index"]] if is_fetched(data.data.train) else None
     images, _ = data.make(batch, len(batch["index"]), pixels)
     seen = data.norm.inverse(images).clamp(0, 255).round().byte().permute(0, 2, 3, 1)
     return data.images["train"].pixels[plan["index"]].numpy(), seen.numpy()

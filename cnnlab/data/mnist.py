@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class MNIST(Published):
-    """60,000 training and 10,000 test images of handwritten digits, 28x28, grey."""
+    """60,000 training and 10,000 test images of handwritten digits, 28x28, greyscale."""
 
     title, name = "MNIST", "mnist"
     files = (
@@ -43,7 +43,7 @@ class MNIST(Published):
 
 
 class FashionMNIST(MNIST):
-    """60,000 training and 10,000 test images of pieces of clothing, 28x28, grey."""
+    """60,000 training and 10,000 test images of clothing, 28x28, greyscale."""
 
     title, name = "Fashion-MNIST", "fashion_mnist"
     classes = (
@@ -53,7 +53,7 @@ class FashionMNIST(MNIST):
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An array of bytes in the IDX format. Raises: ValueError, struct.error for what is none."""
+    """Read an array of bytes in the IDX format. Raises: ValueError, struct.error for anything else."""
     import numpy as np
 
     with gzip.open(path) as file:

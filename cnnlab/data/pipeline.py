@@ -2,8 +2,8 @@
 
 resident uint8 images -> crop and flip, in one gather -> geometry, colour -> normalise -> erase, mix -> the network
 
-The batches of several steps are made in one pass, `ImageData.make`, so that the small kernels of which the pipeline
-consists are launched once for all of them.
+The batches of several steps are made in one pass, `ImageData.make`, so that its small kernels are launched once for all
+of them.
 """
 
 import functools
@@ -13,36 +13,36 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning import LightningDataModule, Trainer
 from torch import Tensor
 
 from cnnlab.augment.base import Augmentation, Crop, Stage, in_order, output_size
-from cnnlab.augment.mix import one_hot
 from cnnlab.config.options import UserError
 from cnnlab.config.paths import expand
-from cnnlab.data.images import DataSet, fetches, stratified_split
+from cnnlab.data.images import DataSet, is_fetched, stratified_split
 from cnnlab.data.loaders import EpochSteps, Part, Slices
 from cnnlab.data.plan import Plan, draw_epoch, generator, of_process, sampling_weights, split_drawn
 from cnnlab.data.resident import _uploaded, evaluated_together, on_device, taken, upload
 from cnnlab.normalize import Normalization, fit_once
 
-STEPS_PER_PASS = {"cpu": 8, "cuda": 32}  # on a GPU, so many that launching the pass costs little
-BYTES_PER_PASS = 1 << 28  # at most, of images in float32
+STEPS_PER_PASS = {"cpu": 8, "cuda": 32}  # on a GPU enough to make the cost of launching a pass negligible
+BYTES_PER_PASS = 1 << 28  # upper limit for its images in float32
 
 
 class ImageData(LightningDataModule):
-    """Batches for training and evaluation out of a data set held in memory.
+    """Batches for training and evaluation from a data set in memory.
 
     Args:
         data: the training and test images.
         norm: fitted here, on the images that are trained on, as evaluation sees them.
         augmentations: by option name; applied in the order of their stages.
-        batch_size: images per step, of all processes together; the incomplete last batch of an epoch is left out.
-        val_fraction: share of the training images held out; with 0 the test images are what is evaluated every epoch.
-        num_train_images: use only so many of the images that are not held out.
-        sampling: "uniform": every training image once an epoch; "balanced": classes equally often; "weighted": as the
-            data's weights say.
-        seed: decides split and plans.
+        batch_size: images per step, in all processes together; the incomplete last batch of an epoch is left out.
+        val_fraction: share of the training images that is held out; with 0 the test images are evaluated every epoch.
+        num_train_images: number of the remaining images to use; None: all.
+        seed: determines split and plans.
+        sampling: "uniform": every training image once per epoch; "balanced": all classes equally often; "weighted": by
+            the data's weights.
         resident: "device", or "host" for a data set that does not fit there: batches are then gathered on the CPU.
         cache_dir: where fitted statistics are kept.
     """
@@ -67,14 +67,14 @@ class ImageData(LightningDataModule):
         if val_fraction and not len(held_out):
             raise UserError(
                 f"val_fraction={val_fraction} of {len(train)} images in {data.shape.num_classes} classes holds out "
-                f"none. Type a larger val_fraction, or val_fraction=0 to evaluate the test images after every epoch."
+                f"none. Use a larger val_fraction, or val_fraction=0 to evaluate the test images after every epoch."
             )
         if num_train_images is not None:
             train = np.sort(np.random.default_rng(seed).permutation(train)[:num_train_images])
         if len(train) < batch_size:
             raise UserError(
-                f"batch_size={batch_size} is larger than the {len(train)} images that are trained on. Type "
-                f"batch_size={len(train)} or less."
+                f"batch_size={batch_size} is larger than the {len(train)} training images. Use batch_size={len(train)} "
+                f"or less."
             )
         self.weights = sampling_weights(data.train, train, sampling)
         self.train_index, self.held_out_index = torch.from_numpy(train), torch.from_numpy(held_out)
@@ -86,41 +86,46 @@ class ImageData(LightningDataModule):
         self.before_norm = stages[Stage.GEOMETRY] | stages[Stage.COLOR] | stages[Stage.QUALITY]
         self.erasers, self.mixers = stages[Stage.ERASE], stages[Stage.MIX]
         self.stored = data.shape
-        self.shape = self.stored.resized(output_size(self.augmentations, self.stored.size))  # what the network sees
+        self.shape = self.stored.resized(output_size(self.augmentations, self.stored.size))  # of the network's input
         self.split_digest = hashlib.sha256(train.tobytes()).hexdigest()
-        self.device = self.home = torch.device("cpu")  # where batches are made, and where all images are
+        self.device = self.home = torch.device("cpu")  # where batches are made, and where the data set is
         self.normalized: dict[str, Tensor] = {}
-        self.passes_are_batches = False  # whether Lightning is given the steps of a pass as one
-        self.plan: Plan = {}  # the rows of this process in the current epoch
+        self.passes_are_batches = False  # whether the steps of a pass are one batch to Lightning
         self.drawn_ahead: dict[int, Plan] = {}  # plans by epoch
-        self.made: tuple[range, tuple[Tensor, Tensor]] | None = None  # the batches of the newest pass, by their steps
-        self.fetching: Iterator[Tensor] | None = None  # the stored images of the passes to come
+        self.release()
         self.images = {"train": on_device(data.train, self.device)}
         fitted_on = f"{data.fingerprint} {self.split_digest} {self.shape.image_size}"
         fit_once(
             norm, lambda: cast(Tensor, Part(self, "train", self.train_index)), fitted_on, expand(cache_dir) / "norm"
         )
 
+    def release(self) -> None:
+        """Free the memory that training uses on the device, except for images and statistics."""
+        self.plan: Plan = {}  # the rows of this process in the current epoch
+        self.drawn_ahead = {}
+        self.made: tuple[range, tuple[Tensor, Tensor]] | None = None  # the steps of the last pass, and their batches
+        self.fetching: Iterator[Tensor] | None = None  # the stored images of the next passes
+
     @property
     def num_batches(self) -> int:
         return len(self.train_index) // self.batch_size
 
     def setup(self, stage: str) -> None:
-        """Move images, targets and statistics to the device, once; normalise what can be normalised for good."""
+        """Move images, targets and statistics to the device; normalise the whole data set if that is worth it."""
         assert self.trainer is not None
         self.device = self.trainer.strategy.root_device
-        in_memory = self.resident == "device" and not fetches(self.data.train)
+        in_memory = self.resident == "device" and not is_fetched(self.data.train)
         home = self.home = self.device if in_memory else torch.device("cpu")
         train, test = on_device(self.data.train, home), on_device(self.data.test, home)
         self.images = {"train": train, "val": train, "test": test}
         self.norm.to(self.device)
         if home.type == "cpu":
-            _uploaded.cache_clear()  # of another run, whose images the device need not keep
-        if self.norm.once and not self.normalized and not fetches(self.data.train):
+            _uploaded.cache_clear()  # free the images of another run
+        if self.norm.once and not self.normalized and not is_fetched(self.data.train):
             self.normalize_once()
 
     def normalize_once(self) -> None:
-        """Normalise for good what nothing random happens to before."""
+        """Normalise all images of the parts in which nothing random precedes the normalisation."""
         home, num = self.home, evaluated_together(self.device, self.stored.size)
         train, test = self.images["train"], self.images["test"]
         parts = {"val": self.held_out_index, "test": torch.arange(len(test.targets))}
@@ -131,30 +136,29 @@ class ImageData(LightningDataModule):
                 batches = [self.evaluation_images(part, chunk).to(home) for chunk in index.to(home).split(num)]
                 self.normalized[part] = torch.cat(batches)
 
-    def train_dataloader(self) -> "EpochSteps":
+    def train_dataloader(self) -> EpochSteps:
         return EpochSteps(self)
 
-    def val_dataloader(self) -> "Slices":
+    def val_dataloader(self) -> Slices:
         return self.test_dataloader() if self.held_out == "test" else Slices(self, "val", self.held_out_index)
 
-    def test_dataloader(self) -> "Slices":
+    def test_dataloader(self) -> Slices:
         return Slices(self, "test", torch.arange(len(self.data.test.targets)))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Batches are numbers of steps, or indices that are on the device already."""
+        """Batches are ranges of steps, or indices that are on the device already."""
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Make the batch.
+        """Make a batch: images (B, C, H, W) float32, channels_last, and targets.
 
-        Images (B, C, H, W) float32, channels_last; targets (B,) int64 or, if they are mixed or of several labels or
-        numbers, (B, num_classes) float32.
+        Targets are (B,) int64; if they are mixed, several labels or numbers, (B, num_classes) float32.
         """
         return self.training_batch(batch) if isinstance(batch, range) else self.evaluation_batch(*batch)
 
     @functools.cached_property
     def steps_per_pass(self) -> int:
-        """How many steps' batches are made together; a run does not change it on its way."""
+        """The number of steps whose batches are made together; constant during a run."""
         size = 4 * self.shape.channels * self.shape.height * self.shape.width * self.batch_size
         return max(1, min(STEPS_PER_PASS.get(self.device.type, 8), BYTES_PER_PASS // size))
 
@@ -163,7 +167,7 @@ class ImageData(LightningDataModule):
         return self.steps_per_pass if self.passes_are_batches else 1
 
     def draw(self, epoch: int) -> Plan:
-        """What this process takes of the plan of an epoch, where it is needed."""
+        """The rows of this process in the plan of an epoch, on the devices where they are used."""
         assert self.trainer is not None
         plan = self.draw_whole(epoch)
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
@@ -173,7 +177,7 @@ class ImageData(LightningDataModule):
 
     def draw_whole(self, epoch: int) -> Plan:
         plan = draw_epoch(self.seed, epoch, self.train_index, self.augmentations, self.stored.size, self.weights)
-        if fetches(self.data.train):
+        if is_fetched(self.data.train):
             num, chance = len(self.train_index), generator(self.seed, epoch, "fetch")
             plan["seed"] = torch.randint(2**62, (num,), generator=chance)
         return plan
@@ -186,23 +190,23 @@ class ImageData(LightningDataModule):
         self.drawn_ahead, self.made, self.fetching = {}, None, None
 
     def fetch(self, first: int) -> Tensor:
-        """The stored images of the pass that begins with step `first`: (B, H, W, C) uint8, fetched ahead."""
+        """The stored images of the pass that begins with step `first`: (B, H, W, C) uint8, prefetched."""
         if self.fetching is None:
             width = len(self.plan["index"]) // self.num_batches * self.steps_per_pass
             rows = torch.stack((self.plan["index"], self.plan["seed"]), 1)[first * width // self.steps_per_pass :]
-            passes = [list(map(tuple, some.tolist())) for some in rows.split(width)]
+            passes = [list(map(tuple, chunk.tolist())) for chunk in rows.split(width)]
             self.fetching = cast(Any, self.data.train.pixels).batches(passes)
         return next(self.fetching)
 
     def training_batch(self, steps: range) -> tuple[Tensor, Tensor]:
-        """Images and targets of some steps of the epoch, one after the other; all of them are of one pass."""
+        """Images and targets of some steps of the epoch, which belong to the same pass."""
         first = steps.start - steps.start % self.steps_per_pass
         if self.made is None or self.made[0].start != first:
-            self.made = None  # its memory is free for the next
+            self.made = None  # frees its memory for the next pass
             together = range(first, min(first + self.steps_per_pass, self.num_batches))
             width = len(self.plan["index"]) // self.num_batches  # rows of a step
             rows = slice(together.start * width, together.stop * width)
-            pixels = self.fetch(first) if fetches(self.data.train) else None
+            pixels = self.fetch(first) if is_fetched(self.data.train) else None
             batch = {key: values[rows] for key, values in self.plan.items()}
             self.made = together, self.make(batch, width, pixels)
         assert steps.stop <= self.made[0].stop
@@ -212,18 +216,18 @@ class ImageData(LightningDataModule):
         return images[rows], targets[rows]
 
     def make(self, batch: Plan, width: int, pixels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The augmented images and the targets of rows of the plan, `width` of them a step.
+        """The augmented images and the targets for rows of the plan, `width` rows per step.
 
-        Every augmentation but a mixer is a function of single images, so the batches of several steps are made as one.
+        Except for mixers, augmentations are functions of single images, so several steps are treated as one batch.
 
-        pixels: of these rows, (B, H, W, C) uint8; None: they are taken out of all images.
+        pixels: the stored images of these rows, (B, H, W, C) uint8; None: they are gathered from the data set.
         """
         images = self.normalized_images(batch, pixels)
         for name, eraser in self.erasers.items():
             images = eraser.apply(images, **split_drawn(batch, name))
         targets = upload(self.images["train"].targets[batch["index"]], self.device)
         if self.mixers and targets.ndim == 1:
-            targets = one_hot(targets, self.shape.num_classes)
+            targets = F.one_hot(targets, self.shape.num_classes).float()
         for done, (name, mixer) in enumerate(self.mixers.items(), 1):
             row = torch.arange(len(targets), device=self.device).view(-1, width - done + 1)
             mixed, partners = row[:, 1:].flatten(), row[:, :-1].flatten()  # the partner is the one before
@@ -235,7 +239,7 @@ class ImageData(LightningDataModule):
         return images, targets
 
     def normalized_images(self, batch: Plan, pixels: Tensor | None) -> Tensor:
-        """The images of rows of the plan up to their normalisation."""
+        """The images for rows of the plan, up to their normalisation."""
         index = batch["index"]
         if "train" in self.normalized:
             return upload(self.normalized["train"][index], self.device)
@@ -254,14 +258,10 @@ class ImageData(LightningDataModule):
             images = augmentation.apply(images, **split_drawn(batch, name))
         return self.norm(images)
 
-    def release(self) -> None:
-        """Let go of what the training has kept on the device, besides images and statistics."""
-        self.plan, self.drawn_ahead, self.made, self.fetching = {}, {}, None, None
-
     def evaluation_batch(
         self, part: str, index: Tensor, place: Tensor, pixels: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The images `index` of a part, which are those at `place` of its evaluation. pixels: theirs, if fetched."""
+        """The images `index` of a part. place: their positions in its evaluation. pixels: if they are fetched."""
         targets = upload(self.images[part].targets[index], self.device)
         if part in self.normalized:
             return upload(self.normalized[part][place], self.device), targets
@@ -272,7 +272,7 @@ class ImageData(LightningDataModule):
         return self.norm(upload(self.cropped(part, index, pixels), self.device))
 
     def cropped(self, part: str, index: Tensor, pixels: Tensor | None = None) -> Tensor:
-        """Images of a part, whole or cropped to the centre: (B, C, h, w) uint8, where the part lives."""
+        """Images of a part, whole or cropped to the centre: (B, C, h, w) uint8, on the device of the data set."""
         if pixels is None:
             pixels = self.images[part].pixels[index]
         if self.crop is not None:
@@ -284,7 +284,7 @@ class ImageData(LightningDataModule):
         return self.norm.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Also what was normalised for good is made anew, if it was with other statistics."""
+        """Restore the statistics; if they differ, normalise again the images that are normalised once."""
         before = self.norm.state_dict() if self.normalized else {}
         differ = any(not torch.equal(state_dict[name].cpu(), values.cpu()) for name, values in before.items())
         self.norm.restore(state_dict)
@@ -294,5 +294,5 @@ class ImageData(LightningDataModule):
 
 
 def data_of(trainer: Trainer) -> ImageData:
-    """The data that `trainer.fit` was given: Lightning sets the attribute there, and its class does not declare it."""
+    """The data that `trainer.fit` was called with: Lightning sets the attribute without declaring it."""
     return cast(ImageData, cast(Any, trainer).datamodule)

@@ -1,7 +1,7 @@
-"""Everything random about an epoch's data, drawn up front from (seed, epoch) alone.
+"""Everything random about an epoch's data, drawn up front from (seed, epoch) only.
 
-A plan is a dictionary of tensors with one row per training image, in the order of the epoch. A step takes its rows;
-so any number of processes sees the same batches, an epoch can be entered at any step, and no step draws anything.
+A plan is a dictionary of tensors with one row per training image, in the order of the epoch. A step slices its rows, so
+batches are the same for any number of processes, an epoch can be resumed at any step, and no step draws anything.
 """
 
 import hashlib
@@ -26,12 +26,12 @@ def draw_epoch(
     size: Size,
     weights: Tensor | None = None,
 ) -> Plan:
-    """The plan of one epoch: `index`, the images in their order, and `NAME/KEY` for everything that is drawn.
+    """The plan of one epoch: `index`, the images in order, and `NAME/KEY` for the parameters of augmentations.
 
-    Order and augmentations have generators of their own: two runs that differ in their augmentation see the same order.
+    Order and augmentations have their own generators: runs with different augmentations see the same order.
 
-    indices: (N,) int64, the training images; size: of what is stored weights: (N,) how often an
-    image comes, as a multiple of others; None: each comes once -> tensors of N rows, on the CPU.
+    indices: (N,) int64, the training images. size: of the stored images. weights: (N,), relative frequency of each
+    image; None: each occurs once. Returns tensors of N rows, on the CPU.
     """
     num, chance = len(indices), generator(seed, epoch, "order")
     order = (
@@ -54,11 +54,11 @@ def generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
 
 
 def of_process(plan: Plan, batch_size: int, rank: int = 0, world_size: int = 1, halo: int = 0) -> Plan:
-    """The rows that one process takes, step after step; an incomplete last batch is left out.
+    """The rows of one process, step by step; an incomplete last batch is left out.
 
-    In every step they are a contiguous share of the global batch. With `halo`, so many more rows come first: the
-    images before the share, cyclically within the global batch. Every mixer needs one, as the partner of an image is
-    the one before it (`images.roll(1, 0)`, on one process or many).
+    In every step they are a contiguous share of the global batch, preceded by `halo` rows: the images before the share,
+    cyclically within the global batch. Every mixer needs one, as the partner of an image is the one before it
+    (`images.roll(1, 0)` of the global batch).
 
     Returns tensors of num_steps * (halo + batch_size // world_size) rows.
     """
@@ -69,23 +69,25 @@ def of_process(plan: Plan, batch_size: int, rank: int = 0, world_size: int = 1, 
 
 
 def split_drawn(batch: Plan, name: str) -> Plan:
-    """What was drawn for one augmentation: {"crop_flip/top": t, ...} -> {"top": t, ...}."""
+    """The parameters of one augmentation: {"crop_flip/top": t, ...} -> {"top": t, ...}."""
     return {key.removeprefix(f"{name}/"): rows for key, rows in batch.items() if key.startswith(f"{name}/")}
 
 
 def sampling_weights(images: Images, index: np.ndarray, sampling: str) -> Tensor | None:
-    """(N,) float64, of the training images `index`; None if each comes once. Raises: UserError."""
+    """Weights (N,) float64 of the training images `index`; None if each occurs once. Raises: UserError."""
     if sampling == "uniform":
         return None
     if sampling == "balanced":
         if images.task != "multiclass":
-            raise UserError(f"sampling=balanced is for data that are multiclass, and these are {images.task}.")
+            raise UserError(f"sampling=balanced needs multiclass data, and these are {images.task}.")
         labels = images.targets[index]
         return torch.from_numpy(1 / np.bincount(labels)[labels])
     if images.weights is None:
-        raise UserError("sampling=weighted needs data that give weights, and these do not.")
+        raise UserError("sampling=weighted needs data with weights, and these have none.")
     weights = np.asarray(images.weights, dtype=np.float64)
-    possible = weights.shape == (len(images.targets),) and ((weights >= 0) & (weights < 1e30)).all()
-    if not possible or not weights[index].any():
-        raise UserError("The data's weights are not one finite number from 0 for each training image, and not all 0.")
+    valid = weights.shape == (len(images.targets),) and ((weights >= 0) & (weights < 1e30)).all()
+    if not valid or not weights[index].any():
+        raise UserError(
+            "The data's weights must be one finite, non-negative number for each training image, and not all 0."
+        )
     return torch.from_numpy(weights[index])

@@ -1,6 +1,6 @@
-"""Data sets that are published as files: found on disk or fetched, verified, and converted once to plain arrays.
+"""Data sets that are published as files: found on disk or downloaded, verified, and converted once to plain arrays.
 
-Another one is a subclass that names its files and reads them, and a file in conf/data with its sources and hashes.
+To add one, write a subclass that names and reads its files, and a file in conf/data with its sources and hashes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cnnlab.data.download import ContentError, download, file_sha256, reason
 from cnnlab.data.images import DataSet, Images, cached_data
 from cnnlab.runs.files import lock_file
 
-# What the readers raise over files that are something else.
+# What readers raise for files in other formats.
 WRONG_CONTENT = (
     *(tarfile.TarError, zlib.error, struct.error, OSError, EOFError, pickle.UnpicklingError),
     *(AttributeError, ImportError, LookupError, TypeError, ValueError),
@@ -33,14 +33,14 @@ class Published(ABC):
     """Images in files whose SHA-256 is known.
 
     Args:
-        sources: https addresses, tried in turn: of the file, or of the folder that holds the files, ending with /.
+        sources: https addresses, tried in turn: of the file, or of the folder that contains the files, ending with /.
         sha256: of the file, or of all `files` in their order: 64 hexadecimal digits each.
-        cache_dir: where files and converted arrays are kept; a file put there by hand is used.
-        timeout: seconds without a byte after which an attempt has failed; a source has three.
+        cache_dir: where files and converted arrays are kept; a file that was put there by hand is used.
+        timeout: seconds without data after which an attempt fails; there are three attempts per source.
 
     Attributes:
         title, name: of the data set, and of its option.
-        files: their names.
+        files: names of its files.
         num_train, shape: see `offered`.
     """
 
@@ -56,32 +56,30 @@ class Published(ABC):
         self.folder = expand(cache_dir) / self.name
         for source in self.sources:
             if not str(source).startswith("https://"):
-                raise ValueError(f"data.sources has {source}, but only https:// is fetched from")
+                raise ValueError(f"data.sources has {source}, but only https:// is allowed")
             if len(self.files) > 1 and not source.endswith("/"):
-                raise ValueError(
-                    f"data.sources has {source}, which must be a folder, ending with /: it holds {self._all}"
-                )
+                raise ValueError(f"data.sources has {source}, but must be a folder with {self._all}, ending with /")
         for one in self.sha256:
             if len(one) != 64:
                 raise ValueError(f"data.sha256={one} is not a SHA-256, which has 64 hexadecimal digits")
         if len(self.sha256) != len(self.files):
-            raise ValueError(f"data.sha256 has {len(self.sha256)} values, and needs one each for {self._all}")
+            raise ValueError(f"data.sha256 has {len(self.sha256)} values, and needs one for each of {self._all}")
 
     @staticmethod
     @abstractmethod
     def read(*files: Path) -> tuple[Images, Images]:
-        """Training and test images out of the verified files. Raises: one of WRONG_CONTENT."""
+        """Training and test images from the verified files. Raises: one of WRONG_CONTENT."""
 
     @property
     def _all(self) -> str:
         return ", ".join(self.files)
 
     def digest(self) -> str:
-        """That of the file: it decides the images."""
+        """The SHA-256 of the file, or of those of the files."""
         return self.sha256[0] if len(self.sha256) == 1 else hashlib.sha256(" ".join(self.sha256).encode()).hexdigest()
 
     def load(self) -> DataSet:
-        """Read the converted arrays; fetch and convert the files if they are not there."""
+        """Read the converted arrays; download and convert the files if there are none."""
         return cached_data(self.prepared, self._read)
 
     @property
@@ -100,7 +98,7 @@ class Published(ABC):
             ) from error
 
     def fetch(self) -> list[Path]:
-        """The verified files, each downloaded by one process however many ask for it."""
+        """The verified files, each downloaded by one process, however many need it."""
         return [self._fetch(name, sha256) for name, sha256 in zip(self.files, self.sha256, strict=True)]
 
     def _fetch(self, name: str, sha256: str) -> Path:
@@ -123,10 +121,10 @@ class Published(ABC):
         except OSError as error:
             failures = [f"{self.folder} cannot be written to: {error.strerror}"]
         raise UserError(
-            f"{self.title} is not in {self.folder} and could not be fetched ({'; '.join(failures)}). Three ways out: "
-            f"run 'python -m cnnlab fetch data={self.name}' on a machine with a network and copy {self._all} to "
-            f"{self.folder}; train on images of your own with data=image_folder data.root=FOLDER; or use the drawn "
-            f"images, data=shapes."
+            f"{self.title} is not in {self.folder} and could not be fetched ({'; '.join(failures)}). There are three "
+            f"ways out: run 'python -m cnnlab fetch data={self.name}' on a machine with a network and copy {self._all} "
+            f"to {self.folder}; train on your own images with data=image_folder data.root=FOLDER; or use the generated "
+            f"images of data=shapes."
         )
 
     def _verified(self, path: Path, sha256: str) -> Path:

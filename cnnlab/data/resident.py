@@ -1,4 +1,4 @@
-"""Images in the memory of a device, and moving things there."""
+"""Images in the memory of a device, and moving tensors there."""
 
 import functools
 import warnings
@@ -9,31 +9,31 @@ import torch
 from torch import Tensor
 
 from cnnlab.augment.base import Size
-from cnnlab.data.images import Images, fetches
+from cnnlab.data.images import Images, is_fetched
 
 
 def evaluated_together(device: torch.device, size: Size) -> int:
-    """How many images make a batch when nothing is learned from it: by the pixels of 500 of CIFAR's, or 2,500.
+    """Images in a batch for evaluation: as many pixels as in 500 CIFAR images on the CPU, 2,500 on a GPU.
 
-    At least two: so processes whose shares differ by one image have equal numbers of batches, none of which is empty.
+    At least two, so that processes whose shares differ by one image have the same number of non-empty batches.
     """
     return max(2, (500 if device.type == "cpu" else 2500) * 32**2 // (size[0] * size[1]))
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
-    """Values on the device; from pinned memory if it is a GPU, so that nothing waits for the copy."""
+    """Copy values to the device; to a GPU from pinned memory, without waiting for the copy."""
     if device.type != "cuda" or values.device.type != "cpu":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 
 
 def taken(images: Tensor, rows: Tensor) -> Tensor:
-    """Some of the images, channels_last as they were: (N, C, H, W), (B,) int64 -> (B, C, H, W)."""
+    """Select images and keep them channels_last: (N, C, H, W), (B,) int64 -> (B, C, H, W)."""
     return images.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """The same memory as a tensor, also if it cannot be written to, about which torch warns: nothing here does."""
+    """A tensor that shares an array's memory, without torch's warning for read-only arrays: nothing writes to them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
         return torch.from_numpy(array)
@@ -44,16 +44,16 @@ class Resident:
 
     def __init__(self, images: Images, device: torch.device):
         self.pixels = cast(Tensor, images.pixels)
-        if not fetches(images):
+        if not is_fetched(images):
             self.pixels = as_tensor(images.pixels.transpose(0, 2, 3, 1)).to(device)
         self.targets = torch.from_numpy(images.targets).to(device)
 
 
 def on_device(images: Images, device: torch.device) -> Resident:
-    """The images on the device, moved to a GPU once for all jobs of a process."""
+    """The images on the device; copied to a GPU once for all jobs of a process."""
     return Resident(images, device) if device.type == "cpu" else _uploaded(images, device)
 
 
-@functools.lru_cache(maxsize=2)  # training and test images of one data set
+@functools.lru_cache(maxsize=2)  # the training and test images of one data set
 def _uploaded(images: Images, device: torch.device) -> Resident:
     return Resident(images, device)

@@ -1,10 +1,10 @@
-"""Pictures of ten shapes, drawn by code: the data set that is always there.
+"""Generated images of ten shapes: a data set that needs no download.
 
-Each picture holds one filled shape over a textured background with clutter and noise. A shape is given by its signed
-distance function (negative inside; see I. Quilez, "2D distance functions"), evaluated for all pictures of a class at
-once. Places, sizes, turns and colours are random; the left-right mirror image of a picture keeps its label.
+Each image shows one filled shape on a textured background with clutter and noise. A shape is defined by its signed
+distance function (negative inside; see I. Quilez, "2D distance functions"), evaluated for all images of a class at
+once. Position, size, rotation and colours are random; flipping an image left to right keeps its label.
 
-Hard enough that methods differ: with Adam at 0.001 and batches of 64 (`data=shapes optim=adam optim.lr=0.001
+It is hard enough to tell methods apart: with Adam at 0.001 and batches of 64 (`data=shapes optim=adam optim.lr=0.001
 batch_size=64`, seed 0, bf16), the accuracies on training and test images are 0.976 and 0.881 after 20 epochs; with
 `aug=pad_crop_flip` 0.947 and 0.946, with `model.dropout=0.5` 0.985 and 0.903.
 """
@@ -20,14 +20,14 @@ CLASSES = ("circle", "ring", "square", "triangle", "pentagon", "star", "cross", 
 
 
 class Shapes:
-    """Ten classes of drawn pictures, the same for the same arguments.
+    """Ten classes of generated images, which the arguments determine.
 
     Args:
         num_train, num_test: number of training and test images; the classes are equally frequent.
         image_size: height and width in pixels.
         noise: standard deviation of the pixel noise, as a fraction of the full range.
-        clutter: number of small distracting shapes in each picture.
-        drawing_seed: another seed, another set of pictures from the same distribution.
+        clutter: number of small distracting shapes in each image.
+        drawing_seed: each seed gives another sample from the same distribution.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class Shapes:
         return Shape(len(CLASSES), 3, self.image_size, self.image_size)
 
     def digest(self) -> str:
-        """The arguments and this file decide the pictures."""
+        """A digest of the arguments and of this file."""
         return hashlib.sha256(repr(sorted(vars(self).items())).encode() + Path(__file__).read_bytes()).hexdigest()
 
     def load(self) -> DataSet:
-        """Draw the pictures: 1.7 s for the default 12,000."""
+        """Draw the images: 1.7 s for the default 12,000."""
         train = self._draw(self.num_train, stream=0)
         test = self._draw(self.num_test, stream=1)
         return DataSet(train, test, fingerprint(train, test))
@@ -70,7 +70,7 @@ class Shapes:
 
 
 def draw(labels, size: int, noise: float, clutter: int, generator):
-    """Pictures of the labelled shapes: labels (N,) int64 -> (N, size, size, 3) float32 in [0, 1]."""
+    """Draw images of the labelled shapes: labels (N,) int64 -> (N, size, size, 3) float32 in [0, 1]."""
     import torch
 
     num = len(labels)
@@ -79,10 +79,10 @@ def draw(labels, size: int, noise: float, clutter: int, generator):
         return torch.empty(num, *shape).uniform_(low, high, generator=generator)
 
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
-    y, x = axis[:, None], axis[None, :]  # the picture spans [-1, 1] x [-1, 1]
+    y, x = axis[:, None], axis[None, :]  # the image spans [-1, 1] x [-1, 1]
 
     def place(radius_low: float, radius_high: float, reach: float):
-        """Coordinates of every pixel relative to a shape at a random place, turn and size: u, v (N, size, size)."""
+        """Coordinates u, v (N, size, size) of every pixel relative to a shape of random position, rotation and size."""
         radius = uniform(radius_low, radius_high)[:, None, None]
         center_x, center_y = uniform(-reach, reach, 1, 1), uniform(-reach, reach, 1, 1)
         angle = uniform(-1.5, 1.5, 1, 1)
@@ -90,25 +90,25 @@ def draw(labels, size: int, noise: float, clutter: int, generator):
         mirror = (uniform(0, 1, 1, 1) < 0.5) * 2 - 1
         return mirror * (dx * angle.cos() + dy * angle.sin()), dy * angle.cos() - dx * angle.sin(), radius
 
-    def blend(picture, color, distance, softness: float = 1.5):
+    def blend(image, color, distance, softness: float = 1.5):
         """Paint `color` where distance (in units of [-1, 1]) is negative, with an anti-aliased edge."""
         cover = (0.5 - distance * size / 2 / softness).clamp_(0, 1)[..., None]
-        return picture + cover * (color - picture)
+        return image + cover * (color - image)
 
-    # the background: a slope between two colours, with stripes
+    # the background: a gradient between two colours, with stripes
     first, second = uniform(0, 0.5, 1, 1, 3), uniform(0, 0.5, 1, 1, 3)
     turn, frequency, phase = uniform(0, math.tau, 1, 1), uniform(2, 9, 1, 1), uniform(0, math.tau, 1, 1)
     along = x * turn.cos() + y * turn.sin()
-    picture = first + (along[..., None] * 0.35 + 0.5) * (second - first)
-    picture = picture + uniform(0, 0.12, 1, 1, 1) * torch.sin(along * frequency + phase)[..., None]
+    image = first + (along[..., None] * 0.35 + 0.5) * (second - first)
+    image = image + uniform(0, 0.12, 1, 1, 1) * torch.sin(along * frequency + phase)[..., None]
 
-    for _ in range(clutter):  # bars of any length and turn, in any colour
+    for _ in range(clutter):  # bars of any length, rotation and colour
         u, v, radius = place(0.08, 0.3, 1.0)
         swap = uniform(0, 1, 1, 1) < 0.5
         u, v = torch.where(swap, v, u), torch.where(swap, u, v)
-        picture = blend(picture, uniform(0, 0.8, 1, 1, 3), box(u, v, 1.0, 0.35) * radius)
+        image = blend(image, uniform(0, 0.8, 1, 1, 3), box(u, v, 1.0, 0.35) * radius)
 
-    # the shape: its colour keeps away from the mean background, its inside is shaded and striped
+    # the shape, brighter than the mean background, shaded and striped
     u, v, radius = place(0.45, 0.75, 0.3)
     distance = torch.empty(num, size, size)
     for label, shape in enumerate(SHAPES):
@@ -116,10 +116,10 @@ def draw(labels, size: int, noise: float, clutter: int, generator):
         distance[chosen] = shape(u[chosen], v[chosen])
     color = uniform(0.35, 1, 1, 1, 3)
     shade = uniform(-0.15, 0.15, 1, 1) * u + uniform(0, 0.12, 1, 1) * torch.sin(v * uniform(3, 12, 1, 1) + phase)
-    picture = blend(picture, color + shade[..., None], distance * radius)
+    image = blend(image, color + shade[..., None], distance * radius)
 
-    picture = picture + noise * torch.randn(picture.shape, generator=generator)
-    return picture.clamp_(0, 1)
+    image = image + noise * torch.randn(image.shape, generator=generator)
+    return image.clamp_(0, 1)
 
 
 # Signed distances (exact or close to it) of shapes with radius about 1: u, v (...) -> (...); v points down.

@@ -1,4 +1,4 @@
-"""STL-10: an archive of plain bytes, every channel of an image column by column.
+"""STL-10: an archive of raw bytes, with each channel of an image stored column by column.
 
 Source: A. Coates, H. Lee and A. Ng, An Analysis of Single-Layer Networks in Unsupervised Feature Learning, 2011.
 """

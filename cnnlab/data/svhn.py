@@ -1,7 +1,7 @@
-"""SVHN, the cropped digits: files of Matlab.
+"""SVHN, cropped digits: MATLAB files.
 
-Source: Y. Netzer et al., Reading Digits in Natural Images with Unsupervised Feature Learning, 2011. The label of the
-digit 0 is 10 in the files.
+Source: Y. Netzer et al., Reading Digits in Natural Images with Unsupervised Feature Learning, 2011. In the files, the
+digit 0 has the label 10.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class SVHN(Published):
         def images(path: Path) -> Images:
             try:
                 content = loadmat(path, variable_names=("X", "y"))
-            except (MatReadError, NotImplementedError) as error:  # SciPy's, the second for MATLAB's newer format, HDF5
+            except (MatReadError, NotImplementedError) as error:  # the second for MATLAB's newer format, HDF5
                 raise ValueError(str(error)) from error
             pixels = np.ascontiguousarray(content["X"].transpose(3, 0, 1, 2))  # (H, W, C, N) -> (N, H, W, C)
             return Images(pixels.transpose(0, 3, 1, 2), content["y"].ravel().astype(np.int64) % 10, tuple("0123456789"))

@@ -1,4 +1,4 @@
-"""The TensorBoard logger: curves, training and held-out together, choices with final metrics, pictures."""
+"""The TensorBoard logger: curves of training and held-out images together, hyperparameters, figures."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from cnnlab.runs.log import log
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's logger with one event file in the run directory, which stays open from fit to the last test.
+    """Lightning's logger, with one event file in the run directory that stays open from fit to the last test.
 
     Args:
         save_dir: the run directory.
@@ -25,10 +25,10 @@ class TensorBoard(TensorBoardLogger):
         super().__init__(save_dir, name="", version="", default_hp_metric=False)
 
     def open_run(self, held_out: str, measures: Sequence[str]) -> None:
-        """Begin anew, with the layout of the custom scalars page and the sheet of training images.
+        """Start a new event file, with the layout of the custom scalars page and the sheet of training images.
 
-        A resumed run writes all its epochs again, and `go_on` what others had logged: no point appears twice, and none
-        is missing.
+        A resumed run logs all its epochs again, and `go_on` copies what others had logged, so that no point is missing
+        or doubled.
         """
         for events in filter(Path.is_file, Path(self.save_dir).glob("events.out.tfevents.*")):
             events.rename(events.with_name(events.name.replace("tfevents", "before")))
@@ -37,12 +37,12 @@ class TensorBoard(TensorBoardLogger):
             for metric in measures
         }
         self.experiment.add_custom_scalars({f"training and {held_out}": together})
-        self.add_picture("samples", step=0)
+        self.add_png("samples", step=0)
 
     def go_on(self, until: float, rewritten: Collection[str]) -> None:
-        """Keep the scalars that callbacks have logged, up to a time, but for those that are written again.
+        """Copy the scalars that callbacks had logged up to a time, except for those that are logged again.
 
-        A file that was damaged is read up to there.
+        A damaged file is read as far as possible.
         """
         from google.protobuf.message import DecodeError
         from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
@@ -54,7 +54,7 @@ class TensorBoard(TensorBoardLogger):
                     again = any(tag in rewritten or tag.startswith("final/") for tag in scalars)
                     if scalars and not again and event.wall_time <= until:
                         self.experiment._get_file_writer().event_writer.add_event(event)
-            except (DecodeError, MemoryError, OverflowError, OSError) as error:  # of a record that claims any size
+            except (DecodeError, MemoryError, OverflowError, OSError) as error:  # a damaged record may claim any size
                 log.warning(f"{file} is damaged ({type(error).__name__}): some of what callbacks had logged is lost.")
             file.unlink()
 
@@ -62,24 +62,24 @@ class TensorBoard(TensorBoardLogger):
         """The first layer's filters after an epoch: (N, k, k, 1 or 3) uint8."""
         self.experiment.add_image("filters", tiled(filters.numpy()), epoch, dataformats="HWC")
 
-    def close_run(self, knobs: dict[str, Any], metrics: dict[str, float], step: int) -> None:
-        """Choices and knobs with the final metrics, and the pictures of the run."""
+    def close_run(self, hyperparameters: dict[str, Any], metrics: dict[str, float], step: int) -> None:
+        """Log the hyperparameters with the final metrics, and the figures of the run."""
         final = {f"final/{name}": value for name, value in metrics.items()}
-        for page in hparams(knobs, final):
+        for page in hparams(hyperparameters, final):
             self.experiment._get_file_writer().add_summary(page)
         for name, value in final.items():
             self.experiment.add_scalar(name, value, step)
         for name in ("curves", "confusion", "mistakes"):
-            self.add_picture(name, step)
+            self.add_png(name, step)
         self.experiment.close()
 
-    def add_picture(self, name: str, step: int) -> None:
-        """A PNG file of the run directory, as it is: `add_image` would decode it and encode it again."""
+    def add_png(self, name: str, step: int) -> None:
+        """Log a PNG file of the run directory; `add_image` would decode and encode it again."""
         path = Path(self.save_dir, f"{name}.png")
         if not path.exists():  # it could not be drawn
             return
-        with Image.open(path) as picture:
-            size = {"width": picture.width, "height": picture.height, "colorspace": len(picture.getbands())}
+        with Image.open(path) as file:
+            size = {"width": file.width, "height": file.height, "colorspace": len(file.getbands())}
         image = Summary.Image(encoded_image_string=path.read_bytes(), **size)
         summary = Summary(value=[Summary.Value(tag=name, image=image)])
         self.experiment._get_file_writer().add_summary(summary, step)
@@ -88,7 +88,7 @@ class TensorBoard(TensorBoardLogger):
         """The configuration is in .hydra/; hparams.yaml would repeat it."""
 
     def finalize(self, status: str) -> None:
-        """Lightning calls this after fit, after every test, and when one of them has failed."""
+        """Called by Lightning after fit, after every test, and if one of them fails."""
         self.experiment.flush()
         if status == "failed":
             self.experiment.close()

@@ -1,10 +1,10 @@
-"""Checkpoint files: whole or not at all, verified by a digest, and loaded without running what they contain.
+"""Checkpoint files: written atomically, verified by a digest, and loaded without executing their content.
 
-    last.ckpt       the newest state of the training; the one before it is kept as previous.ckpt
+    last.ckpt       the latest state of the training; the one before it is kept as previous.ckpt
     best.ckpt       the state after the best epoch
-    *.ckpt.sha256   the digest of each, in the form that `sha256sum --check` reads
+    *.ckpt.sha256   the digest of each, in the format of `sha256sum --check`
 
-Whenever the process is killed, last.ckpt or previous.ckpt is whole and has its digest.
+Whenever the process is killed, last.ckpt or previous.ckpt is complete and matches its digest.
 """
 
 import hashlib
@@ -32,11 +32,10 @@ from cnnlab.runs.readers import BrokenFileError, open_regular, read_text
 
 
 class CheckpointFiles(CheckpointIO):
-    """How Lightning writes and reads checkpoints here.
+    """Writes and reads checkpoints for Lightning.
 
-    A checkpoint is copied into memory at once, and written by a thread while the training goes on: what it is worth on
-    the disk, its digest, and whatever has to follow it (`then`), in order. Where a write has failed, nothing follows
-    it, and whoever asks next gets its error.
+    A checkpoint is serialised in memory. A thread writes it while training continues, then its digest, then whatever
+    must follow it (`then`), in order. After a failed write nothing else is written, and the next call raises its error.
     """
 
     def __init__(self) -> None:
@@ -44,13 +43,13 @@ class CheckpointFiles(CheckpointIO):
         self.newest: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        self.wait()  # no more than one is kept in memory
+        self.wait()  # at most one is kept in memory
         content = io.BytesIO()
         torch.save(checkpoint, content)
         self.then(_write, content.getbuffer(), Path(path))
 
     def then(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Do something when all that was asked for before is done. Raises: what has failed before."""
+        """Do something in the thread after all earlier work. Raises: the error of earlier work."""
         before = self.newest
         if before is not None and before.done():
             before.result()
@@ -63,18 +62,18 @@ class CheckpointFiles(CheckpointIO):
         self.newest = self.thread.submit(in_order)
 
     def wait(self) -> None:
-        """Until all of it is on the disk. Raises: what has failed."""
+        """Wait until everything is on disk. Raises: the error of earlier work."""
         if self.newest is not None:
             self.newest.result()
 
     def close(self) -> None:
-        """Wait, and end the thread."""
+        """Wait, and end the thread; errors are left to `wait`."""
         self.thread.shutdown()
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        """Tensors and primitives only, whatever is asked for.
+        """Load tensors and primitives only, whatever `weights_only` says.
 
-        Raises: CheckpointError if the content is not what its digest says.
+        Raises: CheckpointError if the content does not match its digest.
         """
         self.wait()
         path = Path(path)
@@ -82,7 +81,7 @@ class CheckpointFiles(CheckpointIO):
             if reason := damage(path):
                 raise CheckpointError(f"{path} {reason}")
             return torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except (*UNREADABLE, MemoryError) as error:  # `damage` has read no tensor
+        except (*UNREADABLE, MemoryError) as error:  # `damage` reads no tensors
             raise CheckpointError(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from error
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -107,21 +106,21 @@ def copy(source: Path, target: Path) -> None:
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint is kept that was at `path` before."""
+    """Where the checkpoint before the one at `path` is kept."""
     return path.with_name("previous.ckpt")
 
 
-def newest(folder: Path, put_aside: bool = True) -> Path | None:
-    """The newest checkpoint that is what was written, if there is one.
+def newest(folder: Path, set_aside: bool = True) -> Path | None:
+    """The latest intact checkpoint; None if there is none.
 
-    put_aside: give those that are not another name, and say why.
+    set_aside: rename damaged ones, with a warning.
     """
     last = folder / "last.ckpt"
     for path in (last, previous(last)):
         if path.exists():
             if not (reason := damage(path)):
                 return path
-            if put_aside:
+            if set_aside:
                 aside = path.with_name(f"{path.name}.damaged")
                 path.replace(aside)
                 log.warning(f"{path} {reason}; it is not used, and kept as {aside.name}.")
@@ -129,9 +128,9 @@ def newest(folder: Path, put_aside: bool = True) -> Path | None:
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a file, in words; empty if it is a checkpoint, and what was written.
+    """What is wrong with a file, in words; empty if it is an intact checkpoint.
 
-    Raises: OSError, MemoryError: faults of the machine, and not of the file.
+    Raises: OSError, MemoryError for faults of the machine rather than of the file.
     """
     expected = read_digest(path)
     if not expected:
@@ -140,7 +139,7 @@ def damage(path: Path) -> str:
         with open_regular(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        if error.errno not in (EINVAL, ENOENT):  # a fault of the machine is none of the file
+        if error.errno not in (EINVAL, ENOENT):  # a fault of the machine
             raise
         return f"cannot be read ({error.strerror})"
     if found != expected:
@@ -148,16 +147,15 @@ def damage(path: Path) -> str:
     try:
         return foreign(path)
     except UNREADABLE as error:
-        if "allocate memory" in str(error):  # in words of torch, and of the operating system
+        if "allocate memory" in str(error):  # torch's words, and the operating system's
             raise MemoryError(f"{path}: {error}") from error
         return f"is not a checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
 
 
-MOST_REPEATED = 1 << 28  # bytes that tensors may have beyond what is stored: an expanded one repeats its values
+MAX_EXPANDED = 1 << 28  # bytes by which tensors may exceed what is stored: an expanded tensor repeats its values
 
-# What zipfile, pickle and torch.load raise for a file that torch.save did not write. What a file holds decides which:
-# NotImplementedError, an archive that zipfile does not know. Not MemoryError: what a pickle says of sizes is compared
-# with the file before any of it is believed.
+# What zipfile, pickle and torch.load raise for a file that torch.save did not write; NotImplementedError: an unknown
+# kind of archive. Not MemoryError: sizes in a pickle are compared with the size of the file before they are used.
 UNREADABLE = (
     *(zipfile.BadZipFile, pickle.UnpicklingError, EOFError, NotImplementedError, AssertionError),
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
@@ -165,13 +163,13 @@ UNREADABLE = (
 
 
 def foreign(path: Path) -> str:
-    """What shows that a file with the right digest is not a checkpoint of ours, in words; empty if nothing does.
+    """Why a file with the right digest is not one of our checkpoints, in words; empty if it is one.
 
-    No tensor is read: only what the file says about them. Raises: see UNREADABLE.
+    Reads the descriptions of tensors, but not their values. Raises: one of UNREADABLE.
     """
     with zipfile.ZipFile(path) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            return "is compressed, and torch writes no such checkpoints"
+            return "is compressed, unlike checkpoints that torch writes"
         if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
             return "is smaller than its own content"
         for member in archive.infolist():
@@ -189,7 +187,7 @@ def foreign(path: Path) -> str:
         tensor.numel() * tensor.element_size() if tensor.layout == torch.strided else math.inf
         for tensor in tensors_in(content)
     ]
-    if sum(sizes) > path.stat().st_size + MOST_REPEATED:
+    if sum(sizes) > path.stat().st_size + MAX_EXPANDED:
         return "has tensors that are larger than what is stored for them"
     return ""
 
@@ -198,9 +196,9 @@ PARTS_OF_TENSORS = re.compile(r"collections OrderedDict|torch[\w.]* (?!.*Tensor$
 
 
 def named_in(content: bytes) -> str:
-    """What a pickle names besides torch's own parts of a tensor and ordered dictionaries; empty if nothing.
+    """The first name in a pickle other than torch's parts of tensors and ordered dictionaries; empty if there is none.
 
-    Called with a number, a class of tensors or of untyped storages takes so much memory.
+    Classes of tensors and untyped storages are not allowed: called with a number, they allocate that much memory.
     """
     for operation, argument, _ in pickletools.genops(content):
         if "GLOBAL" in operation.name and not PARTS_OF_TENSORS.fullmatch(str(argument)):
@@ -209,7 +207,7 @@ def named_in(content: bytes) -> str:
 
 
 def tensors_in(content: Any) -> Iterator[Tensor]:
-    """All tensors in nested containers, each of which is looked into once."""
+    """All tensors in nested containers, each of which is visited once."""
     waiting, seen = [content], set[int]()
     while waiting:
         item = waiting.pop()
@@ -221,7 +219,7 @@ def tensors_in(content: Any) -> Iterator[Tensor]:
 
 
 def read_digest(path: Path) -> str:
-    """The SHA-256 that was written for a checkpoint; empty if there is none."""
+    """The recorded SHA-256 of a checkpoint; empty if there is none."""
     try:
         words = read_text(path.with_name(f"{path.name}.sha256")).split()
     except (FileNotFoundError, BrokenFileError):

@@ -1,7 +1,7 @@
 """The training step: a network, its loss, its metrics, its optimizer and schedule.
 
-Loss and metrics are kept on the device and logged once an epoch. Logging them at every step would cost as much as the
-step itself for a network this small.
+Loss and metrics are accumulated on the device and logged once per epoch. For small networks, logging them at every step
+would take as long as the step itself.
 """
 
 import math
@@ -24,40 +24,39 @@ from cnnlab.config.shape import Shape
 from cnnlab.data.pipeline import data_of
 from cnnlab.metrics import Accuracy, EpochMetrics
 from cnnlab.networks import in_evaluation_mode
-from cnnlab.train.machine import of_all_processes
+from cnnlab.train.machine import gather
 from cnnlab.train.optimizers import freeze, make_optimizer, parsed, schedule
 from cnnlab.train.views import mean_of_views
 
-Batch = tuple[
-    Tensor, Tensor
-]  # images (B, C, H, W) float32; targets (B,) int64 or, mixed, labels, numbers: (B, K) float32
+# images (B, C, H, W) float32; targets (B,) int64, or (B, K) float32: mixed, several labels, or numbers
+Batch = tuple[Tensor, Tensor]
 
 
 def replayable(training_step: Any) -> Any:
-    """Say of a training step that it is `train_loss`, `sums.add` and no more; so it can be part of a CUDA graph."""
+    """Mark a training step that only calls `train_loss` and `sums.add`, and so can be part of a CUDA graph."""
     training_step.replayable = True
     return training_step
 
 
 class Classifier(LightningModule):
-    """Trains a network by a loss: what `module` is unless another one is chosen (docs/own_project.md).
+    """Trains a network with a loss: the default `module` (docs/own_project.md).
 
     Args:
         network: normalised images -> logits (B, num_classes), or K numbers.
-        optimizer: makes the optimizer of groups of weights.
-        scheduler: makes the learning rate's schedule for the optimizer; see `schedule`.
-        held_out: what the images evaluated in every epoch are called, "val" or "test".
-        loss: of logits (B, num_classes) and targets, (); see cnnlab.losses. It has no weights to be trained.
+        optimizer: makes the optimizer from groups of weights.
+        scheduler: makes the learning rate schedule from the optimizer; see `schedule`.
+        held_out: name of the images that are evaluated in every epoch, "val" or "test".
+        loss: logits (B, num_classes) and targets -> (); see cnnlab.losses. It has no trainable weights.
         metrics: by name; see cnnlab.metrics.
         task: what the targets are, see cnnlab.config.shape.Shape.
-        monitor: the metric that ReduceLROnPlateau watches, "val/acc".
-        warmup_epochs: the learning rate rises linearly, step by step, for so many epochs at first.
-        decay_all: whether weight decay applies to biases and normalisation layers too.
-        lr_scale: rates of layers, by the beginning of their names, as multiples of the optimizer's: ["fc:10",
-            "conv1:0"]; 0: frozen.
-        test_flips: whether evaluation takes the mean of the logits of an image and of its mirror image.
-        test_shifts: pixels by which evaluation also moves every image, see `mean_of_views`.
-        compile: whether torch.compile makes fewer and larger operations of the network and its loss in training.
+        monitor: the metric that ReduceLROnPlateau monitors, "val/acc".
+        warmup_epochs: epochs of linear warmup of the learning rate, step by step.
+        decay_all: whether weight decay also applies to biases and normalisation layers.
+        lr_scale: learning rates of layers, by the beginning of their names, as multiples of the optimizer's: ["fc:10",
+            "conv1:0"]; 0 freezes.
+        test_flips: whether evaluation averages the logits of each image and its mirror image.
+        test_shifts: pixels by which evaluation also shifts every image, see `mean_of_views`.
+        compile: whether torch.compile fuses operations of the network and its loss in training.
     """
 
     def __init__(
@@ -81,12 +80,12 @@ class Classifier(LightningModule):
         self.network = network.to(memory_format=torch.channels_last)
         self.loss = loss
         if isinstance(loss, nn.Module) and list(loss.parameters()):
-            raise UserError(f"{type(loss).__name__} has weights of its own, which nothing trains. Use another loss.")
+            raise UserError(f"{type(loss).__name__} has its own weights, which are not trained. Use another loss.")
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.held_out, self.task, self.monitor = held_out, task, monitor
-        kinds = metrics if metrics is not None else {"acc": Accuracy()}
-        # of training, and of evaluation; hidden from nn.Module, which would keep them with the weights
-        self.kept = tuple({name: metric.clone() for name, metric in kinds.items()} for _ in range(2))
+        metrics = metrics if metrics is not None else {"acc": Accuracy()}
+        # for training and for evaluation; in a tuple, so that nn.Module does not save them with the weights
+        self.kept = tuple({name: metric.clone() for name, metric in metrics.items()} for _ in range(2))
         self.warmup_epochs, self.decay_all, self.lr_scale = warmup_epochs, decay_all, parsed(lr_scale)
         self.test_flips, self.test_shifts = test_flips, test_shifts
         freeze(network, self.lr_scale)
@@ -96,33 +95,33 @@ class Classifier(LightningModule):
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """What is logged of every part: val/loss, val/acc."""
+        """The names that are logged for every part: val/loss, val/acc."""
         return ("loss", *self.kept[0])
 
     def try_it(self, shape: Shape) -> None:
-        """Raises: UserError if network and loss do not fit to data of a shape, or to each other."""
+        """Raises: UserError if network and loss do not fit data of a shape, or each other."""
         with in_evaluation_mode(self.network), torch.no_grad():
             outputs = self.network(torch.zeros(1, shape.channels, *shape.size))
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         if found != (1, shape.num_classes):
             raise UserError(
-                f"{type(self.network).__name__} gives {found} for one image, and the outputs for {shape.num_classes} "
-                f"{'numbers' if shape.task == 'regression' else 'classes'} are (1, {shape.num_classes}). Its file can "
+                f"{type(self.network).__name__} returns {found} for one image, but {shape.num_classes} "
+                f"{'numbers' if shape.task == 'regression' else 'classes'} need (1, {shape.num_classes}). Its file can "
                 f"pass on the number: ARGUMENT: data.num_classes."
             )
         target = torch.zeros(1, dtype=torch.int64) if shape.task == "multiclass" else torch.zeros(1, shape.num_classes)
         try:
-            with warnings.catch_warnings(action="error", category=UserWarning):  # as of torch, where it broadcasts
+            with warnings.catch_warnings(action="error", category=UserWarning):  # torch warns where it broadcasts
                 loss = self.loss(outputs, target)
         except (RuntimeError, ValueError, TypeError, IndexError, UserWarning) as error:
             if isinstance(error, torch.AcceleratorError):
                 raise
             raise UserError(
-                f"The loss {type(self.loss).__name__} takes no outputs {found} with targets {tuple(target.shape)} "
-                f"{str(target.dtype).removeprefix('torch.')}: {error}."
+                f"The loss {type(self.loss).__name__} does not accept outputs {found} with targets "
+                f"{tuple(target.shape)} {str(target.dtype).removeprefix('torch.')}: {error}."
             ) from error
         if not isinstance(loss, Tensor) or loss.shape:
-            raise UserError(f"The loss {type(self.loss).__name__} gives more than one number. Average over the batch.")
+            raise UserError(f"The loss {type(self.loss).__name__} is not a single number. Average over the batch.")
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
@@ -161,8 +160,10 @@ class Classifier(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """As Lightning does, which refuses fused optimizers in mixed precision: in float16 these unscale gradients as
-        they step. Gradients that are unscaled before they are clipped, they take as they are."""
+        """Clip gradients also for fused optimizers in float16, which Lightning refuses.
+
+        Such an optimizer unscales gradients in its step, unless they have been unscaled before, as they are here.
+        """
         plugin = self.trainer.precision_plugin
         scaler = getattr(plugin, "scaler", None)
         if scaler is not None and gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -173,7 +174,7 @@ class Classifier(LightningModule):
     def num_steps(self) -> int:
         """Steps of the whole training.
 
-        `trainer.estimated_stepping_batches` would set up the loaders too early to be given their place in an epoch.
+        `trainer.estimated_stepping_batches` would create the loaders before a checkpoint can restore their position.
         """
         batches, limit = data_of(self.trainer).num_batches, self.trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
@@ -200,35 +201,35 @@ class Classifier(LightningModule):
         self.predictions = self.gathered_predictions()
 
     def gathered_predictions(self) -> tuple[Tensor, ...]:
-        """The answers of the test, see `answers`, in the order of the images, on the CPU."""
-        of_rank = of_all_processes([torch.cat(parts).cpu() for parts in zip(*self.tested, strict=True)])
-        together = []
-        for parts in zip(*of_rank, strict=True):
+        """The predictions of all processes, see `answers`, in the order of the images, on the CPU."""
+        by_rank = gather([torch.cat(parts).cpu() for parts in zip(*self.tested, strict=True)])
+        gathered = []
+        for parts in zip(*by_rank, strict=True):
             whole = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=parts[0].dtype)
             for rank, part in enumerate(parts):
                 whole[rank :: len(parts)] = part
-            together.append(whole)
-        return tuple(together)
+            gathered.append(whole)
+        return tuple(gathered)
 
     def on_train_epoch_end(self) -> None:
         self.publish("train", self.sums)
-        for kept in self.trainer.lr_scheduler_configs:
-            if isinstance(kept.scheduler, ReduceLROnPlateau):
-                kept.scheduler.step(self.trainer.callback_metrics[self.monitor])
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                config.scheduler.step(self.trainer.callback_metrics[self.monitor])
 
     def release(self) -> None:
-        """Let go of what the training has kept on the device besides the weights."""
+        """Free the memory that training uses on the device, except for the weights."""
         self.begin_epoch()
         self.zero_grad()
 
     def publish(self, part: str, sums: EpochMetrics) -> None:
-        """Log loss and metrics in full precision; the run gives them to its loggers."""
+        """Log loss and metrics in full precision; `Records` passes them on to the loggers."""
         for name, value in sums.compute(self.trainer.strategy).items():
             self.log(f"{part}/{name}", torch.tensor(value, dtype=torch.float64), logger=False, batch_size=1)
 
 
 def answers(outputs: Tensor, task: str) -> tuple[Tensor, ...]:
-    """What the outputs (B, K) of a network say.
+    """The predictions from a network's outputs (B, K).
 
     multiclass: the most probable class (B,) int64, and its probability (B,) float32; multilabel: the probability of
     every label (B, K) float32; regression: the numbers (B, K) float32.

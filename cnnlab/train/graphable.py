@@ -1,4 +1,4 @@
-"""Whether training steps can be a CUDA graph."""
+"""Whether training steps can be recorded as a CUDA graph."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ STEPPING = (
     *("on_train_batch_start", "on_train_batch_end", "lr_scheduler_step"),
     *("backward", "optimizer_step", "optimizer_zero_grad"),
 )
-LOOKING = ("accumulate_grad_batches", "detect_anomaly", "max_steps", "overfit_batches", "plugins", "val_check_interval")
+BETWEEN = ("accumulate_grad_batches", "detect_anomaly", "max_steps", "overfit_batches", "plugins", "val_check_interval")
 
 
 def unsupported(
@@ -28,32 +28,30 @@ def unsupported(
     arguments: Mapping[str, Any],
     module: type[LightningModule],
 ) -> str:
-    """Why this run's steps cannot be a graph; empty if they can.
+    """Why this run's steps cannot be recorded; empty if they can.
 
-    optimizer: one of the run's kind. arguments: those of Lightning's Trainer. module: the class that is trained.
+    optimizer: of the run's class. arguments: of Lightning's Trainer. module: the class that is trained.
     """
     cycle = inspect.signature(make_scheduler).parameters.get("cycle_momentum")
     callbacks = cast(Any, trainer).callbacks
-    looking = [name for name in WITHIN if any(overrides(type(callback), Callback, name) for callback in callbacks)]
+    within = [name for name in WITHIN if any(overrides(type(callback), Callback, name) for callback in callbacks)]
     own = [name for name in (*WITHIN, *STEPPING) if overrides(module, LightningModule, name)]
-    added = [name for name in LOOKING if arguments.get(name)]
+    added = [name for name in BETWEEN if arguments.get(name)]
+    device = trainer.strategy.root_device.type
     for case, reason in (
-        (
-            trainer.strategy.root_device.type != "cuda",
-            f"it needs a GPU, and this run is on {trainer.strategy.root_device.type}",
-        ),
+        (device != "cuda", f"it needs a GPU, and this run is on {device}"),
         (not isinstance(trainer.strategy, SingleDeviceStrategy), "processes wait for each other in every step"),
         (data.resident != "device", f"resident={data.resident} gathers the images elsewhere"),
         (
             not isinstance(optimizer, OPTIMIZERS) or not optimizer.defaults["fused"],
             f"it needs SGD, Adam or AdamW with fused=true, and the optimizer is {type(optimizer).__name__}",
         ),
-        (optimizer.defaults.get("dampening"), "optim.dampening makes the first step another one"),
+        (optimizer.defaults.get("dampening"), "with optim.dampening the first step differs from the others"),
         (cycle and cycle.default, "sched.cycle_momentum=true changes the momentum, which is part of the recording"),
-        (trainer.precision_plugin.precision == "16-mixed", "float16 looks at gradients before it uses them"),
-        (added, f"trainer.{', trainer.'.join(added)} may want to look between two steps"),
-        (looking, f"a callback has {', '.join(looking)}, which is within a step"),
-        (own, f"{module.__name__} has {', '.join(own)}, which is within a step"),
+        (trainer.precision_plugin.precision == "16-mixed", "float16 checks gradients before it uses them"),
+        (added, f"trainer.{', trainer.'.join(added)} needs control between two steps"),
+        (within, f"a callback has {', '.join(within)}, which is called within a step"),
+        (own, f"{module.__name__} has {', '.join(own)}, which is called within a step"),
         (
             not getattr(module.training_step, "replayable", False),
             f"the step of {module.__name__} may do more than compute a loss",
@@ -69,7 +67,9 @@ def overrides(kind: type, base: type, name: str) -> bool:
 
 
 def looks_at_every_step(callback: Callback) -> bool:
-    """Unless it says that it need not (`every_step = False`), or has work that can be recorded (`after_step`)."""
+    """Whether a callback needs control after every step: not if it says so (`every_step = False`), or can be recorded
+    (`after_step`).
+    """
     if not getattr(callback, "every_step", True) or hasattr(callback, "after_step"):
         return False
     names = ("on_train_batch_start", "on_train_batch_end")

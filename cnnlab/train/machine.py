@@ -1,4 +1,4 @@
-"""The machine that a run trains on: threads, memory, GPUs, number formats. Imports torch."""
+"""The machine that a run trains on: threads, processes, memory, GPUs, number formats. Imports torch."""
 
 import os
 import re
@@ -14,32 +14,32 @@ from cnnlab.config.processes import num_cores
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.log import log
 
-THREADS = torch.get_num_threads()  # what OMP_NUM_THREADS or the number of cores says
+THREADS = torch.get_num_threads()  # by OMP_NUM_THREADS, or the number of cores
 
 
 def use_threads(run: RunDirectory, devices: int) -> None:
-    """Compute with the number of threads that the run began with: with another one, sums differ in their last bits."""
+    """Use the number of threads that the run began with: with any other, sums differ in their last bits."""
     several = devices > 1
-    ours = THREADS if not several or os.environ.get("OMP_NUM_THREADS") else max(1, num_cores() // devices)
-    kept = run.summary().get("environment", {}).get("num_threads", ours)
-    torch.set_num_threads(kept)
-    if several:  # Lightning would set its own
-        os.environ["OMP_NUM_THREADS"] = str(kept)
-    if kept != ours:
-        log.info(f"The run goes on with {kept} threads, as it began, instead of {ours}; rerun=true trains it anew.")
+    default = THREADS if not several or os.environ.get("OMP_NUM_THREADS") else max(1, num_cores() // devices)
+    num_threads = run.summary().get("environment", {}).get("num_threads", default)
+    torch.set_num_threads(num_threads)
+    if several:  # otherwise Lightning sets it
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    if num_threads != default:
+        log.info(f"The run continues with {num_threads} threads, as it began, instead of {default}. Or use rerun=true.")
 
 
-def of_all_processes(mine: Any) -> list[Any]:
-    """What each process of the run gives, by rank."""
+def gather(mine: Any) -> list[Any]:
+    """An object from each process of the run, by rank."""
     if not torch.distributed.is_initialized():
         return [mine]
-    everything: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everything, mine)
-    return everything
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, mine)
+    return gathered
 
 
 def computes_in_bf16(accelerator: str) -> bool:
-    """Whether the hardware itself computes in bfloat16; emulated it is 4 to 16 times slower than float32."""
+    """Whether the hardware supports bfloat16; emulated, it is 4 to 16 times slower than float32."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
@@ -49,26 +49,26 @@ def computes_in_bf16(accelerator: str) -> bool:
 
 
 def reset_peak_memory() -> None:
-    """What earlier runs of this process have used does not count."""
+    """Forget the memory used by earlier runs of this process."""
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # Linux has it
+    with suppress(OSError):  # Linux only
         Path("/proc/self/clear_refs").write_bytes(b"5")
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory that this run has had in use so far, in bytes: of the GPU, or all that was resident."""
+    """The peak memory of this run so far, in bytes: allocated on the GPU, or resident in the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.exists() and (peak := re.search(r"VmHWM:\s*(\d+)", status.read_text("utf-8"))):
-        return 1024 * int(peak[1])  # getrusage also counts what the process that has started this one had
+        return 1024 * int(peak[1])  # getrusage also counts the memory of the process that forked this one
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def of_gpus() -> dict[str, Any]:
-    """What decides the bits of a result on a GPU, besides torch."""
+def gpu_environment() -> dict[str, Any]:
+    """What determines the bits of a result on a GPU, besides torch."""
     driver = Path("/sys/module/nvidia/version")
     return {
         "cuda": torch.version.cuda,
@@ -81,7 +81,7 @@ def of_gpus() -> dict[str, Any]:
 
 
 def unused_gpu(devices: Path = Path("/dev")) -> str:
-    """Why torch cannot use the NVIDIA GPU that this machine has; empty if it can, if there is none or it is hidden."""
+    """Why torch cannot use this machine's NVIDIA GPU; empty if it can, or if there is none or it is hidden."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
     if torch.cuda.is_available() or hidden or not list(devices.glob("nvidia[0-9]*")):
         return ""
@@ -95,9 +95,9 @@ def unused_gpu(devices: Path = Path("/dev")) -> str:
 
 
 def leave_process_group(failed: bool) -> None:
-    """End the group of this run's processes, without which its threads abort the process at its end.
+    """End the process group of this run; otherwise its threads abort the process at exit.
 
-    After a failure the others may be dead, and NCCL would wait for them: then it is aborted.
+    After a failure other processes may be dead, and NCCL would wait for them: it is aborted.
     """
     if torch.distributed.is_initialized():
         if failed and torch.distributed.get_backend() == "nccl":

@@ -1,4 +1,4 @@
-"""Optimizers and schedules, for groups of weights."""
+"""Optimizers and schedules for groups of weights."""
 
 import inspect
 import math
@@ -17,7 +17,7 @@ from cnnlab.config.options import UserError
 def make_optimizer(
     make: Callable[[Any], Optimizer], network: nn.Module, decay_all: bool, lr_scale: Mapping[str, float] | None = None
 ) -> Optimizer:
-    """The optimizer of a network, in which every group of weights has its own rate."""
+    """The optimizer of a network, with a learning rate for each group of weights."""
     optimizer = make(weight_groups(network, decay_all, lr_scale or {}))
     for group in optimizer.param_groups:
         if (scale := group.pop("lr_scale", 1.0)) != 1.0:
@@ -35,20 +35,20 @@ def parsed(lr_scale: Sequence[str]) -> dict[str, float]:
         except ValueError:
             factors[layer] = math.nan
         if not layer or not 0 <= factors[layer] < math.inf:
-            raise UserError(f"lr_scale=[{one}] names no layer and its factor. Use lr_scale=[fc:10,conv1:0]; 0 freezes.")
+            raise UserError(f"lr_scale=[{one}] is not LAYER:FACTOR. Use lr_scale=[fc:10,conv1:0]; 0 freezes.")
     return factors
 
 
 def factor_of(name: str, lr_scale: Mapping[str, float]) -> float:
-    """The factor of a layer or a weight: that of the longest name in `lr_scale` with which its own begins."""
-    fitting = [layer for layer in lr_scale if f"{name}.".startswith(f"{layer}.")]
-    return lr_scale[max(fitting, key=len)] if fitting else 1.0
+    """The factor of a layer or a weight: that of the longest prefix of its name in `lr_scale`."""
+    prefixes = [layer for layer in lr_scale if f"{name}.".startswith(f"{layer}.")]
+    return lr_scale[max(prefixes, key=len)] if prefixes else 1.0
 
 
 def freeze(network: nn.Module, lr_scale: Mapping[str, float]) -> None:
-    """Layers with the factor 0 do not change: neither their weights nor, evaluating for good, what batch norm counts.
+    """Freeze the layers with factor 0: their weights and, as they stay in evaluation mode, batch norm statistics.
 
-    Raises: UserError for a name with which no weight's begins.
+    Raises: UserError for a name that is no prefix of any weight's name.
     """
     names = [name for name, _ in network.named_parameters()]
     for layer in lr_scale:
@@ -66,14 +66,13 @@ def freeze(network: nn.Module, lr_scale: Mapping[str, float]) -> None:
 def weight_groups(
     network: nn.Module, decay_all: bool, lr_scale: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """What an optimizer takes: the groups of a network, each with biases and normalisation layers by themselves where
-    these have no decay.
+    """The parameter groups of a network; without `decay_all`, biases and normalisation layers are separate groups.
 
-    A network may have `parameter_groups()`: a list of {"params": weights, ...} with settings of the optimizer for each,
-    or `lr_scale`, which multiplies optim.lr. What requires no gradient is not trained. lr_scale: factors of layers, see
-    `freeze`.
+    A network may have `parameter_groups()`, which returns a list of {"params": weights, ...} with optimizer settings
+    for each group, or `lr_scale`, which multiplies optim.lr. Weights that require no gradient are left out.
+    lr_scale: factors of layers, see `factor_of`.
 
-    Raises: UserError if its groups lack a weight, or have one twice.
+    Raises: UserError if its groups lack a weight, or contain one twice.
     """
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     declared = cast(Any, network).parameter_groups() if hasattr(network, "parameter_groups") else [{"params": trained}]
@@ -84,9 +83,9 @@ def weight_groups(
     held = [id(weight) for group in groups for weight in group["params"]]
     if sorted(held) != sorted(map(id, trained)):
         raise UserError(
-            f"The groups of {type(network).__name__}.parameter_groups() hold {len(held)} trained weights, "
-            f"{len(set(held))} of them different, and the network has {len(trained)}. Each belongs into one group; one "
-            f"that is not trained has requires_grad=False."
+            f"The groups of {type(network).__name__}.parameter_groups() contain {len(held)} trained weights, "
+            f"{len(set(held))} of them distinct, but the network has {len(trained)}. Put each into one group; weights "
+            f"that are not trained need requires_grad=False."
         )
     if lr_scale:
         factors = {id(weight): factor_of(name, lr_scale) for name, weight in network.named_parameters()}
@@ -111,23 +110,23 @@ def weight_groups(
 def schedule(
     scheduler: Callable[..., LRScheduler], optimizer: Optimizer, num_steps: int, monitor: str
 ) -> dict[str, Any]:
-    """A schedule as Lightning takes it. Its class decides how it is stepped.
+    """A schedule in Lightning's form.
 
-    A class that asks for the length of the training gets it, in steps, and is stepped after every step; others are
-    stepped after every epoch. A rate, `max_lr` or `base_lr`, is for the first group of weights; others get theirs in
-    proportion. ReduceLROnPlateau is kept by Lightning and stepped by `Classifier` before the epoch is saved: Lightning
-    would do it after that, and a resumed run would miss it.
+    A class with an argument for the length of the training (`total_steps`, `T_max`) gets it in steps, and is stepped
+    after every step; others are stepped after every epoch. `max_lr` or `base_lr` is the rate of the first group of
+    weights, and those of others are in proportion. ReduceLROnPlateau is stepped by `Classifier`, before the epoch's
+    checkpoint is saved: Lightning would do it afterwards, and a resumed run would miss it.
     """
     parameters = inspect.signature(scheduler).parameters
     rates = [group["lr"] for group in optimizer.param_groups]
     if len(set(rates)) > 1:
         given = {name: parameters[name].default for name in ("max_lr", "base_lr") if name in parameters}
         scheduler = partial(
-            scheduler, **{name: [of_first * rate / rates[0] for rate in rates] for name, of_first in given.items()}
+            scheduler, **{name: [first * rate / rates[0] for rate in rates] for name, first in given.items()}
         )
     for name in ("total_steps", "T_max"):
         if name in parameters:
             return {"scheduler": scheduler(optimizer, **{name: num_steps}), "interval": "step"}
     made = scheduler(optimizer)
-    ours = {"monitor": monitor, "frequency": sys.maxsize} if isinstance(made, ReduceLROnPlateau) else {}
-    return {"scheduler": made, "interval": "epoch"} | ours
+    never = {"monitor": monitor, "frequency": sys.maxsize} if isinstance(made, ReduceLROnPlateau) else {}
+    return {"scheduler": made, "interval": "epoch"} | never

@@ -1,8 +1,8 @@
-"""The parts of a run, made out of its configuration and its data: one assembly for everything. Imports torch."""
+"""The parts of a run, made from its configuration and its data, in one place for all commands. Imports torch."""
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,12 @@ from cnnlab.config.shape import Shape
 from cnnlab.config.values import plain, selection
 from cnnlab.data.images import DataSet
 from cnnlab.data.pipeline import ImageData
-from cnnlab.metrics import number
+from cnnlab.metrics import scalar
 from cnnlab.networks import in_evaluation_mode
-from cnnlab.train.weights import begin_with
+from cnnlab.train.weights import load_weights
 
-# Of train.yaml, that a module takes if it can, each with the value that asks for nothing.
-KNOBS: dict[str, Any] = {
+# Options of train.yaml that are arguments of a module if it has them, with the values that have no effect.
+MODULE_OPTIONS: dict[str, Any] = {
     "warmup_epochs": 0.0,
     "decay_all": True,
     "lr_scale": [],
@@ -35,25 +35,23 @@ KNOBS: dict[str, Any] = {
     "compile": False,
 }
 
-# What torch and a class of any kind raise where something does not fit together.
+# What torch and classes of any origin raise if parts do not fit together.
 MISFITS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
 
-
-NOT_DETERMINISTIC = "does not have a deterministic implementation"  # in torch's words
+NOT_DETERMINISTIC = "does not have a deterministic implementation"  # torch's words
 NO_MEMORY = "can't allocate memory"
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What is trained, on what.
+    """What is trained, and on which data.
 
     Attributes:
         data: the batches.
-        network: as the module was given it.
+        network, metrics: as passed to the module; metrics by name.
         module: what Lightning trains.
-        metrics: by name, as the module was given them.
-        select_on: the metric that decides the best epoch, "val/acc".
-        higher: whether its larger value is the better one.
+        select_on: the metric that determines the best epoch, "val/acc".
+        higher: whether higher values of it are better.
     """
 
     data: ImageData
@@ -63,22 +61,22 @@ class Parts:
     select_on: str
     higher: bool
 
-    def check_watched(self, what: str, name: str, mode: str) -> None:
-        """Raises: UserError for a metric that is not measured, or of which the other values are the better ones.
+    def check_monitor(self, option: str, name: str, mode: str) -> None:
+        """Raises: UserError if a metric is not logged, or mode, "max" or "min", is the wrong one for it.
 
-        what: who watches it; mode: "max" or "min".
+        option: that names the metric, for messages.
         """
         held_out, measured = self.data.held_out, getattr(self.module, "measures", None)
         names = [f"{part}/{kind}" for part in ("train", held_out) for kind in measured or ()]
         if measured is not None and name not in names:
             why = " With val_fraction=0 nothing is held out." if held_out == "test" and name.startswith("val/") else ""
-            raise UserError(f"{what}={name} is not measured.{why} Use one of {', '.join(names)}.")
+            raise UserError(f"{option}={name} is not measured.{why} Use one of {', '.join(names)}.")
         kind = name.partition("/")[2]
         higher = self.metrics[kind].higher_is_better if kind in self.metrics else None
         higher = False if kind.endswith("loss") else higher
         if higher is not None and higher != (mode == "max"):
             side, other = ("higher", "max") if higher else ("lower", "min")
-            raise UserError(f"{what}={name} with mode={mode}: its {side} values are the better ones. Use mode={other}.")
+            raise UserError(f"{option}={name} with mode={mode}: {side} values are better. Use mode={other}.")
 
 
 def assemble(
@@ -88,14 +86,14 @@ def assemble(
 ) -> Parts:
     """The parts of a run.
 
-    extend: makes a class of the module's, given the partial optimizer, the partial schedule and the batches.
+    extend: returns a class to use for the module, given its class, the partial optimizer and schedule, and the batches.
 
     Raises: UserError for parts that do not fit together.
     """
     batches = make_data(config, data)
     network = make_network(config.model, batches.shape)
     if config.weights:
-        begin_with(network, Path(config.weights))
+        load_weights(network, Path(config.weights))
     metrics, loss = make_metrics(config.metrics, batches.shape), make_loss(config.loss, batches.shape)
     optimizer, scheduler = instantiate(config.optim), instantiate(config.sched)
     select_on, higher = selection(config)
@@ -111,32 +109,32 @@ def assemble(
     }
     node = {key: value for key, value in filled(config.module, batches.shape.facts()).items() if key != "_target_"}
     kind: type[LightningModule] = instantiate({"_target_": config.module["_target_"], "_partial_": True}).func
-    taken = inspect.signature(kind).parameters
-    everything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
-    values = plain(OmegaConf.masked_copy(config, list(KNOBS)))
-    knobs = {knob: value for knob, value in values.items() if everything or knob in taken}
-    if metrics and not (everything or "metrics" in taken):
+    given |= plain(OmegaConf.masked_copy(config, list(MODULE_OPTIONS)))
+    parameters = inspect.signature(kind).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    taken = {name: value for name, value in given.items() if takes_all or name in parameters}
+    if metrics and "metrics" not in taken:
         raise UserError(
             f"metrics={'+'.join(metrics)}: {config.module['_target_']} takes no argument metrics. Use metrics=none and "
-            f"select_on for something that it logs itself, as val/loss."
+            f"a select_on that it logs itself, such as val/loss."
         )
-    for knob, neutral in KNOBS.items():
-        if knob not in knobs and values[knob] != neutral:
-            raise UserError(f"{knob}={values[knob]}: {config.module['_target_']} takes no argument {knob}.")
+    for name, neutral in MODULE_OPTIONS.items():
+        if name not in taken and given[name] != neutral:
+            raise UserError(f"{name}={given[name]}: {config.module['_target_']} takes no argument {name}.")
     if extend:
         kind = extend(kind, optimizer, scheduler, batches)
-    with told(f"{config.module['_target_']} refuses its arguments"):
-        module = kind(**{name: part for name, part in given.items() if everything or name in taken}, **knobs, **node)
+    with misfits_as_user_errors(f"{config.module['_target_']} refuses its arguments"):
+        module = kind(**taken, **node)
     if try_it := getattr(module, "try_it", None):
         try_it(batches.shape)
     parts = Parts(batches, network, module, metrics, select_on, higher)
-    parts.check_watched("select_on", select_on, "max" if higher else "min")
+    parts.check_monitor("select_on", select_on, "max" if higher else "min")
     return parts
 
 
 @contextmanager
-def told(what: str):
-    """Within the block, what a class raises over values that it was given becomes a sentence."""
+def misfits_as_user_errors(problem: str) -> Iterator[None]:
+    """Turn what a class raises for its arguments in a block into a UserError that begins with `problem`."""
     try:
         yield
     except MISFITS as error:
@@ -144,20 +142,20 @@ def told(what: str):
             raise
         if NOT_DETERMINISTIC in str(error) or NO_MEMORY in str(error):
             raise
-        raise UserError(f"{what}: {' '.join(str(error).split())[:600]}.") from error
+        raise UserError(f"{problem}: {' '.join(str(error).split())[:600]}.") from error
 
 
 def make_data(config: DictConfig, data: DataSet) -> ImageData:
-    """The batches that a configuration makes out of a data set."""
+    """The batches that a configuration makes from a data set."""
     facts = data.shape.facts()
     augmentations = make_augmentations(config.aug, data.shape)
     norm = instantiate(filled(config.norm, facts))
     if (config.test_flips or config.test_shifts) and not getattr(norm, "keeps_places", True):
         raise UserError(
-            "test_flips and test_shifts mirror and move images, and what this norm makes of them are none. Use "
+            "test_flips and test_shifts flip and shift images, but the output of this norm has no spatial layout. Use "
             "test_flips=false test_shifts=0."
         )
-    with told("The data, norm and aug do not fit together"):
+    with misfits_as_user_errors("The data, norm and aug do not fit together"):
         return ImageData(
             data,
             norm,
@@ -173,21 +171,21 @@ def make_data(config: DictConfig, data: DataSet) -> ImageData:
 
 
 def make_augmentations(node: DictConfig | Mapping[str, Any], shape: Shape) -> dict[str, Augmentation]:
-    """By the names of their options. shape: of what is stored."""
+    """Augmentations by option. shape: of the stored images."""
     made: dict[str, Augmentation] = {str(n): instantiate(filled(one, shape.facts())) for n, one in node.items()}
     for name, augmentation in made.items():
-        refuse_task(f"aug={name}", augmentation, shape)
+        check_task(f"aug={name}", augmentation, shape)
     return made
 
 
 def make_loss(node: DictConfig | Mapping[str, Any], shape: Shape) -> Any:
     loss = instantiate(filled(node, shape.facts()))
-    refuse_task(f"The loss {type(loss).__name__}", loss, shape)
+    check_task(f"The loss {type(loss).__name__}", loss, shape)
     return loss
 
 
 def make_metrics(node: DictConfig | Mapping[str, Any], shape: Shape) -> dict[str, Metric]:
-    """By the names of their options; tried on made-up outputs and targets."""
+    """Metrics by option, tried on random outputs and targets."""
     made: dict[str, Metric] = {}
     outputs = torch.rand(4 * shape.num_classes, shape.num_classes, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(len(outputs)) % shape.num_classes
@@ -195,41 +193,40 @@ def make_metrics(node: DictConfig | Mapping[str, Any], shape: Shape) -> dict[str
         targets = (outputs > 0.5).long() if shape.task == "multilabel" else outputs.flip(0)
     for name, one in ((str(key), one) for key, one in node.items()):
         metric = made[name] = instantiate(filled(one, shape.facts()))
-        refuse_task(f"metrics.{name}", metric, shape)
-        with told(f"metrics.{name} cannot be computed for data that are {shape.task}"):
+        check_task(f"metrics.{name}", metric, shape)
+        with misfits_as_user_errors(f"metrics.{name} cannot be computed for data that are {shape.task}"):
             metric.update(outputs, targets)
-            number(name, metric)
+            scalar(name, metric)
             metric.reset()
     return made
 
 
-def refuse_task(what: str, part: Any, shape: Shape) -> None:
-    """Raises: UserError if a part that names the tasks it is for is not for that of the data."""
+def check_task(name: str, part: Any, shape: Shape) -> None:
+    """Raises: UserError if a part declares `tasks`, and that of the data is not among them."""
     tasks = getattr(part, "tasks", (shape.task,))
     if shape.task not in tasks:
         raise UserError(
-            f"{what} is for data that are {' or '.join(tasks)}, and these are {shape.task}. Use another one."
+            f"{name} is for data that are {' or '.join(tasks)}, and these are {shape.task}. Use another one."
         )
 
 
 def make_network(node: DictConfig | Mapping[str, Any], shape: Shape, try_it: bool = True) -> nn.Module:
     """The network of an option, for images (B, channels, height, width).
 
-    shape: of what the network sees. try_it: on one black image; so layers that take their sizes from what they are
-    given have them from the start.
+    shape: of the network's input. try_it: on a black image, which also initialises lazy layers.
 
-    Raises: UserError if it takes no such images.
+    Raises: UserError if it does not accept such images.
     """
-    with told(f"{node['_target_']} refuses its arguments") if try_it else nullcontext():
+    with misfits_as_user_errors(f"{node['_target_']} refuses its arguments") if try_it else nullcontext():
         network: nn.Module = instantiate(filled(node, shape.facts()))
     if try_it:
-        with told(f"{node['_target_']} does not take images of {shape}"):
+        with misfits_as_user_errors(f"{node['_target_']} does not take images of {shape}"):
             on_black(network, shape)
     return network
 
 
 def try_alone(network: nn.Module, shape: Shape) -> None:
-    """Raises: UserError for a network that cannot learn from one image at a time, as with some batch normalisation."""
+    """Raises: UserError if a network cannot be trained on batches of one image, for example with batch norm."""
     image = torch.zeros(1, shape.channels, shape.height, shape.width)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -239,6 +236,6 @@ def try_alone(network: nn.Module, shape: Shape) -> None:
 
 
 def on_black(network: nn.Module, shape: Shape) -> Any:
-    """What a network makes of one black image, in evaluation mode."""
+    """The output of a network for one black image, in evaluation mode."""
     with in_evaluation_mode(network), torch.no_grad():
         return network(torch.zeros(1, shape.channels, shape.height, shape.width))

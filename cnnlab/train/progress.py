@@ -1,4 +1,4 @@
-"""The progress bar, on a terminal or in a notebook."""
+"""Progress bars for the terminal and for notebooks."""
 
 import os
 import time
@@ -13,14 +13,14 @@ from cnnlab.data.pipeline import data_of
 
 
 def shown_loss(module: LightningModule, outputs: Any) -> str:
-    """The mean over the epoch so far if the module keeps it, otherwise the loss of the batch."""
+    """The mean loss of the epoch so far if the module has it, otherwise the loss of the batch."""
     sums = getattr(module, "sums", None)
     loss = sums.mean_loss() if sums is not None else outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     return f"{float(loss):.4f}" if loss is not None else "-"
 
 
 class ProgressBar(Callback):
-    """Steps done, images per second, loss and time left, on a terminal, four times a second."""
+    """Steps, images per second, loss and time left on a terminal, updated four times per second."""
 
     every_step = False
 
@@ -68,16 +68,16 @@ class ProgressBar(Callback):
 
 
 class NotebookBar(Callback):
-    """The same below the cell of a notebook, as one line that is replaced twice a second."""
+    """The same below the cell of a notebook, as one line, updated twice per second."""
 
     every_step = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         from IPython.display import Pretty, display
 
-        self.made = Pretty
-        self.began, self.from_step = time.monotonic(), trainer.global_step
-        self.shown_at = self.began
+        self.text = Pretty
+        self.started, self.first_step = time.monotonic(), trainer.global_step
+        self.shown_at = self.started
         self.line = display(Pretty("the first steps ..."), display_id=True)
 
     def on_train_batch_end(
@@ -85,11 +85,11 @@ class NotebookBar(Callback):
     ) -> None:
         now, steps = time.monotonic(), trainer.num_training_batches * (trainer.max_epochs or 0)
         if now - self.shown_at >= 0.5:
-            self.shown_at, done = now, trainer.global_step - self.from_step
-            speed = done / (now - self.began)
+            self.shown_at, done = now, trainer.global_step - self.first_step
+            speed = done / (now - self.started)
             left = (steps - trainer.global_step) / speed
             self.line.update(
-                self.made(
+                self.text(
                     f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {trainer.global_step / steps:.0%}  "
                     f"{speed * data_of(trainer).batch_size:,.0f} images/s  loss {shown_loss(pl_module, outputs)}  "
                     f"{left:,.0f} s left"
@@ -97,11 +97,11 @@ class NotebookBar(Callback):
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.line.update(self.made(f"{time.monotonic() - self.began:,.1f} s"))
+        self.line.update(self.text(f"{time.monotonic() - self.started:,.1f} s"))
 
 
 def progress() -> list[Callback]:
-    """What shows how far a training is, where somebody looks at it."""
+    """The progress bar, if there is a terminal or a notebook to show it."""
     if in_notebook():
         return [NotebookBar()]
     return [ProgressBar()] if os.isatty(1) else []

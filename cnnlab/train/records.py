@@ -1,4 +1,4 @@
-"""How a run is kept: its rows, its checkpoints, the line of an epoch."""
+"""The records of a run: metrics and checkpoints of every epoch, and stopping in between."""
 
 import math
 import re
@@ -22,28 +22,34 @@ from cnnlab.runs.readers import Row
 from cnnlab.runs.signals import Interrupted, Pruned
 from cnnlab.train import checkpoint
 from cnnlab.train.checkpoint import CheckpointFiles
-from cnnlab.train.counted import counted, log_more, random_states, restore_counted, restore_random_states
-from cnnlab.train.machine import of_all_processes
+from cnnlab.train.epoch_state import (
+    add_logged,
+    epoch_state,
+    random_states,
+    restore_epoch_state,
+    restore_random_states,
+)
+from cnnlab.train.machine import gather
 
 
 class DivergedError(Exception):
-    """The loss is not a number any more."""
+    """The loss or the weights are no longer finite."""
 
 
 class Records(Checkpoint):
-    """Keeps a run: its rows in metrics.csv and in the loggers, its checkpoints, a line per epoch.
+    """Writes rows to metrics.csv and the loggers, saves checkpoints, and prints a line per epoch.
 
-    A checkpoint is written at the end of every epoch, and between steps as often as asked for or when a signal wants
-    the run to stop. What Lightning does not save is added to it: the rows, what the epoch has summed up, the time it
-    took, and the random states, for every process. A resumed run goes on with exactly that.
+    A checkpoint is written at the end of every epoch, and between steps as configured or when a signal asks the run to
+    stop. It also contains what Lightning does not save: the rows, and for every process the partial sums of the epoch,
+    the time it took, and the states of random generators. A resumed run continues from exactly there.
 
     Args:
         run: where the files go.
-        files: which write the checkpoints.
-        code: digest of the source code, which is kept in checkpoints.
-        monitor: the metric that decides the best epoch, "val/acc" or "test/acc": the first one with its best value.
-        higher: whether the best value is the largest.
-        every_n_steps, every_n_minutes: how often to save within an epoch; None: not at all.
+        files: writes the checkpoints.
+        code: digest of the source code, which is stored in checkpoints.
+        monitor: the metric that determines the best epoch, "val/acc" or "test/acc"; of equal ones, the first is best.
+        higher: whether higher values are better.
+        every_n_steps, every_n_minutes: how often to save within an epoch; None: never.
     """
 
     def __init__(
@@ -59,20 +65,20 @@ class Records(Checkpoint):
         self.run, self.files, self.code, self.monitor, self.higher = run, files, code, monitor, higher
         self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
         self.rows: list[Row] = []
-        self.filters: list[Tensor | None] = []  # of the first layer, as pictures, after every epoch
+        self.filters: list[Tensor | None] = []  # of the first layer, as images, after every epoch
         self.restored: dict[str, Any] | None = None
-        self.logged_before: dict[str, tuple[Tensor, Tensor]] = {}  # in the epoch that is gone on with
-        self.saved = ""  # which state the newest checkpoint holds, in words
+        self.logged_before: dict[str, tuple[Tensor, Tensor]] = {}  # in an epoch that is resumed
+        self.saved = ""  # the state in the latest checkpoint, in words
         self.seconds_before = 0.0  # of training, in earlier processes
         self.last = run.checkpoints / "last.ckpt"
         self.trained = 0.0
         self.epoch_done = False
         self.every_step = every_n_steps is not None  # otherwise several steps may be one batch
 
-    # ------------------------------------------------------------------------------------- what a checkpoint holds
+    # ------------------------------------------------------------------------------------- saving and restoring
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        mine = counted(trainer, pl_module) | {"random": random_states()}
+        mine = epoch_state(trainer, pl_module) | {"random": random_states()}
         checkpoint["records"] = {
             "rows": self.rows,
             "filters": self.filters,
@@ -85,38 +91,37 @@ class Records(Checkpoint):
             "seconds": self.seconds_before + time.perf_counter() - self.began,
             "lr": self.lr,
             "elapsed": time.perf_counter() - self.started,
-            "processes": of_all_processes(mine),
+            "processes": gather(mine),
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.restored = state = checkpoint["records"]
-        if state["torch"] != str(torch.__version__):
-            raise UserError(
-                f"{trainer.ckpt_path} was written by torch {state['torch']}, and this is {torch.__version__}: the run "
-                f"would not end where it would have. Install that version, or type rerun=true to train it anew."
-            )
-        if (precision := state.get("precision", trainer.precision)) != trainer.precision:
-            raise UserError(
-                f"{trainer.ckpt_path} was written in precision {precision}, and this device computes in "
-                f"{trainer.precision}: the run would not end where it would have. Go on with it where the other one is "
-                f"at hand, or type rerun=true to train it anew."
-            )
+        precision = state.get("precision", trainer.precision)
+        for then, now, fix in (
+            (f"by torch {state['torch']}", f"by torch {torch.__version__}", "Install that version"),
+            (f"in precision {precision}", f"in precision {trainer.precision}", "Use a device that computes in it"),
+        ):
+            if then != now:
+                raise UserError(
+                    f"{trainer.ckpt_path} was written {then} and would be resumed {now}: the result would differ. "
+                    f"{fix}, or use rerun=true to train the run anew."
+                )
         if state["code"] != self.code:
             log.warning("The source code has changed since this run was interrupted; rerun=true trains it anew.")
         self.rows, self.filters = state["rows"], state["filters"]
         self.seconds_before = state["seconds"]
         self.saved = f"of epoch {checkpoint['epoch'] + 1}, step {checkpoint['global_step']}"
-        trainer.should_stop = state["should_stop"]  # early stopping decides once
+        trainer.should_stop = state["should_stop"]  # early stopping decides only once
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What other files say of the rows follows from the checkpoint, whatever was written before a kill."""
+        """Write all other files anew from the checkpoint, whatever was written before the run was killed."""
         self.began = time.perf_counter()
         if self.restored and trainer.is_global_zero:
             best = self.run.checkpoints / "best.ckpt"
             if self.restored["epoch_done"] and self.best is self.rows[-1]:
                 checkpoint.copy(Path(str(trainer.ckpt_path)), best)
             elif self.rows and (reason := checkpoint.damage(best) if best.exists() else "is lost"):
-                raise UserError(f"{best} {reason}. Type rerun=true to train the run anew.")
+                raise UserError(f"{best} {reason}. Use rerun=true to train the run anew.")
             self.run.write_metrics(self.rows)
             log.info(f"Resuming from the checkpoint {self.saved}.")
         for logger in trainer.loggers:
@@ -127,20 +132,20 @@ class Records(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved_at = time.monotonic()
-        if trainer.global_rank:  # every process drops other neurons
+        if trainer.global_rank:  # dropout differs between processes
             torch.manual_seed(torch.initial_seed() + (trainer.global_rank << 32))
         if state := self.restored:
             processes = state["processes"]
-            if len(processes) == trainer.world_size:  # else what an epoch has counted stays with the first process
+            if len(processes) == trainer.world_size:  # otherwise the first process continues from all of them
                 mine = [processes[trainer.global_rank]]
                 restore_random_states(mine[0]["random"])
             else:
                 mine = processes if trainer.is_global_zero else []
             if not state["epoch_done"]:
-                self.logged_before = restore_counted(mine, pl_module)
+                self.logged_before = restore_epoch_state(mine, pl_module)
             self.lr, self.started = state["lr"], time.perf_counter() - state["elapsed"]
 
-    # ---------------------------------------------------------------------------------------------- while training
+    # ---------------------------------------------------------------------------------------------- training
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started, self.epoch_done = time.perf_counter(), False
@@ -150,21 +155,21 @@ class Records(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.logged_before:
-            log_more(trainer, self.logged_before)
+            add_logged(trainer, self.logged_before)
             self.logged_before = {}
         if trainer.fit_loop.epoch_loop.batch_progress.current.ready == trainer.num_training_batches:
             return  # the end of the epoch saves and stops
         if trainer.fit_loop._should_accumulate():
-            return  # gradients are not kept
-        due, signal = self.wanted(trainer)
+            return  # gradients are not saved
+        due, signal = self.due(trainer)
         if due or signal:
             self.save(trainer)
         if signal:
             self.files.wait()
             raise Interrupted(signal)
 
-    def wanted(self, trainer: Trainer) -> tuple[bool, int]:
-        """Whether to save now, and the signal to stop for; all processes give the same answer."""
+    def due(self, trainer: Trainer) -> tuple[bool, int]:
+        """Whether to save now, and the signal to stop for; the same in all processes."""
         step = trainer.global_step
         due = bool(self.every_n_steps) and step % (self.every_n_steps or 1) == 0
         minutes = (time.monotonic() - self.saved_at) / 60
@@ -185,13 +190,13 @@ class Records(Checkpoint):
         row: Row = {"epoch": trainer.current_epoch + 1} | measured(trainer, data_of(trainer).held_out)
         if self.monitor not in row:
             known = ", ".join(name for name in row if "/" in name) or "nothing"
-            raise UserError(f"select_on={self.monitor} is not measured by {type(pl_module).__name__}. It logs {known}.")
+            raise UserError(f"select_on={self.monitor} is not logged by {type(pl_module).__name__}. It logs {known}.")
         row["lr"] = self.lr
         row["epoch_seconds"] = round(time.perf_counter() - self.started, 3)
         num_images = trainer.num_training_batches * data_of(trainer).batch_size
         trained = self.trained if self.trained > self.started else time.perf_counter()
         row["images_per_second"] = round(num_images / (trained - self.started), 1)
-        self.refuse_nonsense(row)
+        self.check_finite(row)
         self.rows.append(row)
         self.filters.append(first_filters(pl_module))
 
@@ -202,10 +207,10 @@ class Records(Checkpoint):
             self.files.then(self.run.write_metrics, list(self.rows))
             log.info(line(row, trainer.max_epochs or 0))
         log_row(trainer, row, self.filters[-1])
-        self.stop_if_told(trainer)
+        self.stop_if_requested(trainer)
 
-    def stop_if_told(self, trainer: Trainer) -> None:
-        """Between two epochs. Raises: Interrupted for a signal, Pruned if the run's search gives it up."""
+    def stop_if_requested(self, trainer: Trainer) -> None:
+        """Between two epochs. Raises: Interrupted for a signal, Pruned if the run's search prunes it."""
         signal = signals.received()
         unfinished = trainer.is_global_zero and len(self.rows) < (trainer.max_epochs or 0) and not trainer.should_stop
         hopeless = unfinished and signals.hopeless(self.rows)
@@ -220,24 +225,24 @@ class Records(Checkpoint):
         self.files.wait()
         trainer.strategy.barrier()
 
-    def refuse_nonsense(self, row: Row) -> None:
-        """Raises: DivergedError if a loss is infinite or not a number; the checkpoints stay those of earlier epochs."""
+    def check_finite(self, row: Row) -> None:
+        """Raises: DivergedError if a loss is not finite; the checkpoints stay those of earlier epochs."""
         for name, value in row.items():
             if name.endswith("loss") and not math.isfinite(value):
                 self.diverged(f"{name} is {value} in epoch {row['epoch']:.0f}")
 
-    def diverged(self, what: str) -> NoReturn:
-        kept = f"{self.last}, {self.saved}" if self.saved else "there is none"
+    def diverged(self, problem: str) -> NoReturn:
+        last = f"{self.last}, {self.saved}" if self.saved else "there is none"
         raise DivergedError(
-            f"{what}. The last good checkpoint: {kept}. A smaller optim.lr, or trainer.gradient_clip_val=1, may help"
+            f"{problem}. The last good checkpoint: {last}. A smaller optim.lr, or trainer.gradient_clip_val=1, may help"
         )
 
     def save(self, trainer: Trainer, epoch_done: bool = False) -> None:
-        """Raises: DivergedError instead of saving weights that are infinite or not numbers; FileNotFoundError."""
-        if self.run.is_lost:  # the next file would make the directory anew, without what was in it
+        """Save a checkpoint. Raises: DivergedError instead if weights are not finite; FileNotFoundError."""
+        if self.run.is_lost:  # saving would make the directory anew, without what was in it
             raise FileNotFoundError(self.run.path)
         weights = [values.detach() for values in trainer.lightning_module.parameters()]
-        if not get_total_norm(weights, math.inf).isfinite():  # the largest value: one wait for the device
+        if not get_total_norm(weights, math.inf).isfinite():  # the largest value; waits for the device once
             self.diverged(f"Weights are not finite in epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
         self.saved = f"of epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
         self.epoch_done = epoch_done
@@ -250,7 +255,7 @@ class Records(Checkpoint):
 
 
 def log_row(trainer: Trainer, row: Row, filters: Tensor | None) -> None:
-    """Give a row to the loggers, and the filters of the first layer to TensorBoard."""
+    """Pass a row to the loggers, and the filters of the first layer to TensorBoard."""
     for logger in trainer.loggers:
         if (draw := getattr(logger, "add_filters", None)) and filters is not None and trainer.is_global_zero:
             draw(filters, int(row["epoch"]))
@@ -261,9 +266,9 @@ PARTS = ("train", "val", "test")
 
 
 def measured(trainer: Trainer, held_out: str) -> dict[str, float]:
-    """What the module has logged of the epoch, by part: {"train/loss": ..., "val/acc": ...}; train_loss is train/loss.
+    """What the module has logged in the epoch: {"train/loss": ..., "val/acc": ...}; train_loss counts as train/loss.
 
-    What is called "val/" is of the images that `held_out` names.
+    With held_out="test", val/ is renamed to test/.
     """
     found = {}
     for name, value in trainer.callback_metrics.items():
@@ -273,20 +278,20 @@ def measured(trainer: Trainer, held_out: str) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: PARTS.index(item[0].partition("/")[0])))
 
 
-AGREE_EVERY_N_STEPS = 10  # several processes ask each other so often whether one of them was told to stop
+AGREE_EVERY_N_STEPS = 10  # how often several processes agree on whether to stop
 
 
 def agreed(late: bool, signal: int, device: torch.device) -> tuple[bool, int]:
     """Whether any process is late, and the largest signal that any has received."""
-    answers = torch.tensor([int(late), signal], device=device)
-    torch.distributed.all_reduce(answers, torch.distributed.ReduceOp.MAX)
-    late_anywhere, largest = answers.tolist()
+    both = torch.tensor([int(late), signal], device=device)
+    torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX)
+    late_anywhere, largest = both.tolist()
     return bool(late_anywhere), largest
 
 
 def line(row: Row, max_epochs: int) -> str:
     """One epoch in one line."""
-    said = [
+    parts = [
         f"{part} " + " ".join(f"{name.removeprefix(f'{part}/')} {row[name]:.4f}" for name in names)
         for part in PARTS
         if (names := [name for name in row if name.startswith(f"{part}/")])
@@ -294,7 +299,7 @@ def line(row: Row, max_epochs: int) -> str:
     return "  ".join(
         (
             f"epoch {row['epoch']:>{len(str(max_epochs))}}/{max_epochs}",
-            *said,
+            *parts,
             f"lr {row['lr']:.3g}  {row['epoch_seconds']:.1f} s  {row['images_per_second']:,.0f} images/s",
         )
     )

@@ -33,19 +33,26 @@ from cnnlab.runs.provenance import code_digest, git_state, source_changes
 from cnnlab.runs.told import headline
 from cnnlab.train import checkpoint
 from cnnlab.train.checkpoint import CheckpointFiles
-from cnnlab.train.machine import leave_process_group, of_gpus, peak_memory, reset_peak_memory, unused_gpu, use_threads
-from cnnlab.train.parts import NOT_DETERMINISTIC, Parts, assemble, told, try_alone
+from cnnlab.train.machine import (
+    gpu_environment,
+    leave_process_group,
+    peak_memory,
+    reset_peak_memory,
+    unused_gpu,
+    use_threads,
+)
+from cnnlab.train.parts import NOT_DETERMINISTIC, Parts, assemble, misfits_as_user_errors, try_alone
 from cnnlab.train.records import Records, measured
-from cnnlab.train.trainer import check_monitors, make_callbacks, make_trainer, refuse_early, with_graph
+from cnnlab.train.trainer import check_monitors, check_optimizer, make_callbacks, make_trainer, with_graph
 
-FITTED_ON = 10_000  # training images, given to a network that learns from them before it is trained
+FITTED_ON = 10_000  # training images for the `fit` of a network, before training
 
 
 def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Train one configuration to its end, going on from its last checkpoint if there is one; return the summary.
+    """Train one configuration to the end, from its last checkpoint if there is one; return the summary.
 
     config: as composed, without the `hydra` node. run: its directory, owned by this process. data: its images.
-    about: what the summary says of the run from the start.
+    about: what the summary contains from the start.
     """
     use_threads(run, config.trainer.devices)
     seed_everything(config.seed, verbose=False)
@@ -53,18 +60,18 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
     files = CheckpointFiles()
     records = Records(run, files, code_digest(targets(config)), *selection(config), **config.checkpoint)
     callbacks = make_callbacks(config, run)
-    # what loggers know the run by: that of a run which goes on is the same, that of a rerun another one
+    # the id for loggers, which a resumed run keeps and a rerun does not
     about = {"id": run.summary().get("id") or f"{run.path.name[-8:]}-{secrets.token_hex(4)}", **about}
     trainer = make_trainer(config, run, records, callbacks, about["id"])
-    asked = config.trainer.devices * config.trainer.num_nodes
-    if 0 < asked != trainer.world_size:
-        raise UserError(f"{trainer.world_size} processes would train, and trainer.devices asks for {asked}.")
+    requested = config.trainer.devices * config.trainer.num_nodes
+    if 0 < requested != trainer.world_size:
+        raise UserError(f"{trainer.world_size} processes would train, but trainer.devices asks for {requested}.")
     refuse_uneven(config.batch_size, trainer.world_size)
     if config.trainer.sync_batchnorm and trainer.strategy.root_device.type != "cuda":
-        raise UserError("trainer.sync_batchnorm=true needs GPUs: torch has it for nothing else. Type it as false.")
-    with not_deterministic_told(trainer):
+        raise UserError("trainer.sync_batchnorm=true needs GPUs. Use trainer.sync_batchnorm=false.")
+    with explained_nondeterminism(trainer):
         parts = assemble(config, data, extend=partial(with_graph, config, trainer))
-    refuse_early(config, parts)
+    check_optimizer(config, parts)
     check_monitors(callbacks, parts)
     datamodule = parts.data
     refuse_few(datamodule, trainer.world_size)
@@ -81,11 +88,11 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
 
     failed = True
     try:
-        with signals.noted(), not_deterministic_told(trainer):
-            newest = begins_with(config, run, trainer)
+        with signals.noted(), explained_nondeterminism(trainer):
+            newest = newest_checkpoint(config, run, trainer)
             if (fit := getattr(parts.network, "fit", None)) and newest is None and not config.weights:
                 mixed = torch.randperm(len(datamodule.train_index))[:FITTED_ON]
-                with told(f"{config.model._target_}.fit"):
+                with misfits_as_user_errors(f"{config.model._target_}.fit"):
                     fit(datamodule.evaluation_images("train", datamodule.train_index[mixed]))
             summary |= fit_and_test(trainer, parts, records, newest)
             if trainer.is_global_zero:
@@ -105,8 +112,8 @@ def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[s
 
 
 @contextmanager
-def not_deterministic_told(trainer: Trainer) -> Iterator[None]:
-    """Within the block, an operation that deterministic=true ends the run for is told in a sentence."""
+def explained_nondeterminism(trainer: Trainer) -> Iterator[None]:
+    """In a block, turn torch's error for an operation that deterministic=true forbids into a UserError."""
     try:
         yield
     except RuntimeError as error:
@@ -118,32 +125,32 @@ def not_deterministic_told(trainer: Trainer) -> Iterator[None]:
         ) from error
 
 
-def begins_with(config: DictConfig, run: RunDirectory, trainer: Trainer) -> Path | None:
-    """The checkpoint from which all processes of a run go on."""
-    if place(config.trainer).starter in ("", "cnnlab"):  # the first one has come to this before it starts the others
-        return checkpoint.newest(run.checkpoints, put_aside=trainer.is_global_zero)
-    trainer.strategy.setup_environment()  # waits for the first one, which may have archived an old run meanwhile
+def newest_checkpoint(config: DictConfig, run: RunDirectory, trainer: Trainer) -> Path | None:
+    """The checkpoint from which all processes of a run continue."""
+    if place(config.trainer).starter in ("", "cnnlab"):  # the first process is here before it starts the others
+        return checkpoint.newest(run.checkpoints, set_aside=trainer.is_global_zero)
+    trainer.strategy.setup_environment()  # waits for the first process, which may be archiving an old run
     return trainer.strategy.broadcast(checkpoint.newest(run.checkpoints) if trainer.is_global_zero else None)
 
 
 def release(parts: Parts) -> None:
-    """Let go of what the training has kept on the device besides weights, images and statistics."""
-    if let_go := getattr(parts.module, "release", None):
-        let_go()
-    parts.data.release()
+    """Free the memory that training uses on the device, except for weights, images and statistics."""
+    for part in (parts.module, parts.data):
+        if free := getattr(part, "release", None):
+            free()
 
 
 def fit_and_test(trainer: Trainer, parts: Parts, records: Records, newest: Path | None) -> dict[str, Any]:
-    """Train to the end, then evaluate the test images; return what the summary says about it.
+    """Train to the end, then evaluate the test images; return the summary of both.
 
-    newest: the checkpoint from which the training goes on.
+    newest: the checkpoint from which training continues.
     """
     module, datamodule = parts.module, parts.data
     started = time.perf_counter()
     trainer.fit(module, datamodule, ckpt_path=newest, weights_only=True)
     train_seconds = records.seconds_before + time.perf_counter() - started
     graphed = getattr(module, "was_recorded", False)
-    release(parts)  # the memory that steps have used, for the tests
+    release(parts)  # makes room for the evaluation
 
     best, rows = records.best, records.rows
     at_last = test(trainer, parts, records.last)
@@ -164,18 +171,18 @@ def fit_and_test(trainer: Trainer, parts: Parts, records: Records, newest: Path 
 
 
 def write_answers(run: RunDirectory, datamodule: ImageData, answers: list[Any]) -> None:
-    """Keep what `cnnlab.train.classifier.answers` says about the test images; draw the worst mistakes."""
-    shown, num = datamodule.data.test, len(answers[0])  # with trainer.limit_test_batches not all
-    run.write_predictions(shown.targets[:num], *answers)
-    if shown.task == "multiclass":
+    """Write the predictions for the test images, see `cnnlab.train.classifier.answers`; draw the worst mistakes."""
+    tested, num = datamodule.data.test, len(answers[0])  # fewer than all with trainer.limit_test_batches
+    run.write_predictions(tested.targets[:num], *answers)
+    if tested.task == "multiclass":
         predicted, confidence = answers
         pictures.mistakes(
-            run.path / "mistakes.png", at_places(shown), shown.targets[:num], predicted, confidence, shown.classes
+            run.path / "mistakes.png", at_places(tested), tested.targets[:num], predicted, confidence, tested.classes
         )
 
 
 def test(trainer: Trainer, parts: Parts, path: Path) -> dict[str, float]:
-    """What is measured on the test images with the weights of a checkpoint."""
+    """The metrics on the test images, with the weights of a checkpoint."""
     parts.module.load_state_dict(CheckpointFiles().load_checkpoint(path)["state_dict"])
     trainer.test(parts.module, parts.data, verbose=False)
     return {name: value for name, value in measured(trainer, "test").items() if name.startswith("test/")}
@@ -193,10 +200,10 @@ def flat_metrics(
 
 
 def describe(trainer: Trainer, parts: Parts) -> dict[str, Any]:
-    """What a summary says of weights, data and environment."""
+    """Weights, data and environment, for the summary."""
     datamodule, root_device = parts.data, trainer.strategy.root_device
-    data = datamodule.data
-    cuda = root_device.type == "cuda"
+    data, cuda = datamodule.data, root_device.type == "cuda"
+    cpu = f"{root_device.type} ({os.cpu_count()} cores)"
     return {
         "selected_on": parts.select_on,
         "select_mode": "max" if parts.higher else "min",
@@ -214,9 +221,7 @@ def describe(trainer: Trainer, parts: Parts) -> dict[str, Any]:
             "split": datamodule.split_digest,
         },
         "environment": {
-            "device": torch.cuda.get_device_name(root_device)
-            if cuda
-            else f"{root_device.type} ({os.cpu_count()} cores)",
+            "device": torch.cuda.get_device_name(root_device) if cuda else cpu,
             "num_devices": trainer.world_size,
             "num_threads": torch.get_num_threads(),
             "precision": trainer.precision,
@@ -225,7 +230,7 @@ def describe(trainer: Trainer, parts: Parts) -> dict[str, Any]:
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
             "lightning": lightning.__version__,
-            **(of_gpus() if cuda else {}),
+            **(gpu_environment() if cuda else {}),
             **git_state(),
         },
     }
@@ -234,7 +239,7 @@ def describe(trainer: Trainer, parts: Parts) -> dict[str, Any]:
 def open_records(
     run: RunDirectory, summary: dict[str, Any], trainer: Trainer, parts: Parts, config: DictConfig
 ) -> None:
-    """Write and say what is about to run; draw the sheet of training images."""
+    """Write and log what is about to run; draw the sheet of training images."""
     run.write_summary(summary)
     if difference := source_changes():
         write_text(run.path / "source.diff", difference)
@@ -249,28 +254,26 @@ def open_records(
         if opened := getattr(logger, "open_run", None):
             opened(parts.data.held_out, getattr(parts.module, "measures", ()))
         else:
-            logger.log_hyperparams(shown(summary, config) | {"path": str(run.path.absolute())})
+            logger.log_hyperparams(hyperparameters(summary, config) | {"path": str(run.path.absolute())})
 
 
-def shown(summary: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
-    """What loggers show of a run: its choices, what was typed, what differs from the defaults, and what everyone asks
-    for.
-    """
-    typed = {word.split("=")[0].lstrip("+") for word in summary["overrides"]}
-    asked = {"seed", "batch_size", "optim.lr", "trainer.max_epochs", *summary["changes"], *typed}
-    values = {path: value for path, value in leaves(plain(config)) if path in asked}
+def hyperparameters(summary: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
+    """For loggers: the chosen options, overrides, differences from the defaults, and the most common ones."""
+    overrides = {word.split("=")[0].lstrip("+") for word in summary["overrides"]}
+    wanted = {"seed", "batch_size", "optim.lr", "trainer.max_epochs", *summary["changes"], *overrides}
+    values = {path: value for path, value in leaves(plain(config)) if path in wanted}
     return {p: v if isinstance(v, int | float) else str(v) for p, v in values.items()} | summary["choices"]
 
 
 def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, config: DictConfig) -> None:
-    """Draw the pictures, give loggers the final metrics, then write the summary, last."""
+    """Draw the figures, log the final metrics, and last of all write the summary."""
     pictures.curves(run.path / "curves.png", run.metrics(), summary["run"], summary["selected_on"].partition("/")[2])
     data, classes = summary["data"], summary["data"]["classes"]
     if data["task"] == "multiclass" and (run.path / "predictions.npz").exists():
         pictures.confusion(run.path / "confusion.png", run.confusion(len(classes)), classes)
     for logger in trainer.loggers:
         if close := getattr(logger, "close_run", None):
-            close(shown(summary, config), summary["metrics"], summary["epochs_done"])
+            close(hyperparameters(summary, config), summary["metrics"], summary["epochs_done"])
         else:
             tested = {name: value for name, value in summary["metrics"].items() if name.startswith("test/")}
             logger.log_metrics(tested, step=summary["epochs_done"])

@@ -1,4 +1,4 @@
-"""Lightning's Trainer as a run needs it: precision, strategy, callbacks, loggers, CUDA graphs. Imports torch."""
+"""Lightning's Trainer for a run: precision, strategy, callbacks, loggers, CUDA graphs. Imports torch."""
 
 import inspect
 import logging
@@ -32,21 +32,21 @@ from cnnlab.runs.log import log
 from cnnlab.train import graph, graphable
 from cnnlab.train.machine import computes_in_bf16
 from cnnlab.train.optimizers import make_optimizer, schedule
-from cnnlab.train.parts import Parts, told
+from cnnlab.train.parts import Parts, misfits_as_user_errors
 from cnnlab.train.progress import progress
 from cnnlab.train.records import Records
 
-warnings.filterwarnings("ignore", module=r"lightning\.")  # of its use of older torch
-for name in ("lightning.pytorch", "lightning.fabric"):  # announcements; `describe` says what is used
+warnings.filterwarnings("ignore", module=r"lightning\.")  # deprecations in torch
+for name in ("lightning.pytorch", "lightning.fabric"):  # which announce what `describe` records
     logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def make_trainer(
     config: DictConfig, run: RunDirectory, records: Records, chosen: Mapping[str, Callback], run_key: str = ""
 ) -> Trainer:
-    """Lightning's Trainer with what the configuration leaves to us: precision, callbacks, loggers.
+    """Lightning's Trainer, with precision, strategy, callbacks and loggers filled in.
 
-    run_key: what loggers know the run by.
+    run_key: the id of the run in loggers.
     """
     callbacks: list[Callback] = [records, *chosen.values(), *progress()]
     node = plain(config.trainer)
@@ -57,8 +57,8 @@ def make_trainer(
         node["strategy"] = ddp()
     torch.backends.cudnn.deterministic = True  # with the same seed, the same bits
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32
-    environment = LightningEnvironment()  # whoever has started the processes: see cnnlab.config.processes.Place.settle
-    environment.set_global_rank(0)  # Lightning's own guess comes from SLURM_PROCID and the like; DDP sets it again
+    environment = LightningEnvironment()  # whatever started the processes: see cnnlab.config.processes.Place.settle
+    environment.set_global_rank(0)  # Lightning would guess it from variables such as SLURM_PROCID; DDP sets it again
     trainer = instantiate(
         {"benchmark": False, **node},
         callbacks=callbacks,
@@ -72,8 +72,8 @@ def make_trainer(
         num_sanity_val_steps=0,
         log_every_n_steps=1,
     )
-    trainer._signal_connector.register_signal_handlers = lambda: None  # it would put its own in place of ours
-    # what is logged of an epoch, `Records` gives to the loggers, by epochs; Lightning would again, by steps
+    trainer._signal_connector.register_signal_handlers = lambda: None  # they would replace ours
+    # `Records` passes metrics to the loggers, by epoch; Lightning would do it again, by step
     connector = trainer._logger_connector
     connector.log_eval_end_metrics = lambda metrics: None
     connector.update_train_epoch_metrics = connector.reset_results
@@ -81,8 +81,9 @@ def make_trainer(
 
 
 def make_logger(node: DictConfig, run: RunDirectory, run_key: str = "") -> Any:
-    """A logger, which its file can tell run.name, run.path and run.id, which is that of a run and all its resumptions,
-    and not of a rerun; `save_dir`, if it takes one, is the run directory unless the file says otherwise.
+    """A logger. Its file can use run.name, run.path and run.id, which a resumed run keeps and a rerun does not.
+
+    `save_dir`, if it takes one, is the run directory unless the file says otherwise.
     """
     facts = {"name": run.path.name, "path": str(run.path.absolute()), "id": run_key}
     arguments = filled(node, facts, root="run")
@@ -92,19 +93,19 @@ def make_logger(node: DictConfig, run: RunDirectory, run_key: str = "") -> Any:
     return instantiate(arguments)
 
 
-NOT_WITH_RUNS = {  # callbacks that break what a run promises: why, and what to use instead
+UNSUPPORTED = {  # callbacks that break what a run promises: why, and what to use instead
     StochasticWeightAveraging: "its average is neither tested nor in the checkpoints. Use callbacks=ema",
-    LearningRateFinder: "the run would train at another rate than it is named by. Use -m optim.lr=A,B,...",
-    BatchSizeFinder: "the run would train on other batches than it is named by. Use -m batch_size=A,B,...",
-    GradientAccumulationScheduler: "the learning rate's schedule counts steps of one size. Use batch_size",
+    LearningRateFinder: "the learning rate would differ from that in the run's name. Use -m optim.lr=A,B,...",
+    BatchSizeFinder: "the batch size would differ from that in the run's name. Use -m batch_size=A,B,...",
+    GradientAccumulationScheduler: "learning rate schedules assume steps of a constant size. Use batch_size",
 }
 
 
 def make_callbacks(config: DictConfig, run: RunDirectory) -> dict[str, Callback]:
-    """The chosen callbacks by name. Raises: UserError for one that does not go with what is kept of a run."""
+    """The chosen callbacks by name. Raises: UserError for one that is not supported."""
     made = {str(name): instantiate(node) for name, node in config.callbacks.items()}
     for name, callback in made.items():
-        for kind, reason in NOT_WITH_RUNS.items():
+        for kind, reason in UNSUPPORTED.items():
             if isinstance(callback, kind):
                 raise UserError(f"callbacks={name} is not supported: {reason}.")
         if isinstance(callback, ModelCheckpoint):  # every run has a folder of its own; checkpoints/ is ours
@@ -113,18 +114,18 @@ def make_callbacks(config: DictConfig, run: RunDirectory) -> dict[str, Callback]
 
 
 def check_monitors(callbacks: Mapping[str, Callback], parts: Parts) -> None:
-    """Raises: UserError for a callback that watches what is not measured, or waits for it to become worse."""
+    """Raises: UserError for a callback that monitors an unknown metric, or with the wrong mode."""
     for name, callback in callbacks.items():
         if monitor := getattr(callback, "monitor", None):
             mode = getattr(callback, "mode", "max" if parts.higher else "min")
-            parts.check_watched(f"callbacks.{name}.monitor", monitor, mode)
+            parts.check_monitor(f"callbacks.{name}.monitor", monitor, mode)
 
 
 def ddp(timeout_minutes: float = 10.0) -> DDPStrategy:
-    """Several processes, each with its share of every batch, which wait so long for one that does not answer.
+    """Distributed data parallel training; processes wait so long for one that does not respond.
 
-    Without find_unused_parameters DDP would rearrange the gradients after its first step, and with three processes or
-    more a resumed run would sum them in another order than one that was left alone.
+    Without find_unused_parameters, DDP would rebuild its gradient buckets after the first step, and with three or more
+    processes a resumed run would sum gradients in another order than an uninterrupted one.
     """
     return DDPStrategy(find_unused_parameters=True, timeout=timedelta(minutes=timeout_minutes))
 
@@ -137,10 +138,10 @@ def with_graph(
     make_scheduler: Any,
     datamodule: ImageData,
 ) -> type[LightningModule]:
-    """The class of module that replays CUDA graphs, where they can do the training steps; if not on a GPU, say why."""
+    """A class that replays training steps as CUDA graphs if possible; otherwise the given one, and on a GPU log why."""
     if not config.cuda_graph or not isinstance(kind, type):
         return kind
-    with told("The optimizer refuses its arguments"):
+    with misfits_as_user_errors("The optimizer refuses its arguments"):
         optimizer = make_optimizer([nn.Parameter(torch.zeros(1))])
     if reason := graphable.unsupported(trainer, optimizer, make_scheduler, datamodule, plain(config.trainer), kind):
         if trainer.strategy.root_device.type == "cuda":
@@ -150,8 +151,8 @@ def with_graph(
     return graph.graphed(kind)
 
 
-def refuse_early(config: DictConfig, parts: Parts) -> None:
-    """What torch's optimizers and schedules refuse is the user's to fix, and is said before anything is written."""
+def check_optimizer(config: DictConfig, parts: Parts) -> None:
+    """Raises: UserError for what torch's optimizers and schedules refuse, before anything is written."""
     make_scheduler = instantiate(config.sched)
     try:
         optimizer = make_optimizer(instantiate(config.optim), parts.network, config.decay_all)
@@ -159,4 +160,4 @@ def refuse_early(config: DictConfig, parts: Parts) -> None:
     except (ValueError, TypeError) as error:
         raise UserError(f"The optimizer or its schedule refuses its arguments: {error}.") from error
     if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != ("max" if parts.higher else "min"):
-        raise UserError(f"sched.mode={scheduler.mode} waits for {parts.select_on} to become worse. Use the other one.")
+        raise UserError(f"sched.mode={scheduler.mode} waits for {parts.select_on} to get worse. Use the other mode.")

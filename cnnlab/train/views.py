@@ -1,4 +1,4 @@
-"""Evaluation by several views of an image."""
+"""Test-time augmentation."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def mean_of_views(network: Any, images: Tensor, flips: bool = False, shifts: int = 0) -> Tensor:
-    """What a network gives for images (B, C, H, W), (B, K), as a mean over views of each one.
+    """The outputs (B, K) of a network for images (B, C, H, W), averaged over views of each image.
 
-    flips: it and its mirror image. shifts: it, and moved by so many pixels up and left, and down and right; what comes
-    in is the image mirrored at its edge.
+    flips: also its mirror image. shifts: also the image shifted by so many pixels up and left, and down and right, and
+    continued by reflection.
     """
     views = [images]
     if shifts:

@@ -1,4 +1,4 @@
-"""Weights to begin with, out of a file or a finished run."""
+"""Initial weights from a file or a finished run."""
 
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,17 @@ from cnnlab.config.options import UserError
 from cnnlab.runs.log import log
 from cnnlab.train.checkpoint import UNREADABLE, CheckpointFiles
 
-HOLDERS = ("state_dict", "model", "model_state_dict")  # where files keep the weights among other things
+KEYS = ("state_dict", "model", "model_state_dict")  # of the weights in files with other content
 PREFIXES = ("network.", "module.", "_orig_mod.")  # of a module here, DistributedDataParallel, torch.compile
 
 
-def begin_with(network: nn.Module, path: Path) -> None:
-    """Give a network the weights of a file (.pt, .pth, .ckpt, .safetensors) or of a run's best epoch.
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load weights from a file (.pt, .pth, .ckpt, .safetensors), or from the best epoch of a run.
 
-    Those that it has by the same name and shape are taken; others, such as a last layer for other classes, stay as they
-    were initialised, and are named in the log.
+    Weights that match by name and shape are loaded. Others, such as a last layer for other classes, keep their
+    initialisation, which is logged.
 
-    Raises: UserError if the file cannot be read, or nothing in it fits.
+    Raises: UserError if the file cannot be read, or nothing in it matches.
     """
     found, own = read(path), network.state_dict()
     try:
@@ -30,13 +30,13 @@ def begin_with(network: nn.Module, path: Path) -> None:
         fitting = {name: values for name, values in found.items() if name in own and values.shape == own[name].shape}
         if not any(name in fitting for name, _ in network.named_parameters()):
             raise UserError(
-                f"weights={path} holds nothing that fits {type(network).__name__}: it has {some(found)}, and the "
-                f"network has {some(own)}. Use the network that they are of."
+                f"weights={path} contains nothing that fits {type(network).__name__}: it has {some(found)}, and the "
+                f"network has {some(own)}. Use the network that they belong to."
             ) from None
         network.load_state_dict(fitting, strict=False)
         new = [name for name in own if name not in fitting]
     used = len(own) - len(new)
-    log.info(f"{used} of {len(own)} tensors are those of {path}" + (f"; new: {some(new, 6)}" if new else ""))
+    log.info(f"{used} of {len(own)} tensors loaded from {path}" + (f"; new: {some(new, 6)}" if new else ""))
 
 
 def some(names: Any, num: int = 3) -> str:
@@ -45,7 +45,7 @@ def some(names: Any, num: int = 3) -> str:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file or a run, by the names that the network gives them. Raises: UserError."""
+    """The tensors of a file or a run, by their names in the network. Raises: UserError."""
     if path.is_dir():
         content = CheckpointFiles().load_checkpoint(path / "checkpoints" / "best.ckpt")
     else:
@@ -60,15 +60,15 @@ def read(path: Path) -> dict[str, Tensor]:
             raise UserError(f"weights={path} needs the package safetensors. Use pip install safetensors.") from error
         except (*UNREADABLE, OSError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"weights={path} cannot be read as tensors by name ({reason}). Use such a file.") from error
-    for holder in HOLDERS:
-        if isinstance(content, dict) and isinstance(content.get(holder), dict):
-            content = content[holder]
+            raise UserError(f"weights={path} cannot be read ({reason}). Use a file that torch.save wrote.") from error
+    for key in KEYS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
     tensors = {str(n): v for n, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     for prefix in PREFIXES:
         named = {name: values for name, values in tensors.items() if name.startswith(prefix)}
-        if len(named) == len(tensors) or (named and prefix == "network."):  # a module has other tensors too
+        if len(named) == len(tensors) or (named and prefix == "network."):  # a module also has other tensors
             tensors = {name.removeprefix(prefix): values for name, values in named.items()}
     if not tensors:
-        raise UserError(f"weights={path} holds no tensors by name. Use a file that torch.save wrote of a state_dict.")
+        raise UserError(f"weights={path} contains no named tensors. Use a state_dict that torch.save wrote.")
     return tensors

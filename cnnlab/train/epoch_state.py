@@ -1,4 +1,4 @@
-"""What a process holds in mid-epoch besides weights: sums, metrics, random states."""
+"""The state of a process in the middle of an epoch, besides the weights: sums, metrics, random generators."""
 
 import random
 from typing import Any, cast
@@ -12,11 +12,11 @@ from torchmetrics import Metric
 from cnnlab.metrics import restore, states_of
 
 
-def counted(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """What this process has counted in the epoch, that no weights hold.
+def epoch_state(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """What this process has accumulated in the epoch.
 
-    sums: of a module that keeps some; metrics: torchmetrics among its parts; logged: what it has given to `self.log`,
-    as sum and number.
+    sums: of a module that has some; metrics: torchmetrics among its submodules; logged: sum and count of each value
+    that was given to `self.log`.
     """
     sums = getattr(module, "sums", None)
     results = trainer.fit_loop.epoch_loop._results
@@ -31,8 +31,8 @@ def counted(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     }
 
 
-def restore_counted(states: list[dict[str, Any]], module: LightningModule) -> dict[str, tuple[Tensor, Tensor]]:
-    """Let a module go on with what some processes had counted; return what is to be added to what it will log."""
+def restore_epoch_state(states: list[dict[str, Any]], module: LightningModule) -> dict[str, tuple[Tensor, Tensor]]:
+    """Restore a module from the states of some processes; return their logged values, for `add_logged`."""
     if (sums := getattr(module, "sums", None)) is not None:
         sums.load_state_dicts([state["sums"] for state in states], module.device)
     restore(metrics_in(module), [state["metrics"] for state in states], module.device)
@@ -48,8 +48,8 @@ def metrics_in(module: LightningModule) -> dict[str, Metric]:
     return {name: part for name, part in module.named_modules() if isinstance(part, Metric)}
 
 
-def log_more(trainer: Trainer, logged: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """Add what was logged before an interruption to what has been logged since."""
+def add_logged(trainer: Trainer, logged: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Add values that were logged before an interruption to those logged since."""
     for key, (value, count) in logged.items():
         if (result := trainer.fit_loop.epoch_loop._results.get(key)) is not None:
             result.value = result.value + value.to(result.value.device)
