@@ -12,10 +12,7 @@ settings of equal spread and three seeds, a lead of three standard deviations is
 2% by Welch's test alone. Pooling all variances detects 79%, but 22% of the sweeps then have a wrong claim if one spread
 is five times the others.
 
-Known limits, by simulation: 5.9% of the sweeps have a wrong claim with two settings whose spreads are 1 to 5, up to
-7.7% with two seeds of each setting, and about 10% with 2, 3, 5 and 10 seeds if the setting with two seeds has the
-largest spread. The interval of the best setting's own mean is not part of the family. It covers the true mean in 89 to
-93% of the sweeps, since that setting is chosen for being best.
+The interval of the best setting's own mean is not part of the family. `answer.method` states the known limits.
 """
 
 from __future__ import annotations

@@ -150,6 +150,7 @@ def _parallel(chart: Chart) -> matplotlib.figure.Figure:
 
 def _scaled(part: Chart, values: Sequence[Any], axis: Axes, place: int) -> np.ndarray:
     """The values of one of the parallel axes from 0 to 1; draws that axis with its names, or with both ends."""
+    ticks: list[tuple[float, str]]
     if "values" in part:
         found = np.array([part["values"].index(value) for value in values], dtype=float)
         ticks = list(enumerate(_names(*part["values"])))
@@ -157,7 +158,7 @@ def _scaled(part: Chart, values: Sequence[Any], axis: Axes, place: int) -> np.nd
         function = np.log if part["log"] else np.asarray
         numbers = np.array(values, dtype=float)
         found = function(numbers)
-        ticks = [(function(end), f"{end:.4g}") for end in (np.nanmin(numbers), np.nanmax(numbers))]
+        ticks = [(float(function(end)), f"{end:.4g}") for end in (np.nanmin(numbers), np.nanmax(numbers))]
     low, high = ticks[0][0], ticks[-1][0]
 
     def height(value: Any) -> Any:

@@ -144,15 +144,19 @@ def as_rgb(images: np.ndarray) -> np.ndarray:
     return np.pad(images[..., :3], [(0, 0)] * (images.ndim - 1) + [(0, max(3 - channels, 0))])
 
 
-def tiled(images: np.ndarray, columns: int = 8, scale: int = 6) -> np.ndarray:
-    """Small images (N, h, w, C) uint8 side by side, each enlarged without smoothing: (H, W, C) uint8."""
+def grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images (N, h, w, C) uint8 side by side in rows, which are filled up with white: (H, W, C) uint8."""
     num, height, width, channels = images.shape
     rows = -(-num // columns)
-    cells = np.pad(images, ((0, rows * columns - num), (1, 0), (1, 0), (0, 0)), constant_values=255)
-    grid = cells.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
-    grid = grid.reshape(rows * (height + 1), columns * (width + 1), channels)
-    grid = np.pad(grid, ((0, 1), (0, 1), (0, 0)), constant_values=255)
-    return grid.repeat(scale, 0).repeat(scale, 1)
+    cells = np.pad(images, ((0, rows * columns - num), (0, 0), (0, 0), (0, 0)), constant_values=255)
+    cells = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return cells.reshape(rows * height, columns * width, channels)
+
+
+def tiled(images: np.ndarray, columns: int = 8, scale: int = 6) -> np.ndarray:
+    """Small images (N, h, w, C) uint8 with white lines between them, enlarged without smoothing: (H, W, C) uint8."""
+    framed = grid(np.pad(images, ((0, 0), (1, 0), (1, 0), (0, 0)), constant_values=255), columns)
+    return np.pad(framed, ((0, 1), (0, 1), (0, 0)), constant_values=255).repeat(scale, 0).repeat(scale, 1)
 
 
 @figure
@@ -220,13 +224,12 @@ def sheet(path: Path, originals: np.ndarray, augmented: np.ndarray, columns: int
     def row(images: np.ndarray) -> np.ndarray:
         down, across = height - images.shape[1], width - images.shape[2]
         margins = ((down // 2, down - down // 2), (across // 2, across - across // 2))
-        padded = np.pad(as_rgb(images), ((0, columns - len(images)), *margins, (0, 0)), constant_values=255)
-        return np.concatenate(padded, axis=1)
+        return grid(np.pad(as_rgb(images), ((0, 0), *margins, (0, 0)), constant_values=255), columns)
 
-    rows = []
+    gap, rows = np.full((6, width * columns, 3), 255, dtype=np.uint8), []
     for first in range(0, len(originals), columns):
-        rows += [row(originals[first : first + columns]), row(augmented[first : first + columns])]
-        rows.append(np.full((6, width * columns, 3), 255, dtype=np.uint8))
+        part = slice(first, first + columns)
+        rows += [row(originals[part]), row(augmented[part]), gap]
     write_png(path, np.concatenate(rows[:-1]).repeat(scale, 0).repeat(scale, 1))
 
 
