@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import stats
 
 from cnnlab.config.options import UserError
-from cnnlab.report import compare, page, pictures, tables
+from cnnlab.report import compare, page, run_figures, tables
 from cnnlab.report.answer import answer
 from cnnlab.report.effects import effects
 from cnnlab.report.runs import find, read
@@ -386,25 +386,25 @@ SCRIPTS = ["US$1_$5", "$\\alpha$", "собака", "γάτα", "猫", "🙂", "x
 
 def test_figures_are_the_same_whatever_matplotlibrc_says(tmp_path):
     counts = np.arange(81).reshape(9, 9)
-    pictures.confusion(tmp_path / "plain.png", counts, SCRIPTS)
+    run_figures.confusion(tmp_path / "plain.png", counts, SCRIPTS)
     theirs = {"text.usetex": True, "font.family": "Comic Sans MS", "figure.facecolor": "red", "savefig.dpi": 30}
     with matplotlib.rc_context(theirs):
-        pictures.confusion(tmp_path / "theirs.png", counts, SCRIPTS)
+        run_figures.confusion(tmp_path / "theirs.png", counts, SCRIPTS)
     assert (tmp_path / "theirs.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
 
 
 def test_class_names_are_text_and_those_that_cannot_be_drawn_are_numbers():
     shown = ["US$1_$5", "$\\alpha$", "собака", "γάτα", "#4", "#5", "x" * 23 + "…", "two lines", "#8"]
-    assert pictures.drawable(SCRIPTS) == shown
+    assert run_figures.drawable(SCRIPTS) == shown
     figure = matplotlib.figure.Figure()
-    with matplotlib.rc_context(pictures.STYLE):
-        pictures.draw_confusion(figure.subplots(), np.eye(9), SCRIPTS)
+    with matplotlib.rc_context(run_figures.STYLE):
+        run_figures.draw_confusion(figure.subplots(), np.eye(9), SCRIPTS)
         figure.savefig(io.BytesIO())  # a warning about a missing letter would be an error
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == shown
 
 
 def test_a_figure_that_cannot_be_drawn_is_a_warning(tmp_path, caplog):
-    pictures.reliability(tmp_path / "missing" / "reliability.png", [(0.5, 0.5, 1)], 0.1)
+    run_figures.reliability(tmp_path / "missing" / "reliability.png", [(0.5, 0.5, 1)], 0.1)
     assert "reliability.png could not be drawn: FileNotFoundError" in caplog.text
 
 
@@ -423,7 +423,7 @@ def test_a_thousand_classes_have_a_figure_a_page_and_a_summary_that_fit(tmp_path
     run.write_predictions(labels, labels[::-1], np.ones(2000))
     assert np.array_equal(run.confusion(1000), np.fliplr(np.eye(1000) * 2))
     begun = time.monotonic()
-    pictures.confusion(run.path / "confusion.png", run.confusion(1000), names)
+    run_figures.confusion(run.path / "confusion.png", run.confusion(1000), names)
     text = page.html(document(sweep_of(tmp_path)))
     assert time.monotonic() - begun < 30
     with Image.open(run.path / "confusion.png") as image:

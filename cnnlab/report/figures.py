@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from cnnlab.report import pictures
+from cnnlab.report import run_figures
 
 Chart = dict[str, Any]
 
 WIDTH = 10.0  # inches
-STYLE: dict[Any, Any] = pictures.STYLE | {
+STYLE: dict[Any, Any] = run_figures.STYLE | {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "axes.spines.top": False,
@@ -37,8 +37,8 @@ def png(chart: Chart) -> bytes:
 def confusion_png(counts: np.ndarray, classes: Sequence[str]) -> bytes:
     """The confusion matrix, also of a thousand classes. counts: (K, K), rows are true classes."""
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = _figure(*pictures.confusion_size(len(classes)))
-        pictures.draw_confusion(figure.subplots(), counts, classes)
+        figure = _figure(*run_figures.confusion_size(len(classes)))
+        run_figures.draw_confusion(figure.subplots(), counts, classes)
         return _encoded(figure)
 
 
@@ -53,7 +53,7 @@ def _encoded(figure: matplotlib.figure.Figure) -> bytes:
 
 
 def _names(*names: str) -> list[str]:
-    return pictures.drawable(names, longest=60)
+    return run_figures.drawable(names, longest=60)
 
 
 def _curves(chart: Chart) -> matplotlib.figure.Figure:
@@ -126,7 +126,7 @@ def _heat(chart: Chart) -> matplotlib.figure.Figure:
     axis.set_yticks(range(len(rows)), rows)
     axis.set(xlabel=_names(chart["x"])[0], ylabel=_names(chart["y"])[0])
     if cells.size <= 400:
-        pictures.write_cells(axis, cells, f".{chart['digits']}f", (low + high) / 2)
+        run_figures.write_cells(axis, cells, f".{chart['digits']}f", (low + high) / 2)
     figure.colorbar(image, label=chart["value"])
     return figure
 

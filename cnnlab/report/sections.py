@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from cnnlab.report import charts, figures, pictures, tables
+from cnnlab.report import charts, figures, run_figures, tables
 from cnnlab.report.answer import answer, method, notes, protocol
 from cnnlab.report.document import Block, Commands, Document, Figure, Items, Link, Section, Table, Text
 from cnnlab.report.sweep import Sweep
@@ -106,8 +106,8 @@ def _classes(sweep: Sweep) -> Iterator[Section]:
     counts, runs = sweep.confusion(), sweep.ranking[0].setting.runs
     if counts.size:
         classes = runs[0].summary["data"]["classes"]
-        few = len(classes) <= pictures.MAX_CLASSES
-        shown = pictures.drawable(classes) if few else []
+        few = len(classes) <= run_figures.MAX_CLASSES
+        shown = run_figures.drawable(classes) if few else []
         numbered = [f"#{at} is {name}" for at, name in enumerate(classes) if few and shown[at] == f"#{at}" != name]
         blocks += [
             Table(tables.per_class_table(sweep)),

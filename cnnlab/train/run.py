@@ -24,7 +24,7 @@ from cnnlab.config.values import plain, selection
 from cnnlab.data.images import DataSet, at_places
 from cnnlab.data.loaders import refuse_few, samples
 from cnnlab.data.pipeline import ImageData
-from cnnlab.report import pictures
+from cnnlab.report import run_figures
 from cnnlab.runs import signals
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.files import write_text
@@ -169,7 +169,7 @@ def write_answers(run: RunDirectory, datamodule: ImageData, answers: list[Any]) 
     run.write_predictions(shown.targets[:num], *answers)
     if shown.task == "multiclass":
         predicted, confidence = answers
-        pictures.mistakes(
+        run_figures.mistakes(
             run.path / "mistakes.png", at_places(shown), shown.targets[:num], predicted, confidence, shown.classes
         )
 
@@ -244,7 +244,7 @@ def open_records(
         f"{'x'.join(map(str, data['input_size']))} pixels, "
         f"{summary['num_weights']:,} weights, {environment['precision']} on {environment['device']}"
     )
-    pictures.sheet(run.path / "samples.png", *samples(parts.data))
+    run_figures.sheet(run.path / "samples.png", *samples(parts.data))
     for logger in trainer.loggers:
         if opened := getattr(logger, "open_run", None):
             opened(parts.data.held_out, getattr(parts.module, "measures", ()))
@@ -264,10 +264,10 @@ def shown(summary: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
 
 def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, config: DictConfig) -> None:
     """Draw the pictures, give loggers the final metrics, then write the summary, last."""
-    pictures.curves(run.path / "curves.png", run.metrics(), summary["run"], summary["selected_on"].partition("/")[2])
+    run_figures.curves(run.path / "curves.png", run.metrics(), summary["run"], summary["selected_on"].partition("/")[2])
     data, classes = summary["data"], summary["data"]["classes"]
     if data["task"] == "multiclass" and (run.path / "predictions.npz").exists():
-        pictures.confusion(run.path / "confusion.png", run.confusion(len(classes)), classes)
+        run_figures.confusion(run.path / "confusion.png", run.confusion(len(classes)), classes)
     for logger in trainer.loggers:
         if close := getattr(logger, "close_run", None):
             close(shown(summary, config), summary["metrics"], summary["epochs_done"])

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cnnlab.report.pictures import as_rgb, drawable, figure, save
+from cnnlab.report.run_figures import as_rgb, drawable, figure, save
 from cnnlab.use.trained import Trained
 
 

@@ -81,13 +81,13 @@ def show(arguments: argparse.Namespace) -> None:
     check(config)
     from cnnlab.data.images import load_once
     from cnnlab.data.loaders import samples
-    from cnnlab.report import pictures
+    from cnnlab.report import run_figures
     from cnnlab.train.parts import make_data
 
     name = "-".join("+".join(chosen(config)[group]) or "none" for group in ("data", "aug"))
     path = Path(arguments.out or Path(config.output_dir, "show", f"{name}.png"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures.sheet(path, *samples(make_data(config, load_once(data_source(config.data))), arguments.num))
+    run_figures.sheet(path, *samples(make_data(config, load_once(data_source(config.data))), arguments.num))
     say(path)
 
 
@@ -108,7 +108,7 @@ def show_run(path: Path, file: Path | None) -> None:
 
     from cnnlab.data.images import at_places, load_once
     from cnnlab.networks import first_filters
-    from cnnlab.report.pictures import drawable, tiled, write_png
+    from cnnlab.report.run_figures import drawable, tiled, write_png
     from cnnlab.runs.directory import RunDirectory
     from cnnlab.use import explain
     from cnnlab.use.trained import open_run
@@ -166,7 +166,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     from cnnlab.data.images import load_once
     from cnnlab.data.loaders import pixel_batches
-    from cnnlab.report import pictures
+    from cnnlab.report import run_figures
     from cnnlab.runs.files import write_text
     from cnnlab.use import evaluation
     from cnnlab.use.trained import open_run
@@ -184,8 +184,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     result = evaluation.as_dictionary(found, model.classes) | {"fingerprint": data.fingerprint, "overrides": overrides}
     if found.confusion is not None:
-        pictures.confusion(folder / "confusion.png", found.confusion, model.classes)
-        pictures.reliability(folder / "reliability.png", found.reliability(), found.calibration_error)
+        run_figures.confusion(folder / "confusion.png", found.confusion, model.classes)
+        run_figures.reliability(folder / "reliability.png", found.reliability(), found.calibration_error)
         evaluation.write_confusion(folder / "confusion.csv", found, model.classes)
     evaluation.print_evaluation(found, model.classes)
     write_text(folder / "evaluation.json", json.dumps(result, indent=1) + "\n")
