@@ -30,7 +30,7 @@ from table import DRAWN, ROOT, Bench, command, durations, save
 
 from cnnlab.data.cifar import CIFAR10
 from cnnlab.data.images import DataSet, Images
-from cnnlab.report.pictures import STYLE
+from cnnlab.report.run_figures import STYLE
 from cnnlab.runs.files import atomic_path
 
 Points = list[dict[str, Any]]  # each with its "size"

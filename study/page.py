@@ -15,7 +15,7 @@ from PIL import Image
 from cnnlab.config.options import CONF
 from cnnlab.report.charts import COLORS
 from cnnlab.report.page import markdown_table
-from cnnlab.report.pictures import STYLE
+from cnnlab.report.run_figures import STYLE
 from cnnlab.report.runs import over_epochs
 from cnnlab.report.statistics import estimate
 from cnnlab.runs.files import atomic_path, write_text

@@ -13,7 +13,7 @@ from test_report import make_run, sweep_of
 from cnnlab.launch.search import Search
 from cnnlab.report import compare, page, tables
 from cnnlab.report.answer import answer, image_noise, notes, seeds_needed
-from cnnlab.report.contrasts import seeds_to_tell
+from cnnlab.report.contrasts import seeds_to_detect
 from cnnlab.report.effects import effects, shares
 from cnnlab.report.runs import find, grouped
 from cnnlab.report.sections import document
@@ -149,7 +149,7 @@ def test_no_lead_is_claimed_over_a_setting_that_is_not_told_apart(tmp_path):
     sweep = settings(tmp_path, [0.800, 0.801, 0.802], [0.790, 0.791, 0.792], [0.60, 0.80, 0.85])
     assert verdicts(sweep) == {"a": "first", "b": "worse", "c": "may be the best"}
     said = answer(sweep)
-    assert "It cannot be told apart from optim=c, which may be as good" in said
+    assert "It cannot be distinguished from optim=c, which may be as good" in said
     assert "The other setting is worse." in said
     assert "better than" not in said
     alone = settings(tmp_path / "single", [0.801], [0.791], [0.60, 0.80, 0.85])
@@ -160,12 +160,12 @@ def test_no_lead_is_claimed_over_a_setting_that_is_not_told_apart(tmp_path):
 def test_advice_on_seeds_is_their_number(tmp_path):
     spread = 0.0087 / np.std([0.0, 1.0, 2.0], ddof=1)
     made = settings(tmp_path / "several", *([0.8 + gap + spread * seed for seed in range(3)] for gap in (0, 0.001)))
-    assert "telling 1 point apart takes 13 seeds of each setting, 2 points 5." in answer(made)
+    assert "detecting 1 point takes 13 seeds of each setting, 2 points 5." in answer(made)
     data = {"classes": ["a", "b"], "fingerprint": "f" * 64, "num_train": 9, "num_held_out": 5000}
     single = settings(tmp_path / "single", [0.80], [0.79], data=data)
-    number = seeds_to_tell(0.01, math.sqrt(0.8 * 0.2 / 5000))
-    assert f"telling 1 point apart takes at least {number} seeds" in answer(single)
-    assert "Several seeds of each setting would show" in seeds_needed(settings(tmp_path / "unknown", [0.8], [0.7]))
+    number = seeds_to_detect(0.01, math.sqrt(0.8 * 0.2 / 5000))
+    assert f"detecting 1 point takes at least {number} seeds" in answer(single)
+    assert "Run several seeds of each setting" in seeds_needed(settings(tmp_path / "unknown", [0.8], [0.7]))
 
 
 def test_intervals_of_accuracies_stay_within_0_and_100(tmp_path):
@@ -201,7 +201,7 @@ def test_the_page_says_how_much_the_test_images_leave_open(tmp_path):
 def test_a_t_test_and_mcnemars_say_what_they_ask(tmp_path):
     sweep = settings(tmp_path, [0.80, 0.81, 0.82], [0.70, 0.71, 0.72])
     _, over_seeds, over_images = compare.compare(*grouped(sweep.runs))
-    assert over_seeds.startswith("Would other seeds of these settings come to the same?")
+    assert over_seeds.startswith("Would other seeds of these settings give the same result?")
     assert over_images.startswith("Would these trained networks differ on other images?")
 
 

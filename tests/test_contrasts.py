@@ -1,4 +1,4 @@
-"""What can be told apart: against SciPy, and by simulation of sweeps with a known truth."""
+"""What can be distinguished: against SciPy, and by simulation of sweeps with a known truth."""
 
 import math
 import re
@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from cnnlab.report.answer import answer
-from cnnlab.report.contrasts import Family, seeds_to_tell
+from cnnlab.report.contrasts import Family, seeds_to_detect
 from cnnlab.report.runs import Run
 from cnnlab.report.statistics import expected_best, seeds_and_images
 from cnnlab.report.sweep import Sweep
@@ -112,8 +112,8 @@ def test_p_values_are_corrected_for_every_comparison_of_the_page():
 
 def test_seeds_that_are_needed_have_the_power_by_simulation():
     """With a spread of 0.87 points, 1 point takes 13 seeds and 2 points 5."""
-    assert [seeds_to_tell(gap, 0.0087) for gap in (0.01, 0.02)] == [13, 5]
-    assert seeds_to_tell(0.0001, 0.1) is None
+    assert [seeds_to_detect(gap, 0.0087) for gap in (0.01, 0.02)] == [13, 5]
+    assert seeds_to_detect(0.0001, 0.1) is None
     generator = np.random.default_rng(0)
     for num, enough in ((13, True), (12, False)):
         first, second = generator.normal(0, 0.0087, (2, 40000, num))

@@ -17,7 +17,7 @@ from PIL import Image
 from test_report import make_run, sweep_of
 
 from cnnlab.report import charts, page
-from cnnlab.report.figures import DRAWN
+from cnnlab.report.figures import DRAW
 from cnnlab.report.runs import find
 from cnnlab.report.sections import document
 from cnnlab.report.trials import importances
@@ -179,18 +179,18 @@ def test_a_search_without_optuna_says_so(tmp_path, monkeypatch):
 
 
 def test_long_tables_are_cut_in_text_and_whole_on_the_page(tmp_path):
-    for number in range(page.MOST_ROWS + 40):
+    for number in range(page.MAX_ROWS + 40):
         make_run(tmp_path, 0, 0.5 + 1e-4 * number, changes={"optim.lr": 0.01 + 0.001 * number})
     made = document(sweep_of(tmp_path))
-    num = page.MOST_ROWS + 40
-    assert page.markdown(made).count(f"The first {page.MOST_TEXT_ROWS} of {num} rows; ") == 3
+    num = page.MAX_ROWS + 40
+    assert page.markdown(made).count(f"The first {page.MAX_TEXT_ROWS} of {num} rows; ") == 3
     parsed = Parsed(page.html(made))
     more = [json.loads(text) for *_, attributes, text in parsed.named("script") if attributes.get("class") == "more"]
     assert [len(rows) for rows in more] == [40] * 3
     [curves] = [figure.chart for figure in made.figures() if figure.name == "curves"]
     assert curves is not None
-    assert len(curves["lines"]) == charts.MOST
-    assert sum(line["on"] for line in curves["lines"]) == charts.SHOWN
+    assert len(curves["lines"]) == charts.MAX_SETTINGS
+    assert sum(line["on"] for line in curves["lines"]) == charts.NUM_SHOWN
 
 
 # ----------------------------------------------------------------------------------------------------------- strangers
@@ -294,7 +294,7 @@ def shown(chromium: Any) -> Iterator[Any]:
 
 def labels(chart: dict[str, Any]) -> str:
     """What is written at the axis of a figure as PNG."""
-    figure = DRAWN[chart["kind"]](chart)
+    figure = DRAW[chart["kind"]](chart)
     figure.savefig(io.BytesIO())
     return " ".join(label.get_text() for label in figure.axes[0].get_xticklabels(which="both"))
 
@@ -382,7 +382,7 @@ def test_a_search_is_drawn_and_long_tables_grow(tmp_path, shown):
     tab.locator(".chart.parallel .plot").hover(position={"x": float(start[1]) + 1, "y": float(start[2])})
     assert "model.dropout" in tab.locator(".chart.parallel .tip").inner_text()
     runs = "section:has(h2:text-is('Runs'))"
-    assert len(column(tab, runs, 1)) == page.MOST_ROWS
+    assert len(column(tab, runs, 1)) == page.MAX_ROWS
     tab.locator(f"{runs} input[type=search]").fill("adam")
     assert tab.locator(f"{runs} output").inner_text() == "120 of 240 rows"
     assert len(column(tab, runs, 1)) == 120

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import stats
 
 from cnnlab.config.options import UserError
-from cnnlab.report import compare, page, pictures, tables
+from cnnlab.report import compare, page, run_figures, tables
 from cnnlab.report.answer import answer
 from cnnlab.report.effects import effects
 from cnnlab.report.runs import find, read
@@ -169,7 +169,7 @@ def test_what_cannot_be_told_apart_is_said(tmp_path):
     for seed, noise in enumerate((0.02, -0.03, 0.01)):
         make_run(tmp_path, seed, 0.7 + noise, {"aug": "none"})
         make_run(tmp_path, seed, 0.7 - noise, {"aug": "cutmix"})
-    assert "It cannot be told apart from aug=none, which may be as good" in answer(sweep_of(tmp_path))
+    assert "It cannot be distinguished from aug=none, which may be as good" in answer(sweep_of(tmp_path))
 
 
 def test_one_run_of_each_is_no_answer_over_seeds(tmp_path):
@@ -208,7 +208,7 @@ def test_runs_of_other_configurations_are_not_averaged_whatever_their_settings_s
 def test_another_setting_is_another_configuration_and_no_more_is_said_of_it(tmp_path):
     first, second = (make_run(tmp_path, 0, 0.5, {"optim": name}, setting=name) for name in ("sgd", "adam"))
     sweep = sweep_of(tmp_path)
-    assert (sweep.axes, sweep.apart) == (["optim"], [])
+    assert (sweep.axes, sweep.warnings) == (["optim"], [])
     assert compare.names(*(compare.chosen(str(run), tmp_path) for run in (first, second))) == [
         "optim=sgd",
         "optim=adam",
@@ -262,7 +262,7 @@ def test_bad_directories_are_named_and_left_out(two_by_two):
     make_run(two_by_two, 8, 0.9, status="interrupted")
     sweep = sweep_of(two_by_two)
     assert sweep.ranking[0].score.num == 3
-    lines = "\n".join(tables.outside(sweep))
+    lines = "\n".join(tables.left_out(sweep))
     for words in (
         "half: left out: ",
         "foreign: left out: ",
@@ -306,7 +306,7 @@ def test_comparison_in_three_lines(two_by_two, command, tmp_path):
     first, second, third, curves = result.stdout.splitlines()
     assert curves == "Curves: compare.png"
     with Image.open(tmp_path / "compare.png") as picture:
-        assert picture.size == (1200, 480)
+        assert picture.size == (1100, 418)
     assert first.startswith("optim=adam: validation accuracy 70.20% (")
     assert "Difference in validation accuracy: +10.00 points (95%: " in second
     expected = stats.binomtest(10, 10, 0.5).pvalue  # of one seed: the images of all three are the same
@@ -333,13 +333,13 @@ def test_plan_shows_what_is_done_and_trains_nothing(command, tmp_path):
     assert first.returncode == 0, first.stderr
     assert " torch\n" not in first.stderr
     assert not (tmp_path / "outputs").exists()
-    assert first.stdout.count("new, typed 2 times") == 2
-    assert "14 epochs to train, how long is not known yet." in first.stdout
+    assert first.stdout.count("new, given 2 times") == 2
+    assert "14 epochs to train, time not known yet." in first.stdout
     [name] = re.findall(r"shapes-cnn-adam-[\w=.-]+", first.stdout)
     path = make_run(tmp_path / "outputs" / "runs", 0, 0.7, {"model": "cnn"})
     path.rename(path.with_name(name))
     again = command(*sweep, COLUMNS="200")
-    assert re.search(rf"{name}.* done, typed 2 times .* 0 ", again.stdout)
+    assert re.search(rf"{name}.* done, given 2 times .* 0 ", again.stdout)
     assert "7 epochs to train, about 1 min 3 s at the speed of past runs here." in again.stdout  # 7 x 9,000 / 1,000
     assert "14 epochs to train" in command(*sweep, "rerun=true").stdout
 
@@ -386,25 +386,25 @@ SCRIPTS = ["US$1_$5", "$\\alpha$", "собака", "γάτα", "猫", "🙂", "x
 
 def test_figures_are_the_same_whatever_matplotlibrc_says(tmp_path):
     counts = np.arange(81).reshape(9, 9)
-    pictures.confusion(tmp_path / "plain.png", counts, SCRIPTS)
+    run_figures.confusion(tmp_path / "plain.png", counts, SCRIPTS)
     theirs = {"text.usetex": True, "font.family": "Comic Sans MS", "figure.facecolor": "red", "savefig.dpi": 30}
     with matplotlib.rc_context(theirs):
-        pictures.confusion(tmp_path / "theirs.png", counts, SCRIPTS)
+        run_figures.confusion(tmp_path / "theirs.png", counts, SCRIPTS)
     assert (tmp_path / "theirs.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
 
 
 def test_class_names_are_text_and_those_that_cannot_be_drawn_are_numbers():
     shown = ["US$1_$5", "$\\alpha$", "собака", "γάτα", "#4", "#5", "x" * 23 + "…", "two lines", "#8"]
-    assert pictures.drawable(SCRIPTS) == shown
+    assert run_figures.drawable(SCRIPTS) == shown
     figure = matplotlib.figure.Figure()
-    with matplotlib.rc_context(pictures.STYLE):
-        pictures.draw_confusion(figure.subplots(), np.eye(9), SCRIPTS)
+    with matplotlib.rc_context(run_figures.STYLE):
+        run_figures.draw_confusion(figure.subplots(), np.eye(9), SCRIPTS)
         figure.savefig(io.BytesIO())  # a warning about a missing letter would be an error
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == shown
 
 
 def test_a_figure_that_cannot_be_drawn_is_a_warning(tmp_path, caplog):
-    pictures.reliability(tmp_path / "missing" / "reliability.png", [(0.5, 0.5, 1)], 0.1)
+    run_figures.reliability(tmp_path / "missing" / "reliability.png", [(0.5, 0.5, 1)], 0.1)
     assert "reliability.png could not be drawn: FileNotFoundError" in caplog.text
 
 
@@ -412,7 +412,7 @@ def test_markdown_names_the_classes_that_its_figure_numbers(tmp_path):
     names = ["猫", "dog"]
     make_run(tmp_path, 0, 0.9, data={"classes": names, "fingerprint": "f" * 64, "num_train": 90})
     made = document(sweep_of(tmp_path))
-    assert "Classes whose names the font does not have: #0 is 猫.\n" in page.markdown(made)
+    assert "Classes whose names cannot be drawn with this font: #0 is 猫.\n" in page.markdown(made)
     assert "#0 is" not in page.html(made)  # the page draws the names themselves
 
 
@@ -423,7 +423,7 @@ def test_a_thousand_classes_have_a_figure_a_page_and_a_summary_that_fit(tmp_path
     run.write_predictions(labels, labels[::-1], np.ones(2000))
     assert np.array_equal(run.confusion(1000), np.fliplr(np.eye(1000) * 2))
     begun = time.monotonic()
-    pictures.confusion(run.path / "confusion.png", run.confusion(1000), names)
+    run_figures.confusion(run.path / "confusion.png", run.confusion(1000), names)
     text = page.html(document(sweep_of(tmp_path)))
     assert time.monotonic() - begun < 30
     with Image.open(run.path / "confusion.png") as image:

@@ -8,7 +8,7 @@ from cnnlab.data.loaders import samples
 from cnnlab.data.pipeline import ImageData
 from cnnlab.data.shapes import Shapes
 from cnnlab.normalize import ZCA
-from cnnlab.report.pictures import sheet
+from cnnlab.report.run_figures import sheet
 
 
 def test_show_writes_and_names_a_sheet(command, tmp_path):

@@ -274,14 +274,14 @@ def test_wrong_inputs_are_one_paragraph(trained, command, tmp_path):
     (bare / ".hydra" / "config.yaml").write_text((run.path / ".hydra" / "config.yaml").read_text())
     (bare / "summary.json").write_text(json.dumps(run.summary()))
     for words, answer in (
-        (("evaluate", "empty"), "is no run directory"),
+        (("evaluate", "empty"), "is not a run directory"),
         (("predict", "nowhere", "text.png"), "nowhere names no run"),
-        (("export", "bare"), "no epoch of it was finished"),
+        (("export", "bare"), "it has finished no epoch"),
         (("predict", plain, "nothing.png"), "does not exist"),
         (("predict", plain, "empty"), "contains no images"),
         (("predict", plain, "text.png", "--top", "0"), "--top 0"),
         (("evaluate", plain, "optim.lr=1"), "only data, norm, test_flips and test_shifts"),
-        (("evaluate", plain, "data.image_size=16"), "takes images of 3x32x32, and these are 3x16x16"),
+        (("evaluate", plain, "data.image_size=16"), "takes images of 3x32x32, but these are 3x16x16"),
         (("evaluate", plain, "norm=pac"), "Did you mean norm=pca?"),
         (("show", plain, "--picture", "text.png"), "cannot be read as an image"),
     ):

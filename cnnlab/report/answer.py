@@ -7,24 +7,31 @@ from contextlib import suppress
 
 import numpy as np
 
-from cnnlab.report.contrasts import seeds_to_tell
+from cnnlab.report.contrasts import seeds_to_detect
 from cnnlab.report.statistics import ImageNoise, seeds_and_images
 from cnnlab.report.sweep import Place, Sweep
-from cnnlab.report.units import interval, is_accuracy, points, with_interval
+from cnnlab.report.units import in_brackets, interval, is_accuracy, points, with_interval
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import BrokenFileError
 from cnnlab.runs.told import in_words
 
-NAMED = 4  # settings that are named in a sentence
+MAX_NAMED = 4  # settings in a sentence
 
 
 def answer(sweep: Sweep) -> str:
-    """The best setting, which others may be as good, and how many seeds would tell."""
+    """The best setting, which others may be as good, and how many seeds would decide."""
     if not sweep.ranking:
-        unfinished = "".join(f" {sweep.label(group)}: {group.count()}." for group in sweep.empty[:NAMED])
+        unfinished = "".join(f" {sweep.label(group)}: {group.count()}." for group in sweep.empty[:MAX_NAMED])
         return f"No run has finished: there is no answer yet.{unfinished}"
     best, *others = sweep.ranking
-    sentences = [f"{_found(sweep, best)}{_tested(sweep, best)}."]
+    score = with_interval(sweep.measure, best.score, best.setting.count())
+    if others or sweep.empty:
+        first = f"{sweep.label(best.setting)} has the {sweep.superlative} {sweep.name}: {score}"
+    else:
+        first = f"The {sweep.name} is {score}"
+    if best.test:
+        first += f"; its {in_words(sweep.tested)} is {with_interval(sweep.tested, best.test)}"
+    sentences = [f"{first}."]
     if others and best.score.num > 1:
         sentences += _compared(sweep, others)
     elif others:
@@ -38,17 +45,6 @@ def answer(sweep: Sweep) -> str:
     return " ".join(sentences)
 
 
-def _found(sweep: Sweep, best: Place) -> str:
-    score = with_interval(sweep.measure, best.score, best.setting.count())
-    if len(sweep.ranking) + len(sweep.empty) == 1:
-        return f"The {sweep.name} is {score}"
-    return f"{sweep.label(best.setting)} has the {sweep.superlative} {sweep.name}: {score}"
-
-
-def _tested(sweep: Sweep, best: Place) -> str:
-    return f"; its {in_words(sweep.tested)} is {with_interval(sweep.tested, best.test)}" if best.test else ""
-
-
 def _compared(sweep: Sweep, others: list[Place]) -> list[str]:
     """Which settings may be as good as the first, and that all others are worse."""
     rivals = [place for place in others if place.may_be_best]
@@ -57,130 +53,128 @@ def _compared(sweep: Sweep, others: list[Place]) -> list[str]:
         those = "the other setting" if worse == 1 else f"all {worse} others"
         return [f"It is better than {those}; {_gap(sweep, others[0])}."]
     names = _listed([_with_count(sweep, place) for place in rivals])
-    found = [f"It cannot be told apart from {names}, which may be as good; {_gap(sweep, rivals[0])}."]
+    found = [f"It cannot be distinguished from {names}, which may be as good; {_gap(sweep, rivals[0])}."]
     return found + [f"The other {'setting is' if worse == 1 else f'{worse} settings are'} worse."] * (worse > 0)
 
 
 def _with_count(sweep: Sweep, place: Place) -> str:
-    """A setting, with its number of runs if they are fewer than were tried, or one."""
+    """A setting, with its number of runs if that is one, or if some have not finished."""
     notable = place.setting.unfinished or place.score.num < 2
     return sweep.label(place.setting) + (f" (n = {place.setting.count()})" if notable else "")
 
 
 def _gap(sweep: Sweep, place: Place) -> str:
     assert place.behind is not None
-    gap = place.behind.estimate
+    label, gap = sweep.label(place.setting), place.behind.estimate
     if gap.mean < 0:
-        return (
-            f"{sweep.label(place.setting)} is {points(sweep.measure, -gap.mean)} ahead in the runs that did not diverge"
-        )
-    inside = f" ({interval(sweep.measure, gap)})" if math.isfinite(gap.half_width) else ""
-    return f"{sweep.label(place.setting)} is {points(sweep.measure, gap.mean)} behind{inside}"
+        return f"{label} is {points(sweep.measure, -gap.mean)} ahead in the runs that did not diverge"
+    return f"{label} is {points(sweep.measure, gap.mean)} behind{in_brackets(sweep.measure, gap)}"
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return "; ".join(names[:NAMED]) + more
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return "; ".join(names[:MAX_NAMED]) + more
 
 
 def seeds_needed(sweep: Sweep) -> str:
-    """How many seeds tell differences of interest apart, from the observed spread; of single runs, at least."""
-    family, count = sweep.family, len(sweep.groups)
+    """How many seeds it takes to detect differences of interest, given the spread; for single runs, at least."""
+    family, count, least = sweep.family, len(sweep.groups), ""
     rival = next(place for place in sweep.ranking[1:] if place.may_be_best)
     pair = [group is place.setting for place in (sweep.ranking[0], rival) for group in sweep.groups]
-    variance = float(np.mean(family.variances[np.flatnonzero(pair) % count]))
+    variance, claims = float(np.mean(family.variances[np.flatnonzero(pair) % count])), family.num_claims
     if math.isfinite(variance):
-        spread, claims, least = math.sqrt(variance), family.num_claims, ""
+        spread = math.sqrt(variance)
         origin = f"With their spread over seeds ({points(sweep.measure, spread)})"
     elif math.isfinite(family.floor):
-        spread, claims, least = math.sqrt(family.floor), family.num_claims, ""
+        spread = math.sqrt(family.floor)
         origin = f"With the spread over seeds of the other settings ({points(sweep.measure, spread)})"
     else:
         run = sweep.ranking[0].setting.runs[0]
         images = run.summary["data"].get("num_test" if sweep.by_test else "num_held_out", 0)
         if not (is_accuracy(sweep.measure) and images):
-            return "Several seeds of each setting would show their spread, and so how many are needed."
+            return "Run several seeds of each setting to see their spread, and so how many seeds are needed."
         spread, claims, least = math.sqrt(run.score * (1 - run.score) / images), count * (count - 1) // 2, "at least "
-        origin = f"The choice of {images:,} images alone makes a spread of {points(sweep.measure, spread)}; so"
+        origin = f"The choice of {images:,} images alone causes a spread of {points(sweep.measure, spread)}; with that"
     if spread == 0:
         return ""
     assert rival.behind is not None
     gaps = (0.01, 0.02) if is_accuracy(sweep.measure) else (abs(rival.behind.estimate.mean),)
-    nums = [seeds_to_tell(gap, spread, claims) for gap in gaps]
+    nums = [seeds_to_detect(gap, spread, claims) for gap in gaps]
     needed = [f"{least}{num}" if num else "more than 1,000" for num in nums]
     if not is_accuracy(sweep.measure):
-        return f"{origin}, telling {points(sweep.measure, gaps[0])} apart takes {needed[0]} seeds of each setting."
-    return f"{origin}, telling 1 point apart takes {needed[0]} seeds of each setting, 2 points {needed[1]}."
+        return f"{origin}, detecting {points(sweep.measure, gaps[0])} takes {needed[0]} seeds of each setting."
+    return f"{origin}, detecting 1 point takes {needed[0]} seeds of each setting, 2 points {needed[1]}."
 
 
 def protocol(sweep: Sweep) -> str:
-    """What is wrong with choosing by test images, for runs that do; empty for others."""
+    """A warning if test images chose the settings and epochs; otherwise empty."""
     if not sweep.by_test:
         return ""
-    return (
-        f"Nothing was held out: settings and epochs are chosen by {sweep.name}, which is optimistic for the chosen one."
-    )
+    return f"Nothing was held out: settings and epochs are chosen by {sweep.name}, which is optimistic for the best."
 
 
 def notes(sweep: Sweep) -> list[str]:
     """Which images and which epoch the numbers are from, and what else a reader must know about them."""
-    others = sweep.ranking[1:]
-    unit = ", in percent; differences are in points (percentage points)" if is_accuracy(sweep.measure) else ""
+    unit = ", in percent; differences are in percentage points" if is_accuracy(sweep.measure) else ""
     found = [f"Numbers are the {sweep.name} at the best epoch by {sweep.measure}, means over n seeds{unit}."]
-    if others and sweep.ranking[0].test:
+    if len(sweep.ranking) > 1 and sweep.ranking[0].test:
         found.append(
-            f"The {sweep.name} of the chosen setting is optimistic, being the {sweep.superlative} of "
-            f"{len(sweep.ranking)}; its {in_words(sweep.tested)}, which chose nothing, is not."
+            f"The {sweep.name} of the best setting is optimistic, being the {sweep.superlative} of "
+            f"{len(sweep.ranking)}; its {in_words(sweep.tested)}, which was not used for any choice, is not."
         )
     if any(group.diverged for group in sweep.groups):
         found.append(
-            "Settings with diverged runs are ranked after all settings without any, since their means are over the "
-            "surviving runs only."
+            "Settings with diverged runs are ranked after all settings without any, because their means are only over "
+            "the surviving runs."
         )
     if noise := image_noise(sweep):
+        known = math.isfinite(noise.seeds)
         found.append(
-            f"Two kinds of noise for the chosen setting's {in_words(sweep.tested)}: other seeds would move its mean by "
-            f"{points(sweep.tested, noise.seeds) if math.isfinite(noise.seeds) else 'an unknown amount'}, other test "
-            f"images by {points(sweep.tested, noise.images)} (standard errors); 95% interval for "
-            f"{'both' if math.isfinite(noise.seeds) else 'other images'}: {interval(sweep.tested, noise.both)}."
+            f"Two sources of noise in the best setting's {in_words(sweep.tested)}: other seeds would move its mean by "
+            f"{points(sweep.tested, noise.seeds) if known else 'an unknown amount'}, other test images by "
+            f"{points(sweep.tested, noise.images)} (standard errors); 95% interval for "
+            f"{'both' if known else 'other images'}: {interval(sweep.tested, noise.both)}."
         )
     return found
 
 
 def method(sweep: Sweep) -> list[str]:
-    """How means and settings are compared, and how far that can be trusted; empty where every setting has one run."""
+    """How means and settings are compared, and how reliable that is; empty if every setting has one run."""
     family = sweep.family
     if not np.any(family.nums > 1):
         return []
-    alone = "The interval of a mean is a 95% interval by Student's t over seeds, for this setting alone."
+    alone = "The interval of a mean is a 95% interval by Student's t over the seeds of this setting."
     if len(sweep.ranking) < 2:
         return [alone]
     how = (
-        "seed by seed, since all settings have the same seeds and these explain a part of the variance"
+        "paired by seed, since all settings have the same seeds and these explain a part of the variance"
         if family.paired
         else "over all seeds, without pairing"
     )
     return [
-        f"{alone} That of the first setting, chosen for being the best, covers the truth in 89 to 93% of sweeps.",
-        f"Settings are compared {how}, by Welch's t-test with a correction for all {family.num_claims} comparisons of "
-        f"this page (Bonferroni): in 95% of such sweeps, no interval of a difference misses the truth and no setting "
-        f'is called worse by mistake. "May be the best" is every setting that is not told apart from the first.',
-        "Known limits, by simulation: the share of sweeps with a wrong claim is 5.9% instead of 5% for two settings "
-        "of which one has five times the spread of the other, up to 7.7% with two seeds of each setting, and about 10% "
-        "with 2, 3, 5 and 10 seeds where the setting with two seeds has the largest spread.",
+        f"{alone} The first setting is chosen for being the best, so its interval covers the true mean in only 89 to "
+        "93% of sweeps.",
+        f"Settings are compared {how}, by Welch's t-test with a Bonferroni correction for all {family.num_claims} "
+        "comparisons on this page: in 95% of such sweeps, every interval of a difference covers the true one and no "
+        'setting is wrongly called worse. "May be the best" marks every setting that cannot be distinguished from the '
+        "first.",
+        "Known limits, by simulation: the share of sweeps with a wrong claim is 5.9% instead of 5% for two settings of "
+        "which one has five times the spread of the other, up to 7.7% with two seeds of each setting, and about 10% "
+        "with 2, 3, 5 and 10 seeds if the setting with two seeds has the largest spread.",
     ]
 
 
 def image_noise(sweep: Sweep) -> ImageNoise | None:
-    """Of the best setting's test accuracy; None without predictions for all its seeds, or if all are right."""
-    right = []
+    """The noise of the best setting's test accuracy; None without predictions for all seeds, or if all are right."""
+    runs = sweep.ranking[0].setting.runs
     if not is_accuracy(sweep.tested):
         return None
+    correct = []
     with suppress(FileNotFoundError, BrokenFileError):
-        for run in sweep.ranking[0].setting.runs:
+        for run in runs:
             predicted, labels, _ = RunDirectory(run.path).predictions()
-            right.append(predicted == labels)
-    if len(right) < len(sweep.ranking[0].setting.runs) or len({len(row) for row in right}) != 1:
+            correct.append(predicted == labels)
+    if len(correct) < len(runs) or len({len(row) for row in correct}) != 1:
         return None
-    found = np.array(right)
+    found = np.array(correct)
     return seeds_and_images(found) if found.any() and not found.all() else None

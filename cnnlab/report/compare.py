@@ -1,4 +1,4 @@
-"""Two settings against each other: paired by seed, and image by image. Takes no torch."""
+"""Two settings compared: paired by seed, and image by image. Does not import torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cnnlab.runs.told import in_words
 def chosen(what: str, among: Path) -> Setting:
     """The runs that `what` names: a run, a folder of runs, or settings like aug=cutmix,optim=sgd.
 
-    Raises: UserError if they are none, or differ in more than their seed.
+    Raises: UserError if there are none, or if they differ in more than their seed.
     """
     if names_a_run(what, among):
         runs, _ = read(find([named(what, among)]))
@@ -35,43 +35,43 @@ def chosen(what: str, among: Path) -> Setting:
     groups = [group for group in grouped(runs) if group.runs]
     if not groups:
         raise UserError(
-            f"{what} names no finished run: it is no folder with runs, and no run in {among} has these settings. Type "
-            f"a run directory, or settings as in aug=cutmix,optim=sgd, and --runs FOLDER to say where to look."
+            f"{what} names no finished run: it is not a folder of runs, and no run in {among} has these settings. Use "
+            f"a run directory or settings such as aug=cutmix,optim=sgd, and --runs FOLDER to search another folder."
         )
     if len(groups) > 1:
         differing = ", ".join(varied([group.runs[0] for group in groups]) or ["code, data, device or versions"])
         raise UserError(
             f"{what} names {len(runs)} runs that differ in more than their seed: {differing}. Such runs are not "
-            f"averaged; name more settings."
+            f"averaged. Use more settings to select among them."
         )
     return groups[0]
 
 
-def same(kept: str, typed: str) -> bool:
-    """Whether a setting is what was typed: 0.001 and 1e-3, crop_flip+cutmix and [cutmix,crop_flip]."""
+def same(saved: str, given: str) -> bool:
+    """Whether two texts are the same setting: 0.001 and 1e-3, crop_flip+cutmix and [cutmix,crop_flip]."""
     with suppress(ValueError):
-        return float(kept) == float(typed)
-    return kept == typed or sorted(kept.split("+")) == sorted(typed.strip("[]").split(","))
+        return float(saved) == float(given)
+    return saved == given or sorted(saved.split("+")) == sorted(given.strip("[]").split(","))
 
 
 def names(first: Setting, second: Setting) -> list[str]:
-    """What sets each apart from the other: "aug=cutmix", "aug=crop_flip"."""
-    apart = [name for (name, one), (_, other) in zip(first.apart, second.apart, strict=True) if one != other]
+    """What distinguishes two settings, for each: "aug=cutmix", "aug=crop_flip"."""
     differing = varied([first.runs[0], second.runs[0]])
-    differing += [name for name in apart if name != "configuration" or not differing]
-    differing = differing or ["run"]
-    return [", ".join(f"{name}={group.value(name)}" for name in differing) for group in (first, second)]
+    conditions = [name for name, value in first.conditions.items() if value != second.conditions[name]]
+    differing += [name for name in conditions if name != "configuration" or not differing]
+    return [", ".join(f"{name}={group.value(name)}" for name in differing or ["run"]) for group in (first, second)]
 
 
 def compare(first: Setting, second: Setting) -> list[str]:
-    """Three lines: the two means, their difference over seeds, and what the images say."""
-    labels = names(first, second)
-    measures = [group.runs[0].measure for group in (first, second)]
-    measure = measures[0]
-    if measure != measures[1]:
-        raise UserError(f"One is selected by {measure} and the other by {measures[1]}: these are not compared.")
+    """Three lines: the two means, their difference over seeds, and the comparison image by image."""
+    measure, other = (group.runs[0].measure for group in (first, second))
+    if measure != other:
+        raise UserError(
+            f"One setting was selected by {measure} and the other by {other}: they cannot be compared. Use runs with "
+            f"the same metric."
+        )
     means = []
-    for label, group in zip(labels, (first, second), strict=True):
+    for label, group in zip(names(first, second), (first, second), strict=True):
         score = with_interval(measure, mean_of(measure, list(group.by_seed.values())), group.count())
         tested = group.test_values and group.runs[0].tested
         test = f", {in_words(tested)} {with_interval(tested, mean_of(tested, group.test_values))}" if tested else ""
@@ -79,31 +79,30 @@ def compare(first: Setting, second: Setting) -> list[str]:
     family = Family([first.by_seed, second.by_seed], bounds=bounds_of_difference(measure))
     gap = family.contrast({0: 1, 1: -1})
     size = number(measure, gap.estimate.mean, "+") + " points" * is_accuracy(measure)
-    if math.isinf(gap.estimate.half_width):
-        sure = f"{size}; one run of a setting does not show whether other seeds would reverse that."
-        if family.nums.min() > 1:
-            sure = f"{size}; the seeds do not differ, so nothing can be said about others."
-    else:
+    if math.isfinite(gap.estimate.half_width):
         how = f"paired over {gap.estimate.num} seeds" if family.paired else "Welch's t over all seeds"
-        verdict = "" if gap.distinguishable else ": cannot be told from noise"
-        sure = f"{size} (95%: {interval(measure, gap.estimate)}; {how}, p = {gap.p_value:.2g}){verdict}."
-    asked = "Would other seeds of these settings come to the same?"
+        verdict = "" if gap.distinguishable else ": cannot be distinguished from noise"
+        size += f" (95%: {interval(measure, gap.estimate)}; {how}, p = {gap.p_value:.2g}){verdict}"
+    elif family.nums.min() > 1:
+        size += "; the seeds show no spread, so nothing can be said about others"
+    else:
+        size += "; one run of a setting does not show whether other seeds would reverse that"
     return [
         "; ".join(means) + ".",
-        f"{asked} Difference in {in_words(measure)}: {sure}",
+        f"Would other seeds of these settings give the same result? Difference in {in_words(measure)}: {size}.",
         images(first.runs, second.runs),
     ]
 
 
 def images(first: Sequence[Run], second: Sequence[Run]) -> str:
-    """McNemar's test on the predictions of each two runs with the same seed.
+    """McNemar's test on the predictions of each pair of runs with the same seed.
 
-    Seeds are not put together: all have the same images, and their mistakes are not independent.
+    Seeds are not pooled: they share the test images, so their mistakes are not independent.
     """
     by_seed = {run.seed: run for run in second}
     pairs = [(run, by_seed[run.seed]) for run in first if run.seed in by_seed]
     if not pairs:
-        return "Image by image: not compared, as no run of one has the seed of a run of the other."
+        return "Image by image: not compared, as the two settings have no seed in common."
     found = []
     for one, other in pairs:
         try:
@@ -116,11 +115,11 @@ def images(first: Sequence[Run], second: Sequence[Run]) -> str:
         if not np.array_equal(labels, their_labels):
             return "Image by image: not comparable, as the test images differ."
         found.append(mcnemar(ours, theirs, labels))
-    only = [sum(counts) / len(found) for counts in zip(*((f.only_first, f.only_second) for f in found), strict=True)]
+    first_only, second_only = np.mean([(one.only_first, one.only_second) for one in found], axis=0)
     p_values = sorted({f"{one.p_value:.2g}" for one in found}, key=float)
     seeds = f", mean of {len(found)} seeds" if len(found) > 1 else ""
     return (
         f"Would these trained networks differ on other images? Image by image ({len(labels):,} test images{seeds}): "
-        f"only the first is right on {only[0]:,.0f}, only the second on {only[1]:,.0f} (McNemar, exact, "
+        f"only the first is right on {first_only:,.0f}, only the second on {second_only:,.0f} (McNemar, exact, "
         f"p = {' to '.join(p_values[:: len(p_values) - 1 or 1])})."
     )

@@ -1,21 +1,18 @@
-"""Which settings can be told apart: one family of t-tests for all that a report claims. Does not import torch.
+"""Which settings can be distinguished: one family of t-tests for all claims of a report. Does not import torch.
 
-Every claim of a page is a contrast, a weighted sum of the settings' means: one setting minus another, or one value of
-an axis minus its default. Each is tested by Welch's t (B. L. Welch, 1947) at the level 0.05 / claims (Bonferroni), so
-that with a probability of 95% none of them is wrong. The best setting is chosen by the same numbers, so the family
-counts all pairs of settings, not only those with the best.
+Every claim is a contrast, a weighted sum of the settings' means: one setting minus another, or one value of an axis
+minus its default. Each is tested by Welch's t (B. L. Welch, 1947) at the level 0.05 / claims (Bonferroni), so that with
+95% probability none of them is wrong. The best setting is chosen by the same numbers, so the family counts all pairs of
+settings, not only those with the best.
 
-Three seeds say little about a spread. So among three and more settings no variance is taken to be smaller than their
-median, to which half of the pooled degrees of freedom are given. In simulations with three or five seeds and 2 to 16
-settings, whose spreads are equal or differ up to fivefold, at most 6% of the sweeps have a wrong claim (8% with two
-seeds); and of 16 settings with equal spreads and three seeds, a lead of three standard deviations is found in 22%
-instead of 2% of the cases (Welch's test alone). Pooling all variances finds 79%, and is wrong in 22% of the sweeps
-where one spread is five times the others.
+Three seeds estimate a variance poorly. With three or more settings, variances below their median are therefore raised
+to it, with half of the pooled degrees of freedom. In simulations with three or five seeds and 2 to 16 settings, whose
+spreads are equal or differ up to fivefold, at most 6% of the sweeps have a wrong claim (8% with two seeds). With 16
+settings of equal spread and three seeds, a lead of three standard deviations is detected in 22% of the cases, against
+2% by Welch's test alone. Pooling all variances detects 79%, but 22% of the sweeps then have a wrong claim if one spread
+is five times the others.
 
-Known limits, by simulation: with two settings whose spreads are as 1 to 5, 5.9% of the sweeps have a wrong claim; with
-two seeds of each setting, up to 7.7%; with 2, 3, 5 and 10 seeds and the largest spread where there are two seeds, about
-10%. The interval of the winner's own mean is not part of the family, and covers the truth in 89 to 93% of the sweeps,
-since the winner is chosen for being best.
+The interval of the best setting's own mean is not part of the family. `answer.method` states the known limits.
 """
 
 from __future__ import annotations
@@ -30,8 +27,8 @@ from scipy import special, stats
 
 from cnnlab.report.statistics import CONFIDENCE, Estimate
 
-TINY = 1e-12  # a standard deviation that is rounding
-PAIRS_BELOW = 0.01  # p-value of the seeds' F-test
+TINY = 1e-12  # a standard deviation below this is rounding error
+PAIRED_BELOW = 0.01  # p-value of the F-test for an effect of the seed
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,8 @@ class Difference:
     """A contrast with its simultaneous interval.
 
     Attributes:
-        estimate: mean and interval, which covers the truth together with all others of the family in 95% of sweeps.
-        p_value: adjusted for the family; not a number if there is one run of a setting.
+        estimate: mean and interval; in 95% of sweeps all intervals of the family cover the true values.
+        p_value: corrected for the family; NaN if a setting has only one run.
     """
 
     estimate: Estimate
@@ -48,27 +45,28 @@ class Difference:
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return abs(self.estimate.mean) > self.estimate.half_width
 
 
 class Family:
-    """Settings, and all comparisons that are made between them.
+    """Settings and all comparisons between them.
 
     Args:
         samples: for every setting {seed: value}.
-        num_claims: the number of contrasts that are claimed or not; by default, all pairs of settings.
-        bounds: what a difference can be.
-        noise: the variance of a run and its degrees of freedom, where they come from elsewhere: settings have one run.
+        num_claims: the number of contrasts that are tested; by default, all pairs of settings.
+        bounds: the smallest and largest possible difference.
+        noise: the variance of a run and its degrees of freedom, if every setting has one run and they are estimated
+            otherwise.
 
     Attributes:
-        paired: whether values are compared seed by seed: all settings have the same seeds, and these explain more
-            than chance does (F-test of a two-way layout, p < 0.01). With few seeds, pairing costs more degrees of
-            freedom than a weak correlation gives back.
-        variances: over seeds, as they are used; not a number for a setting with one run.
-        floor: their median, below which none is taken; not a number if all settings have one run.
-        df: the degrees of freedom that are given to it.
-        residual: sum of squares of what neither settings nor, if paired, seeds explain; its degrees of freedom.
+        paired: whether values are compared seed by seed: all settings have the same seeds, and the seed has an effect
+            (F-test of a two-way layout, p < 0.01). With few seeds and a weak correlation, pairing costs more in
+            degrees of freedom than it gains.
+        variances: over seeds, after raising them to `floor`; NaN for a setting with one run.
+        floor: their median; NaN if all settings have one run.
+        df: the degrees of freedom of `floor`.
+        residual: the sum of squares not explained by settings or, if paired, seeds; and its degrees of freedom.
     """
 
     def __init__(
@@ -94,7 +92,7 @@ class Family:
             free = (len(samples) - 1) * dfs[0]
             residual = float((left**2).sum() / free)
             ratio = len(samples) * float((of_seeds**2).sum()) / dfs[0] / residual if residual > TINY**2 else 0.0
-            self.paired = bool(special.fdtrc(dfs[0], free, ratio) < PAIRS_BELOW)
+            self.paired = bool(special.fdtrc(dfs[0], free, ratio) < PAIRED_BELOW)
             if self.paired:
                 residuals, dfs = list(left), dfs * (len(samples) - 1) / len(samples)
         squares = np.array([(values**2).sum() for values in residuals])
@@ -102,25 +100,25 @@ class Family:
         self._set_variances(squares, dfs)
         if noise:
             self.variances, self.df = np.full(len(samples), noise[0]), noise[1]
-            self.is_own = np.zeros(len(samples), dtype=bool)
+            self.has_own_variance = np.zeros(len(samples), dtype=bool)
 
     def _set_variances(self, squares: np.ndarray, dfs: np.ndarray) -> None:
-        """squares: of the residuals of each setting, summed; dfs: their degrees of freedom, 0 for one run."""
+        """squares, dfs: residual sum of squares and degrees of freedom of each setting, 0 for one run."""
         several = dfs > 0
         self.dfs = np.where(several, dfs, np.nan)
         variances = squares / self.dfs
         self.floor = float(np.median(variances[several])) if several.any() else math.nan
         self.df = float(dfs.sum())
         if several.sum() <= 2:  # Welch's test; if paired, the variances are one number, and this is the paired t-test
-            self.is_own = np.full(len(variances), not self.paired)
+            self.has_own_variance = np.full(len(variances), not self.paired)
         else:
-            self.is_own, self.df = variances > self.floor, self.df / 2
-        self.variances = np.where(self.is_own | ~several, variances, self.floor)
+            self.has_own_variance, self.df = variances > self.floor, self.df / 2
+        self.variances = np.where(self.has_own_variance | ~several, variances, self.floor)
 
     def contrast(self, weights: Mapping[int, float]) -> Difference:
-        """The sum of weights times means; without an interval where a setting has one run, or none of them varies.
+        """The weighted sum of means; without an interval if a setting has one run or no setting varies.
 
-        weights: by the setting's place; they add up to zero.
+        weights: by the index of the setting; they add up to zero.
         """
         places, factors = list(weights), np.array(list(weights.values()))
         mean, num = float(factors @ self.means[places]), int(self.nums[places].min())
@@ -128,25 +126,25 @@ class Family:
         error = math.sqrt(parts.sum())
         if not error > TINY:
             return Difference(Estimate(mean, math.inf, num, math.nan, self.bounds), math.nan)
-        own = self.is_own[places]
-        shared, apart = parts[~own].sum(), parts[own]
-        df = parts.sum() ** 2 / (shared**2 / self.df + (apart**2 / self.dfs[places][own]).sum())  # Satterthwaite's
+        own = self.has_own_variance[places]
+        own_terms = parts[own] ** 2 / self.dfs[places][own]
+        df = parts.sum() ** 2 / (parts[~own].sum() ** 2 / self.df + own_terms.sum())  # Satterthwaite's
         half_width = -float(special.stdtrit(df, (1 - CONFIDENCE) / self.num_claims / 2)) * error
         p_value = min(1.0, 2 * self.num_claims * float(special.stdtr(df, -abs(mean) / error)))
         return Difference(Estimate(mean, half_width, num, error, self.bounds), p_value)
 
 
-def seeds_to_tell(gap: float, spread: float, num_claims: int = 1, power: float = 0.8, most: int = 1000) -> int | None:
-    """Seeds of each of two settings that tell a gap apart with this probability; None if more than `most`.
+def seeds_to_detect(gap: float, spread: float, num_claims: int = 1, power: float = 0.8, most: int = 1000) -> int | None:
+    """Seeds per setting to detect a gap between two settings with this power; None if more than `most`.
 
-    spread: standard deviation over seeds. By the noncentral t-distribution.
+    spread: standard deviation over seeds. Computed with the noncentral t-distribution.
     """
 
-    def suffices(num: int) -> bool:
+    def enough(num: int) -> bool:
         df = 2 * (num - 1)
         critical = -special.stdtrit(df, (1 - CONFIDENCE) / num_claims / 2)
         return bool(stats.nct.sf(critical, df, gap / spread * math.sqrt(num / 2)) >= power)
 
     nums = range(2, most + 1)
-    place = bisect_left(nums, True, key=suffices)
+    place = bisect_left(nums, True, key=enough)
     return nums[place] if place < len(nums) else None

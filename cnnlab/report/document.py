@@ -1,15 +1,15 @@
-"""What a report consists of, whatever it is written as: sections of text, tables, figures and commands."""
+"""The content of a report in any form: sections of text, tables, figures and commands."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
 class Link:
-    """Text that leads to a file or folder. href: relative to the report's folder, percent-encoded."""
+    """A link to a file or folder. href: relative to the report's folder, percent-encoded."""
 
     text: str
     href: str
@@ -23,7 +23,7 @@ Cell = str | Link
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph. style: "", "strong" or "answer"; link: what it ends with."""
+    """A paragraph. style: "", "strong" or "answer"; link: ends the paragraph."""
 
     kind: ClassVar[str] = "text"
     text: str
@@ -41,7 +41,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Commands:
-    """Command lines, to be copied."""
+    """Command lines to copy."""
 
     kind: ClassVar[str] = "commands"
     lines: Sequence[str]
@@ -49,11 +49,11 @@ class Commands:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, of which the first is the head.
+    """Rows of cells; the first row is the head.
 
     Attributes:
-        filters: columns by whose values the page offers to filter. With them it can also be sorted and searched.
-        wraps: whether cells may be longer than a line.
+        filters: the columns that the page offers as filters; with any, the table can also be sorted and searched.
+        wraps: whether cells may take several lines.
     """
 
     kind: ClassVar[str] = "table"
@@ -64,14 +64,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: an interactive chart on the page, and a PNG file beside the other forms.
+    """An interactive chart on the page, and a PNG file beside the other forms.
 
     Attributes:
         name: of the file, without its suffix.
-        caption: what it shows.
-        chart: the numbers that are drawn, see `charts`; None if the page shows the PNG, too.
+        chart: the numbers, see `charts`; None if the page shows the PNG, too.
         png: draws it.
-        key: what its numbers stand for; only the PNG has them.
+        key: explains numbered labels, which only the PNG has.
     """
 
     kind: ClassVar[str] = "figure"
@@ -93,11 +92,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report. lead: what comes before the first heading."""
+    """A report. lead: the blocks before the first heading."""
 
     title: str
     lead: Sequence[Block]
-    sections: Sequence[Section] = field(default=())
+    sections: Sequence[Section]
 
     def figures(self) -> list[Figure]:
         return [block for section in self.sections for block in section.blocks if isinstance(block, Figure)]

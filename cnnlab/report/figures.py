@@ -1,4 +1,4 @@
-"""The figures of a report as PNG files, for forms that cannot be interactive. One function for every kind of chart."""
+"""The charts of a report as PNG files, for Markdown and LaTeX. One function for every kind of chart."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from cnnlab.report import pictures
+from cnnlab.report import run_figures
 
 Chart = dict[str, Any]
 
 WIDTH = 10.0  # inches
-STYLE: dict[Any, Any] = pictures.STYLE | {
+STYLE: dict[Any, Any] = run_figures.STYLE | {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "axes.spines.top": False,
@@ -31,47 +31,47 @@ STYLE: dict[Any, Any] = pictures.STYLE | {
 def png(chart: Chart) -> bytes:
     """A chart as a PNG file."""
     with matplotlib.rc_context(STYLE):
-        return _written(DRAWN[chart["kind"]](chart))
+        return _encoded(DRAW[chart["kind"]](chart))
 
 
 def confusion_png(counts: np.ndarray, classes: Sequence[str]) -> bytes:
     """The confusion matrix, also of a thousand classes. counts: (K, K), rows are true classes."""
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = matplotlib.figure.Figure(figsize=pictures.confusion_size(len(classes)), layout="constrained")
-        pictures.draw_confusion(figure.subplots(), counts, classes)
-        return _written(figure)
+        figure = _figure(*run_figures.confusion_size(len(classes)))
+        run_figures.draw_confusion(figure.subplots(), counts, classes)
+        return _encoded(figure)
 
 
 def _figure(width: float, height: float) -> matplotlib.figure.Figure:
     return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
 
 
-def _written(figure: matplotlib.figure.Figure) -> bytes:
+def _encoded(figure: matplotlib.figure.Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _names(names: Sequence[str]) -> list[str]:
-    return pictures.drawable(names, longest=60)
+def _names(*names: str) -> list[str]:
+    return run_figures.drawable(names, longest=60)
 
 
 def _curves(chart: Chart) -> matplotlib.figure.Figure:
-    """The first metrics side by side, of the settings that are switched on at first."""
+    """The first two metrics side by side, for the settings that are switched on at first."""
     metrics, lines = chart["metrics"][:2], [line for line in chart["lines"] if line["on"]]
+    names = _names(*(line["name"] for line in lines))
     figure = _figure(WIDTH, 3.4 + 0.2 * len(lines))
     for axis, metric in zip(figure.subplots(1, max(len(metrics), 1), squeeze=False)[0], metrics, strict=False):
-        for line, name in zip(lines, _names([line["name"] for line in lines]), strict=True):
+        for line, name in zip(lines, names, strict=True):
+            epochs, color = line["epochs"], line["color"]
             for part, style in (("held out", "-"), ("training", "--")):
                 if found := line["values"][metric["key"]][part]:
-                    values = {key: np.array(of_key, dtype=float) for key, of_key in found.items()}
+                    values = {key: np.array(numbers, dtype=float) for key, numbers in found.items()}
                     label = name if style == "-" else None
-                    axis.plot(line["epochs"], values["mean"], style, color=line["color"], lw=1.4, label=label)
+                    axis.plot(epochs, values["mean"], style, color=color, lw=1.4, label=label)
                     if "low" in values:
-                        axis.fill_between(
-                            line["epochs"], values["low"], values["high"], color=line["color"], alpha=0.15, lw=0
-                        )
-        axis.set(xlabel="epoch", ylabel=_names([metric["name"]])[0])
+                        axis.fill_between(epochs, values["low"], values["high"], color=color, alpha=0.15, lw=0)
+        axis.set(xlabel="epoch", ylabel=_names(metric["name"])[0])
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=1 if max(map(len, labels), default=0) > 60 else 2)
@@ -79,31 +79,30 @@ def _curves(chart: Chart) -> matplotlib.figure.Figure:
 
 
 def _points(chart: Chart) -> matplotlib.figure.Figure:
-    """Means, intervals and seeds: of named settings from top to bottom, or against a number."""
+    """Means, intervals and seeds: for named settings from top to bottom, or against a number."""
     points, named = chart["points"], "x" not in chart
     figure = _figure(WIDTH, 1.0 + 0.32 * len(points)) if named else _figure(0.6 * WIDTH, 3.6)
     axis = figure.subplots()
-    places = np.arange(len(points)) if named else np.array([point["x"] for point in points])
-    if not named and chart["joined"]:
-        axis.plot(places, [point["mean"] for point in points], color="C0", lw=1.2)
-    colors = [point["color"] for point in points] if named else ["C0"] * len(points)
-    for color in dict.fromkeys(colors):
-        of_color = [at for at, other in enumerate(colors) if other == color]
-        _intervals(axis, [points[at] for at in of_color], places[of_color], color, named)
     if named:
-        axis.set_yticks(places, _names([point["name"] for point in points]))
+        for place, point in enumerate(points):
+            _intervals(axis, [point], np.array([place]), point["color"], horizontal=True)
+        axis.set_yticks(range(len(points)), _names(*(point["name"] for point in points)))
         axis.set(xlabel=chart["value"], ylim=(len(points) - 0.5, -0.5))
         return figure
+    places = np.array([point["x"] for point in points])
+    if chart["joined"]:
+        axis.plot(places, [point["mean"] for point in points], color="C0", lw=1.2)
+    _intervals(axis, points, places, "C0", horizontal=False)
     if chart["log"]:
         axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:g}")  # not as a formula, which would be written as its TeX source
+        axis.xaxis.set_major_formatter("{x:g}")  # the default writes a formula, which we do not parse
         axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set(xlabel=_names([chart["x"]])[0], ylabel=chart["value"])
+    axis.set(xlabel=_names(chart["x"])[0], ylabel=chart["value"])
     return figure
 
 
 def _intervals(axis: Axes, points: Sequence[Chart], places: np.ndarray, color: str, horizontal: bool) -> None:
-    """Means with their intervals, if they have one, and a tick for every seed. places: on the other axis."""
+    """Means with their intervals, if any, and a tick for every seed. places: on the other axis."""
     means = np.array([point["mean"] for point in points])
     ends = np.array([[point.get("low", point["mean"]), point.get("high", point["mean"])] for point in points])
     sizes = {"xerr" if horizontal else "yerr": abs(ends.T - means)} if any("low" in point for point in points) else {}
@@ -116,23 +115,19 @@ def _intervals(axis: Axes, points: Sequence[Chart], places: np.ndarray, color: s
 
 
 def _heat(chart: Chart) -> matplotlib.figure.Figure:
-    rows, columns = _names(chart["rows"]), _names(chart["columns"])
+    rows, columns = _names(*chart["rows"]), _names(*chart["columns"])
     cells = np.array(chart["cells"], dtype=float)
     figure = _figure(min(2.6 + 0.9 * len(columns), 2 * WIDTH), min(1.2 + 0.5 * len(rows), 2 * WIDTH))
     axis = figure.subplots()
     low, high = chart["range"] or (np.nanmin(cells), np.nanmax(cells))
-    shown = axis.imshow(cells, cmap="Blues", aspect="auto", vmin=low, vmax=high)
+    image = axis.imshow(cells, cmap="Blues", aspect="auto", vmin=low, vmax=high)
     axis.grid(visible=False)
     axis.set_xticks(range(len(columns)), columns, rotation=45 if len(columns) > 6 else 0)
     axis.set_yticks(range(len(rows)), rows)
-    axis.set(xlabel=_names([chart["x"]])[0], ylabel=_names([chart["y"]])[0])
+    axis.set(xlabel=_names(chart["x"])[0], ylabel=_names(chart["y"])[0])
     if cells.size <= 400:
-        for row, column in np.ndindex(*cells.shape):
-            if not np.isnan(cells[row, column]):
-                color = "white" if cells[row, column] > (low + high) / 2 else "black"
-                text = f"{cells[row, column]:.{chart['digits']}f}"
-                axis.text(column, row, text, ha="center", va="center", color=color)
-    figure.colorbar(shown, label=chart["value"])
+        run_figures.write_cells(axis, cells, f".{chart['digits']}f", (low + high) / 2)
+    figure.colorbar(image, label=chart["value"])
     return figure
 
 
@@ -146,7 +141,7 @@ def _parallel(chart: Chart) -> matplotlib.figure.Figure:
     colors = matplotlib.colormaps["viridis_r"](scores)
     lines = np.stack(np.broadcast_arrays(np.arange(len(axes)), table.T), -1)[::-1]  # (settings, axes, 2)
     axis.add_collection(LineCollection(list(lines), colors=colors[::-1], linewidths=1, alpha=0.7))
-    axis.set_xticks(range(len(axes)), _names([part["name"] for part in axes]))
+    axis.set_xticks(range(len(axes)), _names(*(part["name"] for part in axes)))
     axis.set(yticks=[], xlim=(-0.2, len(axes) - 0.5), ylim=(-0.03, 1.05))
     for side in ("left", "bottom"):
         axis.spines[side].set_visible(False)
@@ -154,25 +149,28 @@ def _parallel(chart: Chart) -> matplotlib.figure.Figure:
 
 
 def _scaled(part: Chart, values: Sequence[Any], axis: Axes, place: int) -> np.ndarray:
-    """The values of one of the parallel axes from 0 to 1; draws the axis with its ends, or with all its names."""
+    """The values of one of the parallel axes from 0 to 1; draws that axis with its names, or with both ends."""
+    ticks: list[tuple[float, str]]
     if "values" in part:
-        names = part["values"]
-        found = np.array([names.index(value) for value in values], dtype=float)
-        ticks = list(enumerate(_names(names)))
+        found = np.array([part["values"].index(value) for value in values], dtype=float)
+        ticks = list(enumerate(_names(*part["values"])))
     else:
-        found = np.array(values, dtype=float)
-        ticks = [(end, f"{end:.4g}") for end in (np.nanmin(found), np.nanmax(found))]
-        found = np.log(found) if part["log"] else found
-        ticks = [(np.log(end), text) if part["log"] else (end, text) for end, text in ticks]
+        function = np.log if part["log"] else np.asarray
+        numbers = np.array(values, dtype=float)
+        found = function(numbers)
+        ticks = [(float(function(end)), f"{end:.4g}") for end in (np.nanmin(numbers), np.nanmax(numbers))]
     low, high = ticks[0][0], ticks[-1][0]
+
+    def height(value: Any) -> Any:
+        return (value - low) / (high - low) if high > low else np.full(np.shape(value), 0.5)
+
     axis.axvline(place, color="gray", lw=0.8)
     for at, text in ticks:
-        height = (at - low) / (high - low) if high > low else 0.5
-        axis.annotate(text, (place, height), (3, 2), textcoords="offset points", fontsize=7)
-    return (found - low) / (high - low) if high > low else np.full(len(found), 0.5)
+        axis.annotate(text, (place, height(at)), (3, 2), textcoords="offset points", fontsize=7)
+    return height(found)
 
 
-DRAWN: dict[str, Callable[[Chart], matplotlib.figure.Figure]] = {
+DRAW: dict[str, Callable[[Chart], matplotlib.figure.Figure]] = {
     "curves": _curves,
     "points": _points,
     "heat": _heat,

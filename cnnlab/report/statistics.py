@@ -1,7 +1,7 @@
-"""Means with confidence intervals, the noise of a test set, and tests on predictions. By SciPy; does not import torch.
+"""Means with confidence intervals, the noise of a test set, and tests on predictions. Does not import torch.
 
-Intervals are Student's t over independent runs (seeds): they say how well the mean over all seeds is known, not how far
-single runs lie from each other.
+Intervals are Student's t over independent runs (seeds): they bound the mean over all seeds, not the spread of single
+runs.
 """
 
 import math
@@ -20,10 +20,10 @@ class Estimate:
 
     Attributes:
         mean: of the values.
-        half_width: half of the 95% interval; infinite for a single value.
+        half_width: of the 95% interval; infinite for a single value.
         num: number of values.
-        std: their standard deviation (n - 1), or of a difference its standard error; not a number for a single value.
-        bounds: what a mean can be; the interval ends there.
+        std: their standard deviation (n - 1), or the standard error of a difference; NaN for a single value.
+        bounds: the smallest and largest possible mean, to which the interval is clipped.
     """
 
     mean: float
@@ -42,7 +42,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
-    """The mean of independent values with its interval by Student's t."""
+    """The mean of independent values with its Student's t interval."""
     num = len(values)
     mean = float(np.mean(values))
     if num < 2:
@@ -54,11 +54,11 @@ def estimate(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, 
 
 @dataclass(frozen=True)
 class ImageNoise:
-    """An accuracy on test images, which are a sample as the seeds are.
+    """An accuracy whose seeds and test images are both samples.
 
     Attributes:
-        seeds, images: standard errors of the mean over seeds: other seeds, other images; seeds: not a number for one.
-        both: the mean, and its interval for other seeds on other images.
+        seeds, images: standard errors of the mean due to the choice of seeds (NaN for one seed) and of images.
+        both: the mean, with an interval that covers both.
     """
 
     seeds: float
@@ -67,9 +67,9 @@ class ImageNoise:
 
 
 def seeds_and_images(right: np.ndarray) -> ImageNoise:
-    """What a bootstrap over seeds and over images comes to, in closed form, without its bias for few seeds.
+    """The result of a bootstrap over seeds and images in closed form, without its bias for few seeds.
 
-    right: (seeds, images), whether an image was classified correctly; the same images for all seeds.
+    right: (seeds, images) bool, whether each image was classified correctly.
     """
     num, num_images = right.shape
     over_seeds = float(right.mean(1).var(ddof=1)) / num if num > 1 else math.nan
@@ -88,7 +88,7 @@ def expected_best(values: Sequence[float], nums: Sequence[int]) -> list[float]:
     ordered, num = np.sort(values), len(values)
     places = np.arange(1, num + 1)
     means = []
-    for k in nums:  # C(place - 1, k - 1) / C(num, k): the chance that a value is the largest of k
+    for k in nums:  # C(place - 1, k - 1) / C(num, k): the probability that a value is the largest of k
         logs = [special.gammaln(part) for part in (places, num + 1, np.maximum(places - k + 1, 1))]
         chance = np.exp(logs[0] - logs[2] - logs[1] + special.gammaln(num - k + 1)) * k
         means.append(float(ordered @ np.where(places >= k, chance, 0)))
@@ -100,8 +100,8 @@ class McNemar:
     """Two classifiers on the same images.
 
     Attributes:
-        only_first, only_second: images that only one of them has right.
-        p_value: exact, two-sided, that both are equally often the only one to be right.
+        only_first, only_second: number of images that only one of them classifies correctly.
+        p_value: exact and two-sided; under the null hypothesis both numbers are equal in expectation.
     """
 
     only_first: int

@@ -1,14 +1,14 @@
-"""A set of runs: the question that was asked, the settings in their ranking, and what can be told apart."""
+"""A set of runs: the question they answer, their settings, ranked, and the comparisons between these."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,16 +20,16 @@ from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import BrokenFileError
 from cnnlab.runs.told import in_words
 
-MANY = 8  # more values than these are not listed
+MAX_LISTED = 8  # values; more are shown as a range
 
 
 @dataclass
 class Place:
-    """One line of the ranking: runs that differ in their seed alone.
+    """One line of the ranking.
 
     Attributes:
-        setting: the runs.
-        score: the value that they are ranked by, at the best epoch, over seeds.
+        setting: its runs, which differ only in their seed.
+        score: the metric that settings are ranked by, at the best epoch, over seeds.
         test: the same metric on test images; None if that is what they are ranked by, or was not measured.
         behind: by how much the first place is better; None for the first itself.
     """
@@ -41,7 +41,7 @@ class Place:
 
     @property
     def may_be_best(self) -> bool:
-        """Whether it is not told to be worse than the first place, which itself may always be the best."""
+        """Whether it is not significantly worse than the first place."""
         return self.behind is None or not (self.behind.distinguishable and self.behind.estimate.mean > 0)
 
     def seconds(self) -> float:
@@ -49,24 +49,24 @@ class Place:
         return sum(run.summary["train_seconds"] for run in self.setting.runs) / len(self.setting.runs)
 
     def best_epochs(self) -> str:
-        """The best epoch, or the first and last of them over seeds."""
+        """The best epoch, or its range over seeds."""
         epochs = sorted(run.summary["best_epoch"] for run in self.setting.runs)
         return str(epochs[0]) if epochs[0] == epochs[-1] else f"{epochs[0]} to {epochs[-1]}"
 
 
 class Sweep:
-    """Runs, ranked and compared by the metric that chose their best epochs: nothing is chosen on test images.
+    """Runs, ranked and compared by the metric that selected their best epochs: nothing is chosen on test images.
 
-    A setting of which runs diverged is ranked after all settings of which none did: its mean is over the survivors.
+    A setting with diverged runs is ranked after all settings without any, since its mean is over the survivors.
 
     Args:
         runs: in any state; only finished ones are averaged, and only over seeds.
-        left_out: what could not be read, with the reason.
+        left_out: directories that cannot be read, each with the reason.
 
     Attributes:
         groups: settings with a finished run; `empty`: those without one.
-        measure, higher: what settings are ranked by, "val/acc", and whether larger is better.
-        axes: what is varied.
+        measure, higher: the metric that settings are ranked by, "val/acc", and whether larger is better.
+        axes: the names of what is varied.
     """
 
     def __init__(self, runs: Sequence[Run], left_out: Sequence[tuple[Path, str]] = ()):
@@ -78,21 +78,20 @@ class Sweep:
         self.measure, self.higher = (first.measure, first.higher) if first else ("val/acc", True)
         self.groups = [group for group in found if group.runs[0].measure == self.measure]
         self.left_out += [
-            (run.path, f"it is selected by {run.measure}, and others by {self.measure}")
-            for group in found
-            if group not in self.groups
-            for run in group.runs
+            (run.path, f"it was selected by {run.measure}, the others by {self.measure}")
+            for run in runs
+            if run.done and run.measure != self.measure
         ]
-        self.axes = varied([(group.runs or group.unfinished)[0] for group in self.groups + self.empty])
-        alike: dict[Any, list[Setting]] = {}
+        alike: dict[tuple[tuple[str, str], ...], list[dict[str, str]]] = defaultdict(list)
         for group in self.groups:
-            alike.setdefault(tuple(sorted(group.settings.items())), []).append(group)
-        self.also = [  # where the settings are the same, what else sets runs apart is shown like an axis
+            alike[tuple(sorted(group.settings.items()))].append(group.conditions)
+        self.varied_conditions = [  # conditions that differ between groups of the same settings are shown like an axis
             name
-            for name in dict(self.groups[0].apart if self.groups else ())
-            if any(len({dict(group.apart)[name] for group in groups}) > 1 for groups in alike.values())
+            for name in (self.groups[0].conditions if self.groups else ())
+            if any(len({conditions[name] for conditions in same}) > 1 for same in alike.values())
         ]
-        self.axes += self.also
+        examples = [(group.runs or group.unfinished)[0] for group in self.groups + self.empty]
+        self.axes = varied(examples) + self.varied_conditions
 
     @property
     def unfinished(self) -> list[Run]:
@@ -117,20 +116,20 @@ class Sweep:
 
     @cached_property
     def family(self) -> Family:
-        """All comparisons of the report: of every two settings, and of every value of an axis with its default."""
+        """All comparisons of the report: every pair of settings, and every value of an axis with its default."""
         samples = [group.by_seed for group in self.groups]
         several = sum(len(sample) > 1 for sample in samples)
         effects = sum(len(self.values(axis)) - 1 for axis in self.axes) if len(self.axes) > 1 else 0
         return Family(samples, several * (several - 1) // 2 + effects, bounds_of_difference(self.measure))
 
     def better(self, weights: Mapping[int, float], family: Family | None = None) -> Difference:
-        """A contrast of settings by their place in `groups`, positive where it is an improvement."""
+        """A contrast of settings by their index in `groups`; positive means better."""
         sign = 1.0 if self.higher else -1.0
         return (family or self.family).contrast({place: sign * weight for place, weight in weights.items()})
 
     @property
     def name(self) -> str:
-        """What settings are ranked by, in words: "validation accuracy"."""
+        """The metric that settings are ranked by, in words: "validation accuracy"."""
         return in_words(self.measure)
 
     @property
@@ -144,20 +143,18 @@ class Sweep:
         return self.measure.startswith("test/")
 
     @cached_property
-    def apart(self) -> list[str]:
-        """Warnings: what else differs between runs that are compared."""
-        names: dict[str, set[str]] = {}
-        for group in self.groups:
-            for name, value in group.apart:
-                names.setdefault(name, set()).add(value)
+    def warnings(self) -> list[str]:
+        """The conditions in which compared runs differ, with their values."""
+        conditions = self.groups[0].conditions if self.groups else ()
+        values = {name: sorted({group.conditions[name] for group in self.groups}) for name in conditions}
         return [
-            f"{name}: {', '.join(sorted(values))}"
-            for name, values in names.items()
-            if len(values) > 1 and (name != "configuration" or name in self.also)
+            f"{name}: {', '.join(found)}"
+            for name, found in values.items()
+            if len(found) > 1 and (name != "configuration" or name in self.varied_conditions)
         ]
 
     def label(self, group: Setting) -> str:
-        """What sets a group apart from the others: "optim=adam, aug=cutmix"."""
+        """What distinguishes a group from the others: "optim=adam, aug=cutmix"."""
         return ", ".join(f"{_short(name)}={group.value(name)}" for name in self.axes) or "all runs"
 
     @property
@@ -172,10 +169,10 @@ class Sweep:
         return sorted(found, key=lambda value: (not _is_number(value), float(value) if _is_number(value) else 0, value))
 
     def is_numeric(self, axis: str) -> bool:
-        return axis not in self.also and all(map(_is_number, self.values(axis)))
+        return axis not in self.varied_conditions and all(map(_is_number, self.values(axis)))
 
     def alike(self, axis: str) -> list[Setting]:
-        """The settings that differ from the best one in this axis alone, and the best one, by the axis's value."""
+        """The best setting and those that differ from it only in this axis, by the axis's value."""
         best = self.ranking[0].setting
         others = [name for name in self.axes if name != axis]
         found = [group for group in self.groups if all(group.value(n) == best.value(n) for n in others)]
@@ -183,7 +180,7 @@ class Sweep:
         return sorted(found, key=lambda group: values.index(group.value(axis)))
 
     def question(self) -> str:
-        """What was varied, in one sentence."""
+        """The question that the sweep asks, in one sentence."""
         if not self.axes:
             return "How well does this setting do, over seeds?"
         parts = [f"{_short(axis)} ({_listed(self.values(axis))})" for axis in self.axes]
@@ -194,7 +191,10 @@ class Sweep:
         return "highest" if self.higher else "lowest"
 
     def confusion(self) -> np.ndarray:
-        """Of the best setting, summed over its seeds: (K, K), rows are true classes; (0, 0) without predictions."""
+        """The best setting's confusion matrix, summed over seeds: (K, K), rows are true classes.
+
+        (0, 0) without predictions.
+        """
         counts = []
         for run in self.ranking[0].setting.runs:
             with suppress(FileNotFoundError, BrokenFileError):
@@ -203,14 +203,14 @@ class Sweep:
 
 
 def _listed(values: Sequence[str]) -> str:
-    """sgd, adam; of many: 20 values from 0.001 to 0.3."""
-    if len(values) <= MANY:
+    """ "sgd, adam"; if there are many, "20 values from 0.001 to 0.3"."""
+    if len(values) <= MAX_LISTED:
         return ", ".join(values)
     return f"{len(values)} values from {values[0]} to {values[-1]}"
 
 
 def _short(path: str) -> str:
-    """optim.lr -> lr, where the group adds nothing."""
+    """optim.lr -> lr."""
     return path.rsplit(".", 1)[-1]
 
 

@@ -1,4 +1,4 @@
-"""Tables of runs for the terminal: of a sweep when it ends, and of what a folder holds. Takes no torch."""
+"""Tables of runs on the terminal: at the end of a sweep, and for the runs below a folder. Does not import torch."""
 
 import os
 import re
@@ -19,16 +19,17 @@ from cnnlab.text import say
 
 
 def print_table(directories: Sequence[Path]) -> bool:
-    """Print the runs, best first, and what failed; return whether all are done."""
+    """Print the finished runs, best first, and the others; return whether all are done."""
     runs, damaged = [], []
     for path in directories:
         try:
             runs.append(Run(path, RunDirectory(path).read_summary(), []))
         except BrokenFileError as error:
             damaged.append(f"damaged: {path}: {error.reason}")
-    done = sorted((run for run in runs if run.done), key=lambda run: (run.measure, (-1) ** run.higher * run.score))
+    done = sorted((run for run in runs if run.done), key=by_score)
     columns = varied(done) + ["seed"] * (len({run.seed for run in done}) > 1)
-    table = Table(title=f"{len(done)} of {len(directories)} runs done, best {in_words_of(done)} first")
+    order = " or ".join(dict.fromkeys(in_words(run.measure) for run in done))
+    table = Table(title=f"{len(done)} of {len(directories)} runs done, best {order} first")
     for name in columns:
         table.add(name, number=False)
     measured = list(dict.fromkeys(name for run in done for name in (run.measure, run.tested) if name))
@@ -60,19 +61,24 @@ def print_table(directories: Sequence[Path]) -> bool:
     return len(done) == len(directories)
 
 
+def by_score(run: Run) -> tuple[str, float]:
+    """A key that sorts finished runs, best first among those with the same metric."""
+    return run.measure, (-1) ** run.higher * run.score
+
+
 def handle(path: Path) -> str:
-    """What names a run on the command line: the hash at the end of its directory's name, otherwise all of it."""
+    """The shortest name of a run on the command line: the hash in its directory's name, or the whole name."""
     found = re.search("-([0-9a-f]{8})$", path.name)
     return found[1] if found else path.name
 
 
 def column(metric: str) -> str:
-    """The head of a column: "val/acc (%)"."""
+    """ "val/acc (%)"."""
     return metric + " (%)" * is_accuracy(metric)
 
 
-def told_apart(runs: Sequence[Run]) -> list[str]:
-    """The settings in which runs differ, "optim=adam seed=1", for each; where there are none, what names the run."""
+def labels(runs: Sequence[Run]) -> list[str]:
+    """What distinguishes each run, "optim=adam seed=1"; if nothing does, its directory's name."""
     names = varied(runs)
     seeds = len({run.seed for run in runs}) > 1
     found = []
@@ -82,33 +88,28 @@ def told_apart(runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def in_words_of(runs: Sequence[Run]) -> str:
-    return " or ".join(dict.fromkeys(in_words(run.measure) for run in runs)) or "ones"
-
-
 def print_list(folder: Path, by: str | None, num: int) -> None:
     """Print the runs below a folder, newest first, or best first by a metric.
 
     by: the metric; empty for the one that each run was selected by; None for newest first.
 
-    Raises: UserError if there are none, or none with that metric.
+    Raises: UserError if there are no runs, or none with that metric.
     """
     runs, left_out = read(find([folder]))
     if not runs:
-        raise nothing_in(folder, left_out)
+        raise no_runs(folder, left_out)
     changed = {run.path: (run.path / "summary.json").stat().st_mtime for run in runs}
-    if by == "":
-        runs = [run for run in runs if run.done]
-        runs.sort(key=lambda run: (run.measure, (-1) ** run.higher * run.score))
-    elif by:
+    if by is None:
+        runs.sort(key=lambda run: -changed[run.path])
+    elif not by:
+        runs = sorted((run for run in runs if run.done), key=by_score)
+    else:
         names = sorted({name for run in runs for name in run.summary.get("metrics", {})})
         if by not in names:
-            raise UserError(f"--by {by}: no run has measured that. Use one of {', '.join(names) or 'none so far'}.")
+            raise UserError(f"--by {by}: no run has measured it. Use one of {', '.join(names) or 'none so far'}.")
         runs = [run for run in runs if by in run.summary.get("metrics", {})]
         higher = next((run.higher for run in runs if run.measure == by), not by.endswith("loss"))
         runs.sort(key=lambda run: run.summary["metrics"][by], reverse=higher)
-    else:
-        runs.sort(key=lambda run: -changed[run.path])
     shown = runs[:num]
     table = Table(title=f"{len(shown)} of {len(runs)} runs in {folder}")
     table.add("hash", number=False)
@@ -121,19 +122,20 @@ def print_list(folder: Path, by: str | None, num: int) -> None:
     for name in measured:
         table.add(column(name))
     table.add("age", 2)
-    for run, settings in zip(shown, told_apart(shown), strict=True):
-        found = dict(run.summary.get("metrics", {})) if run.done else {}
-        for name in selected if not run.done else ():
-            values = [row[name] for row in run.rows if name in row]
-            found |= {name: (max if run.higher else min)(values)} if values else {}
+    for run, label in zip(shown, labels(shown), strict=True):
+        if run.done:
+            found = run.summary["metrics"]
+        else:
+            values = {name: [row[name] for row in run.rows if name in row] for name in selected}
+            found = {name: (max if run.higher else min)(known) for name, known in values.items() if known}
         own = [run.summary.get("selected_on"), run.done and run.tested, by]
         table.add_row(
             handle(run.path),
-            settings,
+            label,
             state(run),
             str(len(run.rows)),
             *(number(name, found[name]) if name in own and name in found else "" for name in measured),
-            ago(time.time() - changed[run.path]),
+            age(changed[run.path]),
         )
     table.show()
     for path, reason in left_out:
@@ -141,7 +143,7 @@ def print_list(folder: Path, by: str | None, num: int) -> None:
 
 
 def print_status(folder: Path) -> None:
-    """Print how many runs below a folder are queued, running, done, failed; and of those that are not done, how far.
+    """Print how many runs below a folder are queued, running, done or failed, and the progress of unfinished ones.
 
     Raises: UserError if there are none.
     """
@@ -149,9 +151,10 @@ def print_status(folder: Path) -> None:
     known = {run.path for run in runs}
     queued = [path.parent for path in sorted(folder.rglob(".queued")) if path.parent not in known]
     if not runs and not queued:
-        raise nothing_in(folder, left_out)
-    states = [state(run) for run in runs] + ["queued"] * len(queued)
-    say(f"{folder}: " + ", ".join(f"{num} {name}" for name, num in Counter(states).most_common()))
+        raise no_runs(folder, left_out)
+    states = [state(run) for run in runs]
+    counts = Counter(states + ["queued"] * len(queued))
+    say(f"{folder}: " + ", ".join(f"{num} {name}" for name, num in counts.most_common()))
     table = Table()
     table.add("hash", number=False)
     table.add("settings that differ", 3, number=False, fold=True)
@@ -160,46 +163,47 @@ def print_status(folder: Path) -> None:
         table.add(name, rank)
     table.add("job", 1)
     table.add("", 4, number=False, fold=True)
-    for run, status, settings in zip(runs, states, told_apart(runs), strict=False):
+    for run, status, label in zip(runs, states, labels(runs), strict=True):
         if status == "done":
             continue
-        place, max_epochs = RunDirectory(run.path), run.configuration.get("trainer.max_epochs", "")
+        directory, max_epochs = RunDirectory(run.path), run.configuration.get("trainer.max_epochs", "")
         epochs = int(max_epochs) if re.fullmatch("[0-9]{1,9}", max_epochs) else 0
         past = [row["epoch_seconds"] for row in run.rows if "epoch_seconds" in row][-5:]
         table.add_row(
             handle(run.path),
-            settings,
+            label,
             status,
             f"{len(run.rows)}/{epochs}",
             duration(median(past) * (epochs - len(run.rows))) if past else "?",
-            f"{ago(time.time() - (run.path / 'metrics.csv').stat().st_mtime)} ago" if run.rows else "",
-            place.queued_as,
-            f"on {place.host}" if status == "running" else run.summary.get("error", {}).get("message", ""),
+            f"{age((run.path / 'metrics.csv').stat().st_mtime)} ago" if run.rows else "",
+            directory.queued_as,
+            f"on {directory.host}" if status == "running" else run.summary.get("error", {}).get("message", ""),
         )
     for path in queued:
-        since = ago(time.time() - (path / ".queued").stat().st_mtime)
         name = path.name.removesuffix(f"-{handle(path)}")
-        table.add_row(handle(path), name, "queued", "", "", "", RunDirectory(path).queued_as, f"for {since}")
+        since = f"for {age((path / '.queued').stat().st_mtime)}"
+        table.add_row(handle(path), name, "queued", "", "", "", RunDirectory(path).queued_as, since)
     if table.row_count:
         table.show()
     for path, reason in left_out:
         say(f"{path}: left out: {reason}")
 
 
-def nothing_in(folder: Path, left_out: Sequence[tuple[Path, str]]) -> UserError:
-    """The error for a folder without a run that can be read."""
+def no_runs(folder: Path, left_out: Sequence[tuple[Path, str]] = ()) -> UserError:
+    """The error for a folder without a readable run."""
     broken = "".join(f" {path} cannot be read: {reason}." for path, reason in left_out[:3])
-    return UserError(f"There is no run in {folder}.{broken} Type a folder that holds some, as outputs/runs.")
+    return UserError(f"There is no run in {folder}.{broken} Use a folder that contains some, such as outputs/runs.")
 
 
 def state(run: Run) -> str:
-    """The status of a run; one that is said to be running, and that nobody holds, was killed."""
+    """The status of a run; "killed" if it is recorded as running, but no process holds it."""
     status = str(run.summary["status"])
     return "killed" if status == "running" and not RunDirectory(run.path).held else status
 
 
-def ago(seconds: float) -> str:
-    """How long ago something was: 90 -> "1 min"."""
+def age(modified: float) -> str:
+    """The time since then: "1 min" after 90 seconds. modified: in seconds since the epoch."""
+    seconds = time.time() - modified
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds // length:.0f} {unit}"

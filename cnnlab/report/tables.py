@@ -1,4 +1,4 @@
-"""The tables of a report."""
+"""The tables of a report: head and rows, as text."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from cnnlab.report.document import Cell, Link
 from cnnlab.report.effects import effects, reference, shares
 from cnnlab.report.sweep import Place, Sweep
 from cnnlab.report.trials import best_of
-from cnnlab.report.units import heading, interval, number
+from cnnlab.report.units import heading, in_brackets, interval, number
 
-MOST_COMBINATIONS = 4  # named in a row
-MOST_TRIALS = 10  # rows of the expected best
-MOST_CLASSES = 40  # in a table
+MAX_COMBINATIONS = 4  # named in a row
+MAX_TRIALS = 10  # rows of the expected best
+MAX_CLASSES = 40
+NOT_SETTINGS = ("seed", "launcher", "rerun", "plan", "on_busy")  # overrides that are left out of commands
+NUMBERS = ("best_epoch", "epochs_done", "train_seconds", "images_per_second")  # in a summary
 
 
 def ranking_table(sweep: Sweep) -> list[list[str]]:
-    """Head and rows: the settings, best first, and then those without a finished run."""
+    """The settings, best first, and then those without a finished run."""
     measure, has_test = sweep.measure, any(place.test for place in sweep.ranking)
     head = [*sweep.axes, heading(measure), "95% interval", "n", "behind the best", "verdict"]
     rows = [[*head, *([heading(sweep.tested)] if has_test else []), "best epoch", "seconds"]]
@@ -49,22 +51,21 @@ def _verdict(place: Place) -> str:
 
 def _change(measure: str, change: Difference, sign: str = "+") -> str:
     """A difference with its interval: "1.20 (0.80 to 1.60)"."""
-    inside = f" ({interval(measure, change.estimate)})" if math.isfinite(change.estimate.half_width) else ""
-    return number(measure, change.estimate.mean, sign) + inside
+    return number(measure, change.estimate.mean, sign) + in_brackets(measure, change.estimate)
 
 
 def effects_table(sweep: Sweep, axis: str, family: Family | None = None) -> list[list[str]]:
-    """Head and rows: the values of an axis, and what each improves over the default, or over the first."""
+    """The values of an axis and their improvement over the reference."""
     crossed = len(sweep.axes) > 1
-    head = [axis, f"mean {heading(sweep.measure)}", f"better than {reference(sweep, axis)} by", "p, corrected"]
-    rows = [head + ["over"] * crossed]
+    head = [axis, f"mean {heading(sweep.measure)}", f"better than {reference(sweep, axis)} by", "corrected p"]
+    rows = [head + ["averaged over"] * crossed]
     for effect in effects(sweep, axis, family):
         change, p_value = "", ""
         if effect.change:
             change = _change(sweep.measure, effect.change)
             p_value = f"{effect.change.p_value:.2g}" if math.isfinite(effect.change.p_value) else ""
-        over = "; ".join(effect.combinations[:MOST_COMBINATIONS]) or "none in common"
-        if len(effect.combinations) > MOST_COMBINATIONS:
+        over = "; ".join(effect.combinations[:MAX_COMBINATIONS]) or "none in common"
+        if len(effect.combinations) > MAX_COMBINATIONS:
             over = f"{len(effect.combinations)} combinations"
         mean = number(sweep.measure, effect.mean) if effect.combinations else ""
         rows.append([effect.value, mean, change, p_value] + [over] * crossed)
@@ -72,100 +73,87 @@ def effects_table(sweep: Sweep, axis: str, family: Family | None = None) -> list
 
 
 def effect_sections(sweep: Sweep) -> Iterator[tuple[str, str, list[list[str]]]]:
-    """Title, text and table: shares of the variance on a grid, and the effect of every axis where it is an answer."""
+    """Title, text and table: the shares of the variance on a grid, and, unless axes interact, the effect of each."""
     found, family, text = shares(sweep), None, ""
     if found:
-        rows = [[name, f"{share:.1%}"] for name, share in found.parts.items()]
-        said = f"The test that there is no interaction: p = {found.p_value:.2g}." if found.p_value >= 0 else ""
+        said = f"F-test for no interaction: p = {found.p_value:.2g}." if found.p_value >= 0 else ""
         if found.interact:
-            said += (
-                " The effect of an axis depends on the others, so mean effects are no answer: compare the rows above."
-            )
+            said += " The effect of an axis depends on the others, so mean effects would mislead: see the ranking."
+        rows = [[name, f"{share:.1%}"] for name, share in found.parts.items()]
         yield "Shares of the variance", said, [["source", "share"], *rows]
         if found.interact:
             return
         if found.noise:
             claims = sum(len(sweep.values(axis)) - 1 for axis in sweep.axes)
             family = Family([group.by_seed for group in sweep.groups], claims, sweep.family.bounds, found.noise)
-            text = "Each combination has one run. The intervals take what is left beside mean effects for noise."
+            text = "Each combination has one run. The intervals treat everything but the mean effects as noise."
     for axis in sweep.axes:
         if sum(bool(effect.combinations) for effect in effects(sweep, axis)) > 1:
             yield f"Effect of {axis}", text, effects_table(sweep, axis, family)
 
 
 def best_of_table(sweep: Sweep) -> list[list[str]]:
-    """Head and rows: the best that is to be expected of fewer trials."""
+    """The best result to expect from fewer trials."""
     found = list(zip(*best_of(sweep), strict=True))
-    rows = [[str(num), number(sweep.measure, mean)] for num, mean in found[:: max(len(found) // MOST_TRIALS, 1)]]
+    rows = [[str(num), number(sweep.measure, mean)] for num, mean in found[:: max(len(found) // MAX_TRIALS, 1)]]
     return [["trials", f"expected best {heading(sweep.measure)}"], *rows]
 
 
 def run_rows(sweep: Sweep, folder: Path) -> list[list[Cell]]:
-    """Head and rows: every run with what is varied, and a link to its directory from a folder."""
-    axes, tested = sweep.axes, any(run.done and run.tested == sweep.tested for run in sweep.runs)
+    """Every run with what is varied, and a link to its directory, relative to a folder."""
+    tested = any(run.done and run.tested == sweep.tested for run in sweep.runs)
     metrics = [sweep.measure] + [sweep.tested] * tested
-    rest = ("best_epoch", "epochs_done", "train_seconds", "images_per_second")
-    names = [name.replace("_", " ").replace("train ", "") for name in rest]
-    rows: list[list[Cell]] = [["run", "status", *axes, "seed", *map(heading, metrics), *names]]
+    names = [name.replace("_", " ").replace("train ", "") for name in NUMBERS]
+    rows: list[list[Cell]] = [["run", "status", *sweep.axes, "seed", *map(heading, metrics), *names]]
     for run in sweep.runs:
-        apart, values = dict(run.cannot_be_averaged_over), run.summary.get("metrics", {})
+        conditions, values = run.conditions, run.summary.get("metrics", {})
         link = Link(run.path.name, quote(os.path.relpath(run.path, folder)))
         found = [number(name, values[name]) if run.done and name in values else "" for name in metrics]
-        numbers = [f"{value:.0f}" if (value := run.summary.get(name)) is not None else "" for name in rest]
-        settings = [apart.get(axis) or run.value(axis) for axis in axes]
+        numbers = [f"{value:.0f}" if (value := run.summary.get(name)) is not None else "" for name in NUMBERS]
+        settings = [conditions.get(axis) or run.value(axis) for axis in sweep.axes]
         rows.append([link, run.outcome, *settings, str(run.seed), *found, *numbers])
     return rows
 
 
 def runs_table(sweep: Sweep) -> list[list[str]]:
-    """Every run, in any state."""
+    """Every run in any state, with all settings and metrics: runs.csv."""
     names = list(dict.fromkeys(name for run in sweep.runs for name in run.settings))
     metrics = list(dict.fromkeys(name for run in sweep.runs for name in run.summary.get("metrics", {})))
-    rest = ("best_epoch", "epochs_done", "train_seconds", "images_per_second", "num_weights")
+    rest = (*NUMBERS, "num_weights")
     rows = [["run", "status", "seed", *names, *metrics, *rest]]
     for run in sweep.runs:
         summary = run.summary
-        rows.append(
-            [
-                str(summary["run"]),
-                str(summary["status"]),
-                str(run.seed),
-                *(run.settings.get(name, "") for name in names),
-                *(str(summary.get("metrics", {}).get(name, "")) for name in metrics),
-                *(str(summary.get(name, "")) for name in rest),
-            ]
-        )
+        settings = [run.settings.get(name, "") for name in names]
+        found = [summary.get("metrics", {}).get(name, "") for name in metrics]
+        numbers = [summary.get(name, "") for name in rest]
+        rows.append([str(cell) for cell in (summary["run"], summary["status"], run.seed, *settings, *found, *numbers)])
     return rows
 
 
 def per_class_table(sweep: Sweep) -> list[list[str]]:
-    """For the best setting: the accuracy of each class, the worst MOST_CLASSES, and what it is confused with."""
-    matrix = sweep.confusion().tolist()
+    """For the best setting, each class's accuracy and most frequent mistake; the MAX_CLASSES worst classes."""
     classes = sweep.ranking[0].setting.runs[0].summary["data"]["classes"]
     rows = []
-    for true, counts in enumerate(matrix):
-        wrong = [(count, other) for other, count in enumerate(counts) if other != true]
-        count, other = max(wrong)
-        taken = f"{classes[other]} ({count / max(sum(counts), 1):.1%})" if count else "-"
-        rows.append((counts[true] / max(sum(counts), 1), classes[true], taken))
+    for true, counts in enumerate(sweep.confusion().tolist()):
+        num = max(sum(counts), 1)
+        count, other = max((count, other) for other, count in enumerate(counts) if other != true)
+        mistake = f"{classes[other]} ({count / num:.1%})" if count else "-"
+        rows.append((counts[true] / num, classes[true], mistake))
     return [
         ["class", "accuracy (%)", "most often confused with"],
-        *([name, f"{100 * acc:.2f}", taken] for acc, name, taken in sorted(rows)[:MOST_CLASSES]),
+        *([name, f"{100 * acc:.2f}", mistake] for acc, name, mistake in sorted(rows)[:MAX_CLASSES]),
     ]
 
 
-NOT_AGAIN = ("seed", "launcher", "rerun", "plan", "on_busy")  # words that do not belong to a setting
-
-
 def commands(sweep: Sweep) -> list[str]:
-    """What trains each setting again, with all its seeds."""
+    """The command that trains each setting again, with all its seeds."""
     found = []
     for place in sweep.ranking:
         runs = place.setting.runs
-        words = [word for word in runs[0].summary.get("overrides", []) if re.split(r"[.=]", word)[0] not in NOT_AGAIN]
-        seeds = ",".join(str(seed) for seed in sorted(run.seed for run in runs))
-        sweeping = ["-m"] if len(runs) > 1 else []
-        found.append(" ".join(["python train.py", *sweeping, *map(shlex.quote, words), f"seed={seeds}"]))
+        overrides = runs[0].summary.get("overrides", [])
+        words = [shlex.quote(word) for word in overrides if re.split(r"[.=]", word)[0] not in NOT_SETTINGS]
+        seeds = ",".join(map(str, sorted(run.seed for run in runs)))
+        found.append(" ".join(["python train.py", *["-m"] * (len(runs) > 1), *words, f"seed={seeds}"]))
     return found
 
 
@@ -183,8 +171,8 @@ def provenance(sweep: Sweep) -> list[list[str]]:
     return rows
 
 
-def outside(sweep: Sweep) -> list[str]:
-    """What is not in the averages, and why."""
+def left_out(sweep: Sweep) -> list[str]:
+    """The runs that are not in the averages, and why."""
     lines = []
     for run in sweep.unfinished:
         status = {"running": "not finished (running, or killed)"}.get(run.summary["status"], run.summary["status"])

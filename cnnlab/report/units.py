@@ -1,4 +1,4 @@
-"""How values of a metric are written: accuracies in percent and their differences in points, all else as it is."""
+"""How values of a metric are written: accuracies in percent, their differences in points, all others as they are."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ def points(metric: str, value: float) -> str:
 
 
 def interval(metric: str, value: Estimate) -> str:
-    """ "80.91 to 81.55"; empty for one value."""
-    if not math.isfinite(value.half_width):
-        return ""
-    return f"{number(metric, value.low)} to {number(metric, value.high)}"
+    """ "80.91 to 81.55"; empty for a single value, which has no interval."""
+    return f"{number(metric, value.low)} to {number(metric, value.high)}" if math.isfinite(value.half_width) else ""
+
+
+def in_brackets(metric: str, value: Estimate) -> str:
+    """The interval as it follows a mean: " (80.91 to 81.55)"."""
+    return f" ({found})" if (found := interval(metric, value)) else ""
 
 
 def with_interval(metric: str, value: Estimate, n: str = "") -> str:
@@ -37,10 +40,10 @@ def with_interval(metric: str, value: Estimate, n: str = "") -> str:
 
 
 def bounds_of_difference(metric: str) -> tuple[float, float]:
-    """What a difference of two values can be."""
+    """The smallest and largest difference that two values can have."""
     return (-1.0, 1.0) if is_accuracy(metric) else (-math.inf, math.inf)
 
 
 def mean_of(metric: str, values: Sequence[float]) -> Estimate:
-    """The mean over seeds; of an accuracy, the interval stays within 0 and 1."""
+    """The mean over seeds; for an accuracy, the interval is clipped to [0, 1]."""
     return estimate(values, (0.0, 1.0)) if is_accuracy(metric) else estimate(values)

@@ -10,7 +10,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
-from cnnlab.report.pictures import tiled
+from cnnlab.report.run_figures import tiled
 from cnnlab.runs.log import log
 
 

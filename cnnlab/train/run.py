@@ -24,7 +24,7 @@ from cnnlab.config.values import plain, selection
 from cnnlab.data.images import DataSet, at_places
 from cnnlab.data.loaders import refuse_few, samples
 from cnnlab.data.pipeline import ImageData
-from cnnlab.report import pictures
+from cnnlab.report import run_figures
 from cnnlab.runs import signals
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.files import write_text
@@ -176,7 +176,7 @@ def write_answers(run: RunDirectory, datamodule: ImageData, answers: list[Any]) 
     run.write_predictions(tested.targets[:num], *answers)
     if tested.task == "multiclass":
         predicted, confidence = answers
-        pictures.mistakes(
+        run_figures.mistakes(
             run.path / "mistakes.png", at_places(tested), tested.targets[:num], predicted, confidence, tested.classes
         )
 
@@ -249,7 +249,7 @@ def open_records(
         f"{'x'.join(map(str, data['input_size']))} pixels, "
         f"{summary['num_weights']:,} weights, {environment['precision']} on {environment['device']}"
     )
-    pictures.sheet(run.path / "samples.png", *samples(parts.data))
+    run_figures.sheet(run.path / "samples.png", *samples(parts.data))
     for logger in trainer.loggers:
         if opened := getattr(logger, "open_run", None):
             opened(parts.data.held_out, getattr(parts.module, "measures", ()))
@@ -267,10 +267,10 @@ def hyperparameters(summary: Mapping[str, Any], config: DictConfig) -> dict[str,
 
 def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, config: DictConfig) -> None:
     """Draw the figures, log the final metrics, and last of all write the summary."""
-    pictures.curves(run.path / "curves.png", run.metrics(), summary["run"], summary["selected_on"].partition("/")[2])
+    run_figures.curves(run.path / "curves.png", run.metrics(), summary["run"], summary["selected_on"].partition("/")[2])
     data, classes = summary["data"], summary["data"]["classes"]
     if data["task"] == "multiclass" and (run.path / "predictions.npz").exists():
-        pictures.confusion(run.path / "confusion.png", run.confusion(len(classes)), classes)
+        run_figures.confusion(run.path / "confusion.png", run.confusion(len(classes)), classes)
     for logger in trainer.loggers:
         if close := getattr(logger, "close_run", None):
             close(hyperparameters(summary, config), summary["metrics"], summary["epochs_done"])

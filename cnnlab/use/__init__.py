@@ -1,1 +1,1 @@
-"""What one does with a trained run."""
+"""Using a trained run: evaluation, prediction, export, explanation."""

@@ -12,17 +12,16 @@ from cnnlab.train.parts import on_black
 
 @dataclass
 class Layer:
-    """What one layer does to one image.
+    """One layer applied to one image.
 
     Attributes:
-        name, kind: as in the network; the class of the module.
+        name, kind: its path in the network and the name of its class.
         output: size without the batch, (C, H, W) or (features,).
-        weights: learned numbers, biases among them.
+        weights: number of learned values, including biases.
         multiply_adds: multiplications of a weight with a value.
-        receptive_field: height and width of the part of the image that one output depends on, in pixels; at the border
-            a part of it lies outside.
-        stride: pixels of the image from one output to the next.
-        fully_connected: weights that a fully connected layer between the same sizes would have, without biases.
+        receptive_field: side of the square of pixels that one output depends on; it may extend beyond the image.
+        stride: pixels of the image between neighbouring outputs.
+        fully_connected: weights, without biases, of a fully connected layer between the same sizes.
     """
 
     name: str
@@ -36,7 +35,7 @@ class Layer:
 
 
 def layers(network: nn.Module, shape: Shape) -> list[Layer]:
-    """The layers without parts of their own, in the order in which an image of a shape passes through them."""
+    """The layers without submodules, in the order in which an image of this shape passes through them."""
     found: list[Layer] = []
     field, stride = 1, 1  # r_0
 
@@ -53,7 +52,7 @@ def layers(network: nn.Module, shape: Shape) -> list[Layer]:
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
             field += (_first(layer.kernel_size) - 1) * stride  # r_k = r_{k-1} + (f_k - 1) s_1 ... s_{k-1}
             stride *= _first(layer.stride)
-        elif isinstance(layer, nn.Flatten | VisualWords):  # from here on everything depends on all of what arrives
+        elif isinstance(layer, nn.Flatten | VisualWords):  # every output depends on the whole input
             field += (source.shape[-1] - 1) * stride
             stride *= source.shape[-1]
         dense = source[0].numel() * output[0].numel() if multiply_adds else 0
@@ -61,7 +60,7 @@ def layers(network: nn.Module, shape: Shape) -> list[Layer]:
         found.append(Layer(name, type(layer).__name__, size, weights, multiply_adds, field, stride, dense))
 
     hooks = [
-        layer.register_forward_hook(lambda layer, given, output, name=name: visit(name, layer, given[0], output))
+        layer.register_forward_hook(lambda layer, inputs, output, name=name: visit(name, layer, inputs[0], output))
         for name, layer in network.named_modules()
         if not list(layer.children())
     ]

@@ -1,6 +1,5 @@
-"""Making a network as somebody else's configuration says: no larger than its weights, and no pickles of theirs."""
+"""Constructing a network from an untrusted configuration: bounded memory, and no pickles."""
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,57 +9,47 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-SPARE = 1 << 28  # bytes, besides four times the weights: constructors make tables, and copies
-LEAST = 1 << 14  # bytes that a tensor counts as: the number of layers is bounded too
+SPARE_BYTES = 1 << 28  # on top of four times the weights: constructors build tables and make copies
+MIN_BYTES = 1 << 14  # that each tensor counts as, which bounds the number of layers
 
 
 @contextmanager
 def bounded(num_bytes: int) -> Iterator[None]:
-    """Within the block, tensors are made up to some bytes in sum, and torch.load reads nothing but tensors.
+    """Within the block, the total size of new tensors is bounded, and torch.load reads only tensors.
 
-    A constructor may compute, which it could not on the meta device.
+    Constructors may compute with real values, which they could not on the meta device.
 
-    num_bytes: of the weights that the network is to have. Raises: ValueError from the operation that is too much,
-    before it takes memory.
+    num_bytes: of the network's weights. Raises: ValueError before an operation that would exceed the limit.
     """
-    with patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}), _Bounded(4 * num_bytes + SPARE):
+    with patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}), _Bounded(4 * num_bytes + SPARE_BYTES):
         yield
 
 
 class _Bounded(TorchDispatchMode):
-    def __init__(self, limit: float):
+    def __init__(self, limit: int):
         super().__init__()
         self.limit = self.left = limit
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = args, kwargs or {}
-        made_of_nothing = not any(isinstance(value, Tensor) for value in tree_leaves(given))
-        largest = max((_num_bytes(value) for value in tree_leaves(_result_on_meta(func, *given))), default=0)
-        if made_of_nothing:
-            self.left -= max(largest, LEAST)
+        kwargs = kwargs or {}
+        results = [value for value in tree_leaves(_on_meta(func, args, kwargs)) if isinstance(value, Tensor)]
+        largest = max((value.numel() * value.element_size() for value in results), default=0)
+        if not any(isinstance(value, Tensor) for value in tree_leaves((args, kwargs))):
+            self.left -= max(largest, MIN_BYTES)
         if largest > self.limit or self.left < 0:
-            raise ValueError(f"the network takes more than {self.limit:,} bytes, and its weights do not")
-        return func(*args, **given[1])
+            raise ValueError(f"the network takes more than {self.limit:,} bytes, but its weights do not")
+        return func(*args, **kwargs)
 
 
-def _result_on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """What an operation gives, without its content; None for one that needs content."""
+def _on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """The result of an operation on the meta device; None for one that needs real values."""
     if "device" in str(func._schema):
         kwargs = kwargs | {"device": "meta"}
     kwargs = {name: None if isinstance(value, torch.Generator) else value for name, value in kwargs.items()}
     try:
-        return func(*tree_map(_on_meta, args), **tree_map(_on_meta, kwargs))
+        args, kwargs = tree_map_only(Tensor, lambda value: torch.empty_like(value, device="meta"), (args, kwargs))
+        return func(*args, **kwargs)
     except (RuntimeError, NotImplementedError, TypeError):
         return None
-
-
-def _on_meta(value: Any) -> Any:
-    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
-
-
-def _num_bytes(value: Any) -> float:
-    if not isinstance(value, Tensor):
-        return 0
-    return math.prod(value.shape) * value.element_size()

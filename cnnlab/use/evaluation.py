@@ -1,4 +1,4 @@
-"""How good a trained run is on some images: loss, metrics, classes, calibration."""
+"""The performance of a trained run on images: loss, metrics, per-class results, calibration."""
 
 import csv
 from collections.abc import Sequence
@@ -21,18 +21,19 @@ from cnnlab.text import csv_cell
 from cnnlab.train.classifier import answers
 from cnnlab.use.trained import Trained
 
-BINS = 15  # of confidence, as C. Guo et al. have them (2017)
+NUM_BINS = 15  # of confidence, as in C. Guo et al. (2017)
+HEAD = ("class", "images", "recall", "precision")
 
 
 @dataclass
 class Evaluation:
-    """What a model makes of images with their targets.
+    """The results of a model on images with targets.
 
     Attributes:
-        metrics: the means over the images, and what the run's metrics have come to: {"loss": ..., "acc": ...}.
-        num_images: how many.
+        metrics: the mean loss and the run's metrics: {"loss": ..., "acc": ...}.
+        num_images: number of images.
         confusion: (K, K) int64, rows are true classes. It and the next two are None unless each image has one class.
-        confidence, correct: per image, (N,): the probability of the predicted class, and whether it is right.
+        confidence, correct: (N,), the probability of the predicted class, and whether it is right.
     """
 
     metrics: dict[str, float]
@@ -47,14 +48,13 @@ class Evaluation:
         return float(self.correct.mean())
 
     def reliability(self) -> list[tuple[float, float, int]]:
-        """For every bin of confidence that has images: mean confidence, accuracy, number of images."""
+        """Mean confidence, accuracy and number of images of every non-empty bin of confidence."""
         assert self.confidence is not None
         assert self.correct is not None
-        places = np.minimum((self.confidence * BINS).astype(int), BINS - 1)
+        places = np.minimum((self.confidence * NUM_BINS).astype(int), NUM_BINS - 1)
         return [
             (float(self.confidence[here].mean()), float(self.correct[here].mean()), int(here.sum()))
-            for here in (places == place for place in range(BINS))
-            if here.any()
+            for here in (places == place for place in np.unique(places))
         ]
 
     @property
@@ -66,30 +66,28 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(model: Trained, images: Images) -> Evaluation:
-    """Evaluate images, whose classes may be some of the model's, in another order.
+    """Evaluate images; their classes may be a subset of the model's, in another order.
 
-    In the batches of the training's own evaluation, and by the same operations: the run's own test comes out to the
-    last bit.
+    Batches and operations are those of the training's own test, whose metrics are reproduced to the last bit.
     """
-    device, task = next(model.parameters()).device, model.stored.task
+    device, task = model.device, model.stored.task
     targets = torch.from_numpy(images.targets).to(device)
     if task == "multiclass":
         targets = torch.tensor([model.classes.index(name) for name in images.classes], device=device)[targets]
-    sums = EpochMetrics(model.metrics[0], task, device)
-    said = []
+    metrics = EpochMetrics(model.metrics[0], task, device)
+    predictions = []
     num = evaluated_together(device, model.stored.size)
     for pixels, right in zip(pixel_batches(images, num), targets.split(num), strict=True):
         normalized = model.norm(model.cropped(pixels.to(device)))
         with model.precision():
             outputs = model.classified(normalized)
-            sums.add(model.loss(outputs, right), outputs, right)
-        said.append(answers(outputs, task))
-    metrics = sums.compute()
+            metrics.add(model.loss(outputs, right), outputs, right)
+        predictions.append(answers(outputs, task))
     if task != "multiclass":
-        return Evaluation(metrics, len(targets))
-    predicted, confidence = (torch.cat(parts) for parts in zip(*said, strict=True))
+        return Evaluation(metrics.compute(), len(targets))
+    predicted, confidence = (torch.cat(parts) for parts in zip(*predictions, strict=True))
     return Evaluation(
-        metrics,
+        metrics.compute(),
         len(targets),
         confusion=multiclass_confusion_matrix(predicted, targets, len(model.classes)).cpu().numpy(),
         confidence=confidence.cpu().numpy(),
@@ -98,29 +96,29 @@ def evaluate(model: Trained, images: Images) -> Evaluation:
 
 
 def check_fits(model: Trained, images: Images) -> None:
-    """Raises: UserError if the images have other classes, targets of another kind, or another shape."""
+    """Raises: UserError if the images have another shape, other classes, or another kind of targets."""
     wanted, found = model.stored, images.pixels.shape[1:]
     if found != (wanted.channels, *wanted.size):
-        raise UserError(f"The run takes images of {wanted}, and these are {'x'.join(map(str, found))}. Use such data.")
+        raise UserError(f"The run takes images of {wanted}, but these are {'x'.join(map(str, found))}. Use such data.")
     if images.targets.ndim != (1 if wanted.task == "multiclass" else 2):
-        raise UserError(f"The run was trained on data that are {wanted.task}, and these are {images.task}.")
+        raise UserError(f"The run was trained on {wanted.task} data, but these are {images.task}. Use such data.")
     if wanted.task != "multiclass" and images.classes != model.classes:
-        raise UserError(f"The run knows {', '.join(model.classes)}, and these data have {', '.join(images.classes)}.")
+        raise UserError(f"The run knows {', '.join(model.classes)}, but these data have {', '.join(images.classes)}.")
     if unknown := [name for name in images.classes if name not in model.classes]:
         raise UserError(f"The run does not know {', '.join(unknown)}. Its classes are {', '.join(model.classes)}.")
 
 
 def as_dictionary(found: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
-    """What evaluation.json says."""
-    said: dict[str, Any] = {"num_images": found.num_images, **found.metrics}
+    """The content of evaluation.json."""
+    content: dict[str, Any] = {"num_images": found.num_images, **found.metrics}
     if found.confusion is not None:
-        said["calibration_error"] = found.calibration_error
-        said["classes"] = {row[0]: dict(zip(HEAD[1:], row[1:], strict=True)) for row in per_class(found, classes)}
-    return said
+        content["calibration_error"] = found.calibration_error
+        content["classes"] = {name: dict(zip(HEAD[1:], row, strict=True)) for name, *row in per_class(found, classes)}
+    return content
 
 
 def write_confusion(path: Path, found: Evaluation, classes: Sequence[str]) -> None:
-    """Counts of the images: a row for every true class, a column for every predicted one."""
+    """Numbers of images: a row for every true class, a column for every predicted one."""
     assert found.confusion is not None
     with atomic_path(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -128,21 +126,16 @@ def write_confusion(path: Path, found: Evaluation, classes: Sequence[str]) -> No
         writer.writerows([csv_cell(name), *row] for name, row in zip(classes, found.confusion.tolist(), strict=True))
 
 
-ACCURACY = {"acc": "accuracy"}  # as it is said
-HEAD = ("class", "images", "recall", "precision")
-
-
 def per_class(found: Evaluation, classes: Sequence[str]) -> list[tuple[str, int, float, float]]:
-    """Name, number of images, recall (the share of them that is found) and precision of every class."""
+    """Name, number of images, recall and precision of every class."""
     assert found.confusion is not None
-    right, of_class, taken = np.diag(found.confusion), found.confusion.sum(1), found.confusion.sum(0)
-    return [
-        (name, int(of_class[k]), float(right[k] / max(of_class[k], 1)), float(right[k] / max(taken[k], 1)))
-        for k, name in enumerate(classes)
-    ]
+    correct, actual, predicted = np.diag(found.confusion), found.confusion.sum(1), found.confusion.sum(0)
+    recall, precision = (correct / np.maximum(num, 1) for num in (actual, predicted))
+    return list(zip(classes, actual.tolist(), recall.tolist(), precision.tolist(), strict=True))
 
 
 def print_evaluation(found: Evaluation, classes: Sequence[str]) -> None:
+    results = {"accuracy" if name == "acc" else name: value for name, value in found.metrics.items()}
     if found.confusion is not None:
         table = Table()
         for name in HEAD:
@@ -150,7 +143,5 @@ def print_evaluation(found: Evaluation, classes: Sequence[str]) -> None:
         for name, num, recall, precision in per_class(found, classes):
             table.add_row(name, f"{num:,}", f"{recall:.4f}", f"{precision:.4f}")
         table.show(width=100)
-    said = [f"{ACCURACY.get(name, name)} {value:.4f}" for name, value in found.metrics.items()]
-    if found.confusion is not None:
-        said.append(f"expected calibration error {found.calibration_error:.4f}")
-    print(f"{found.num_images:,} images: {', '.join(said)}")
+        results["expected calibration error"] = found.calibration_error
+    print(f"{found.num_images:,} images: {', '.join(f'{name} {value:.4f}' for name, value in results.items())}")

@@ -1,4 +1,4 @@
-"""A trained run as one file for other programs: ONNX, or torch.export's format. Pixels in, logits out."""
+"""Exporting a trained run to one file for other programs: ONNX or torch.export. Pixels in, logits out."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ from cnnlab.config.options import UserError
 from cnnlab.runs.files import atomic_path
 from cnnlab.use.trained import Trained
 
-TOLERANCE = 1e-3  # of logits; float32 sums in another order
+TOLERANCE = 1e-3  # between logits; float32 sums depend on their order
 INPUT = (
     "uint8 pixels, (batch, {0}, {1}, {2}): {3}. Images of another size are resized to {1} x {2} (height x width) by "
     "Pillow's bicubic filter, antialiased, without keeping their proportions. Cropping and normalisation are inside."
@@ -30,18 +30,17 @@ OUTPUT = {
 def export(model: Trained, path: Path, form: str, about: dict[str, Any], pixels: Tensor) -> float:
     """Write the model to a file, read it again, and compare its logits with the model's.
 
-    model: in float32, on the CPU. path: where it appears, by rename, once it is verified. form: "onnx" or "torch".
-    about: what the file says of itself, beside classes and input. pixels: (N, C, H, W) uint8, to compare on.
-    Returns the largest difference of a logit.
+    model: in float32, on the CPU. path: where the verified file appears, by rename. form: "onnx" or "torch".
+    about: further metadata for the file. pixels: (N, C, H, W) uint8, to compare on.
+    Returns the largest difference between logits.
 
     Raises: UserError if the file does not reproduce the model, or if a package is missing.
     """
     stored = model.stored
+    channels = CHANNELS.get(stored.channels, f"{stored.channels} channels")
     metadata = {
         "classes": json.dumps(list(model.classes)),
-        "input": INPUT.format(
-            stored.channels, *stored.size, CHANNELS.get(stored.channels, f"{stored.channels} channels")
-        ),
+        "input": INPUT.format(stored.channels, *stored.size, channels),
         "output": OUTPUT[stored.task],
         **{name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()},
     }
@@ -60,16 +59,16 @@ def export(model: Trained, path: Path, form: str, about: dict[str, Any], pixels:
         difference = float((logits - expected).abs().max())
         if not difference <= TOLERANCE:
             raise UserError(
-                f"The exported file gives other logits than the run: they differ by up to {difference:.2g}, "
-                f"{TOLERANCE:.0e} is allowed. It was not kept."
+                f"The logits of the exported file differ by up to {difference:.2g} from the run's, and {TOLERANCE:.0e} "
+                f"is allowed. The file was not kept."
             )
     return difference
 
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: dict[str, str], pixels: Tensor) -> Tensor:
-    """Write, and return what onnxruntime makes of the pixels: (N, num_classes)."""
+    """Write the file, and return onnxruntime's logits for the pixels: (N, K)."""
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]:
-        raise UserError(f"--format onnx needs {' and '.join(missing)}. Type pip install {' '.join(missing)}.")
+        raise UserError(f"--format onnx needs {' and '.join(missing)}. Use pip install {' '.join(missing)}.")
     import onnx
     import onnxruntime
 

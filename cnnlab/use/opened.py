@@ -1,7 +1,7 @@
-"""A run directory that is to be used: what its files say, checked. Does not import torch.
+"""Opening a run directory for use: its files are read and checked. Does not import torch.
 
-It may be a stranger's. Its configuration says which classes of ours to instantiate and with which arguments. Where data
-are downloaded from and where they are kept is for our own option files to say.
+The directory is untrusted. Its configuration chooses among our classes and their arguments. Where data are downloaded
+from and stored comes from our own option files.
 """
 
 from __future__ import annotations
@@ -23,31 +23,23 @@ from cnnlab.config.values import plain
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import BrokenFileError
 
-USED = (
-    "data",
-    "norm",
-    "aug",
-    "model",
-    "loss",
-    "metrics",
-    "test_flips",
-    "test_shifts",
-)  # what of a run's configuration is used after training
-OURS = ("cache_dir", "sources", "sha256", "timeout")  # of `data`: never a run directory's
-WORD = re.compile(r"[\w#][\w#.+ -]*", re.ASCII)  # no path, and no address
+GROUPS = ("data", "norm", "aug", "model", "loss", "metrics")  # of a run's configuration, used after training
+USED = (*GROUPS, "test_flips", "test_shifts")
+OURS = ("cache_dir", "sources", "sha256", "timeout")  # keys of `data` that are never taken from a run directory
+WORD = re.compile(r"[\w#][\w#.+ -]*", re.ASCII)  # neither a path nor an address
 MAX_SIDE = 4096  # pixels
 MAX_CHANNELS = 256
 
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """What the files of a run say.
+    """The checked files of a run.
 
     Attributes:
         path: the directory.
         best: the checkpoint of the best epoch.
-        summary: content of summary.json, with what data and precision it was trained.
-        config: what of the configuration is used after training (see USED); nothing in it is left to be resolved.
+        summary: content of summary.json, including the data and precision of the training.
+        config: the part of the configuration that is used after training (see USED), without interpolations.
     """
 
     path: Path
@@ -57,29 +49,29 @@ class OpenedRun:
 
     @property
     def stored(self) -> Shape:
-        """Of the images that it takes."""
+        """The shape of the images that the run takes."""
         data = self.summary["data"]
         height, width = data["image_size"]
         return Shape(len(data["classes"]), data["channels"], height, width, data["task"])
 
     @property
     def background(self) -> str:
-        """What it saw behind transparent images."""
+        """The color behind transparent images."""
         return str(self.summary["changes"].get("data.background", "black"))
 
 
 def opened(path: Path) -> OpenedRun:
-    """Read and check the files of a run, but for its checkpoints.
+    """Read and check the files of a run, except its checkpoints.
 
-    Raises: UserError if it is no run, or one without a checkpoint of its best epoch; BrokenFileError.
+    Raises: UserError if it is not a run, or has no checkpoint of its best epoch; BrokenFileError.
     """
     run, best = RunDirectory(path), path / "checkpoints" / "best.ckpt"
     summary = run.read_summary() if path.is_dir() else {}
     if "data" not in summary or not (file := path / ".hydra" / "config.yaml").exists():
-        raise UserError(f"{path} is no run directory of cnnlab. Type one, as python -m cnnlab ls shows them.")
+        raise UserError(f"{path} is not a run directory of cnnlab. Use one that python -m cnnlab ls shows.")
     if not best.exists():
-        raise UserError(f"{path} has no checkpoints/best.ckpt: no epoch of it was finished. Train it first.")
-    if wrong := _lacking(summary):
+        raise UserError(f"{path} has no checkpoints/best.ckpt: it has finished no epoch. Train it first.")
+    if wrong := _incomplete(summary):
         raise BrokenFileError(path / "summary.json", wrong)
     tree = {"test_shifts": 0} | run.config()  # older runs have none
     if missing := [key for key in USED if key not in tree]:
@@ -89,13 +81,13 @@ def opened(path: Path) -> OpenedRun:
         not isinstance(tree["test_flips"], bool)
         or type(tree["test_shifts"]) is not int
         or tree["test_shifts"] not in range(9)
-        or not all(isinstance(tree[group], dict) for group in LISTED if group in USED)
+        or not all(isinstance(tree[group], dict) for group in LISTED if group in GROUPS)
     ):
-        raise BrokenFileError(file, "has values of other types than a run's")
+        raise BrokenFileError(file, "has values of unexpected types")
     facts = OpenedRun(path, best, summary, OmegaConf.create()).stored.facts()
     for group, name, node in _nodes(tree, summary):
         if not isinstance(node, dict):
-            raise BrokenFileError(file, f"names no option of {group}")
+            raise BrokenFileError(file, f"has no option of {group}")
         if group == "data":
             node = tree["data"] = {key: value for key, value in node.items() if key not in OURS}
         if name not in options(group):
@@ -106,19 +98,19 @@ def opened(path: Path) -> OpenedRun:
         defaults, limits = option_file(f"{group}/{name}"), limits_of_file(f"{group}/{name}")
         node["_target_"] = defaults["_target_"]  # wherever the class is today
         known = {"data": facts, "run": {name: tree[name] for name in ("test_flips", "test_shifts")}}
-        for knob, value in (*leaves(node), *((key, one) for key, one in node.items() if isinstance(one, dict))):
-            check_value(f"{group}.{knob}", value, defaults.get(knob), limits.get(knob), siblings(node, knob) | known)
-            if value != defaults.get(knob) and not limits.get(knob) and (text := next(not_words(value), "")):
+        for key, value in (*leaves(node), *((key, one) for key, one in node.items() if isinstance(one, dict))):
+            check_value(f"{group}.{key}", value, defaults.get(key), limits.get(key), siblings(node, key) | known)
+            if value != defaults.get(key) and not limits.get(key) and (text := next(not_words(value), "")):
                 raise UserError(
-                    f"{path} has {group}.{knob}={text}, which may name a file or an address, and a run directory does "
-                    f"not choose what is read. If it may be that, say so in conf/{group}/{name}.yaml, at the end of "
-                    f"the comment of {knob}: [{knob}] is for any value."
+                    f"{path} has {group}.{key}={text}, which may name a file or an address, and a run directory must "
+                    f"not choose what is read. To allow any value, add [{key}] at the end of the comment of {key} in "
+                    f"conf/{group}/{name}.yaml."
                 )
     return OpenedRun(path, best, summary, checked_config(tree))
 
 
 def not_words(value: Any) -> Iterator[str]:
-    """The texts in a value that are more than a word, such as paths and addresses: of code or weights to load."""
+    """The strings in a value that may be a path or an address, from which code or weights would be loaded."""
     if isinstance(value, str):
         if not WORD.fullmatch(value):
             yield value
@@ -128,50 +120,49 @@ def not_words(value: Any) -> Iterator[str]:
 
 
 def _nodes(tree: dict[str, Any], summary: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Group, name of the option and node of everything that is instantiated."""
-    for group in USED[:-2]:
+    """Group, option and node of everything that is instantiated."""
+    for group in GROUPS:
         if group in LISTED:
             yield from ((group, name, node) for name, node in tree[group].items())
         else:
             yield group, summary["choices"].get(group, ""), tree[group]
 
 
-def _lacking(summary: dict[str, Any]) -> str:
-    """What a summary lacks for its run to be used, in words; empty if nothing."""
+def _incomplete(summary: dict[str, Any]) -> str:
+    """What is missing in a summary, as the rest of a sentence; empty if nothing is."""
     data = summary["data"]
     if not data.get("classes") or "task" not in data:
-        return "names no classes and task"
+        return "has no classes or task"
     if not 1 <= data.get("channels", 0) <= MAX_CHANNELS:
-        return f"names no number of channels from 1 to {MAX_CHANNELS}"
+        return f"has no number of channels from 1 to {MAX_CHANNELS}"
     for size in (data.get("image_size", ()), data.get("input_size", ())):
         if len(size) != 2 or not all(1 <= side <= MAX_SIDE for side in size):
-            return f"names no height and width of images from 1 to {MAX_SIDE} pixels"
-    return "" if "precision" in summary.get("environment", {}) else "does not say in which precision it was trained"
+            return f"has no height and width of images from 1 to {MAX_SIDE} pixels"
+    return "" if "precision" in summary.get("environment", {}) else "has no precision of the training"
 
 
-def with_other_data(run: OpenedRun, typed: Sequence[str] = ()) -> DictConfig:
-    """Our own configuration with the run's data, normalisation and test-time flips, or with those that are typed.
+def with_other_data(run: OpenedRun, overrides: Sequence[str] = ()) -> DictConfig:
+    """Our own configuration with the run's data, normalisation and test-time views, unless overridden.
 
-    Raises: UserError for what cannot differ from the run, or is not allowed.
+    Raises: UserError for overrides of anything else, or with values that are not allowed.
     """
     allowed = ("data=", "data.", "norm=", "norm.", "test_flips=", "test_shifts=")
-    if wrong := [word for word in typed if not word.startswith(allowed)]:
+    if wrong := [word for word in overrides if not word.startswith(allowed)]:
         raise UserError(
-            f"{wrong[0]}: only data, norm, test_flips and test_shifts can differ from the run. Type one of those."
+            f"{wrong[0]}: only data, norm, test_flips and test_shifts can differ from the run. Use one of those."
         )
-    given = {word.split("=")[0] for word in typed}
+    given = {word.split("=")[0] for word in overrides}
     kept = [group for group in ("data", "norm") if group not in given]
     for group in kept:
         if (option := run.summary["choices"].get(group)) not in options(group):
             raise UserError(
-                f"{run.path} was trained with {group}={option}, and there is no such option here. Type {group}= and "
+                f"{run.path} was trained with {group}={option}, and there is no such option here. Use {group}= with "
                 f"one of {', '.join(options(group))}."
             )
-    made = configuration([*(f"{group}={run.summary['choices'][group]}" for group in kept), *typed])
+    made = configuration([*(f"{group}={run.summary['choices'][group]}" for group in kept), *overrides])
     for group in kept:
-        ours, theirs = plain(made[group]), plain(run.config[group])
-        mine = {key: value for key, value in ours.items() if key in OURS or f"{group}.{key}" in given}
-        made[group] = theirs | mine
+        ours = {key: value for key, value in plain(made[group]).items() if key in OURS or f"{group}.{key}" in given}
+        made[group] = plain(run.config[group]) | ours
     if "data" in given and "image_size" in made.data and "data.image_size" not in given:
         height, width = run.summary["data"]["image_size"]
         made.data.image_size = height if height == width else [height, width]

@@ -1,4 +1,4 @@
-"""Labels for images of any kind, by a trained run."""
+"""Predicting the labels of image files with a trained run."""
 
 import csv
 import json
@@ -15,15 +15,15 @@ from cnnlab.terminal import Table
 from cnnlab.text import csv_cell
 from cnnlab.use.trained import Trained
 
-READ_TOGETHER = 500  # images
+CHUNK = 500  # images that are in memory at once
 
 Prediction = dict[str, Any]  # {"path": ..., "label": ..., "probability": ..., "top": [[label, probability], ...]}
 
 
 def predict(model: Trained, paths: Iterable[str], top: int = 3) -> Iterator[Prediction | tuple[str, str]]:
-    """A prediction for every image; for one that cannot be read its path and the reason."""
+    """A prediction for every image; for one that cannot be read, its path and the reason."""
     remaining = iter(paths)
-    while some := list(islice(remaining, READ_TOGETHER)):
+    while some := list(islice(remaining, CHUNK)):
         images: dict[str, np.ndarray] = {}
         failed: dict[str, str] = {}
         for path in some:
@@ -33,7 +33,7 @@ def predict(model: Trained, paths: Iterable[str], top: int = 3) -> Iterator[Pred
                 failed[path] = f"{type(error).__name__}: {error}"
         if images:
             pixels = torch.from_numpy(np.stack(list(images.values()))).permute(0, 3, 1, 2)
-            # of equal logits, which bfloat16 often gives, the first one counts, as in evaluation
+            # stable: equal logits, which are common in bfloat16, are ranked as in evaluation
             values, labels = torch.sort(model.probabilities(pixels), dim=1, descending=True, stable=True)
             shares, labels = values[:, :top], labels[:, :top]
             ranked = dict(zip(images, zip(shares.tolist(), labels.tolist(), strict=True), strict=True))
@@ -46,7 +46,7 @@ def predict(model: Trained, paths: Iterable[str], top: int = 3) -> Iterator[Pred
 
 
 def print_predictions(predictions: Sequence[Prediction], form: str) -> None:
-    """As a table, as CSV or as JSON, on the standard output."""
+    """Print a table, CSV or JSON."""
     if form == "json":
         print(json.dumps(list(predictions), indent=1))
     elif form == "csv":
@@ -60,7 +60,7 @@ def print_predictions(predictions: Sequence[Prediction], form: str) -> None:
         table.add_column("image", overflow="fold")
         table.add_column("label")
         table.add_column("probability", justify="right")
-        table.add_column("then")
+        table.add_column("others")
         for one in predictions:
             others = ", ".join(f"{label} {share:.3f}" for label, share in one["top"][1:])
             table.add_row(one["path"], one["label"], f"{one['probability']:.3f}", others)

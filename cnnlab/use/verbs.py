@@ -1,4 +1,4 @@
-"""What `python -m cnnlab VERB` does besides training."""
+"""The verbs of `python -m cnnlab VERB`, other than training. Imports torch only where it must."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ from cnnlab.use.opened import OpenedRun, opened, with_other_data
 
 
 def checked_source(config: DictConfig) -> Any:
-    """The data of a run, which must still be there."""
+    """The data source of a run, after checking that its files still exist."""
     source = data_source(config.data)
     if check_source := offered(source, "check"):
         check_source()
@@ -29,7 +29,7 @@ def checked_source(config: DictConfig) -> Any:
 
 
 def fetch(arguments: argparse.Namespace) -> None:
-    """Download or decode a data set now, for jobs that run without network later."""
+    """Download or decode a data set now, for jobs that will run without network access."""
     config = configuration(arguments.overrides)
     check_values(config, "data")
     data = checked_source(config).load()
@@ -40,7 +40,7 @@ def fetch(arguments: argparse.Namespace) -> None:
 
 
 def anatomy(arguments: argparse.Namespace) -> None:
-    """A network layer by layer: sizes, weights, multiply-adds, receptive fields."""
+    """Print a network layer by layer: sizes, weights, multiply-adds, receptive fields."""
     config = configuration(arguments.overrides)
     check(config)
     from cnnlab.augment.base import in_order, output_size
@@ -71,102 +71,102 @@ def anatomy(arguments: argparse.Namespace) -> None:
 
 
 def show(arguments: argparse.Namespace) -> None:
-    """Draw training images as stored and as the network sees them; or, of a run, what it has learned."""
+    """Draw training images before and after augmentation or, for a run, what it has learned."""
     if len(arguments.overrides) == 1 and names_a_run(arguments.overrides[0], arguments.runs):
         show_run(named(arguments.overrides[0], arguments.runs), arguments.picture)
         return
     if arguments.num < 1:
-        raise UserError(f"--num {arguments.num} is not allowed. Type a number from 1.")
+        raise UserError(f"--num {arguments.num} is not allowed. Use a number from 1.")
     config = configuration(arguments.overrides)
     check(config)
     from cnnlab.data.images import load_once
     from cnnlab.data.loaders import samples
-    from cnnlab.report import pictures
+    from cnnlab.report import run_figures
     from cnnlab.train.parts import make_data
 
     name = "-".join("+".join(chosen(config)[group]) or "none" for group in ("data", "aug"))
     path = Path(arguments.out or Path(config.output_dir, "show", f"{name}.png"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures.sheet(path, *samples(make_data(config, load_once(data_source(config.data))), arguments.num))
+    run_figures.sheet(path, *samples(make_data(config, load_once(data_source(config.data))), arguments.num))
     say(path)
 
 
-def show_run(path: Path, picture: Path | None) -> None:
-    """Filters, feature maps and occlusion sensitivity for a picture, the most confused pairs, as PNG files."""
+def show_run(path: Path, file: Path | None) -> None:
+    """Draw filters, feature maps, occlusion sensitivity and the most confused classes as PNG files.
+
+    file: the image to explain; by default, the first test image.
+    """
     from cnnlab.data.decode import UNREADABLE, read_image
 
     run = opened(path)
-    summary = run.summary
-    if picture is not None:
+    if file is not None:
         try:
-            read = read_image(picture, run.stored.size, run.background, readable_channels(run)).pixels
+            pixels = read_image(file, run.stored.size, run.background, readable_channels(run)).pixels
         except UNREADABLE as error:
-            raise UserError(f"{picture} cannot be read as an image ({type(error).__name__}: {error}).") from error
+            raise UserError(f"{file} cannot be read as an image ({type(error).__name__}: {error}).") from error
     import torch
 
     from cnnlab.data.images import at_places, load_once
     from cnnlab.networks import first_filters
-    from cnnlab.report.pictures import drawable, tiled, write_png
+    from cnnlab.report.run_figures import drawable, tiled, write_png
     from cnnlab.runs.directory import RunDirectory
     from cnnlab.use import explain
     from cnnlab.use.trained import open_run
 
-    model, _, _ = open_run(path)
+    model, _, summary = open_run(path)
     data = load_once(checked_source(with_other_data(run)))
     test = data.test
-    if picture is None:
-        pixels, name, label = at_places(test)([0]).transpose(0, 3, 1, 2), "the first test image", str(test.targets[0])
+    multiclass, names = model.stored.task == "multiclass", drawable(model.classes)
+    if file is not None:
+        name, label, title = file.name, "not known", "the image"
+    elif multiclass:
+        name, label, title = "the first test image", model.classes[test.targets[0]], names[test.targets[0]]
     else:
-        pixels = read.transpose(2, 0, 1)[None]
-        name, label = picture.name, "not known"
-    given = torch.from_numpy(pixels.copy())
-    share, place = model.probabilities(given)[0].max(0)
+        name, label, title = "the first test image", str(test.targets[0]), "the image"
+    if file is None:
+        pixels = at_places(test)([0])[0]
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+    share, place = model.probabilities(image)[0].max(0)
     folder = path / "pictures"
     folder.mkdir(exist_ok=True)
     if (filters := first_filters(model.network)) is not None:
         write_png(folder / "filters.png", tiled(filters.numpy()))
-    seen = pixels[0].transpose(1, 2, 0)
-    if layers := explain.feature_maps(model, given):
-        explain.draw_feature_maps(folder / "feature_maps.png", seen, layers)
-    names, shown = drawable(model.classes), "the picture"
-    if picture is None and model.stored.task == "multiclass":
-        label, shown = model.classes[test.targets[0]], names[test.targets[0]]
-    said = f"{name} ({label}): {model.classes[place]}, {share:.3f}"
-    title = f"{shown}, predicted as {names[place]}, {share:.3f}"
-    explain.draw_occlusion(folder / "occlusion.png", seen, explain.occlusion(model, given, int(place)), title)
-    known = summary["status"] == "done" and summary["data"]["fingerprint"] == data.fingerprint
-    if known and model.stored.task == "multiclass":
+    if layers := explain.feature_maps(model, image):
+        explain.draw_feature_maps(folder / "feature_maps.png", pixels, layers)
+    title = f"{title}, predicted as {names[place]}, {share:.3f}"
+    explain.draw_occlusion(folder / "occlusion.png", pixels, explain.occlusion(model, image, int(place)), title)
+    if multiclass and summary["status"] == "done" and summary["data"]["fingerprint"] == data.fingerprint:
         predicted, labels, _ = RunDirectory(path).predictions()
         explain.draw_confused(folder / "confused.png", at_places(test), labels, predicted, model.classes)
-    say(said)
-    for file in ("filters", "feature_maps", "occlusion", "confused"):
-        if (folder / f"{file}.png").exists():
-            say(folder / f"{file}.png")
+    say(f"{name} ({label}): {model.classes[place]}, {share:.3f}")
+    for figure in ("filters", "feature_maps", "occlusion", "confused"):
+        if (folder / f"{figure}.png").exists():
+            say(folder / f"{figure}.png")
 
 
 def readable_channels(run: OpenedRun) -> int:
-    """How many channels image files are to be decoded to. Raises: UserError if none of ours have so many."""
+    """The number of channels to decode image files to. Raises: UserError if no image mode has that many."""
     from cnnlab.data.decode import MODES
 
     if (channels := run.stored.channels) not in MODES:
-        raise UserError(f"The run takes images of {channels} channels, and image files here have 1, 3 or 4.")
+        raise UserError(f"The run takes images of {channels} channels; only image files with 1, 3 or 4 can be read.")
     return channels
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Measure a trained run on its test images, or on others of the same classes, and draw where it is wrong."""
-    typed, path = arguments.overrides, named(arguments.run, arguments.runs)
+    """Evaluate a trained run on its test images, or on others of the same classes, and plot its mistakes."""
+    overrides, path = arguments.overrides, named(arguments.run, arguments.runs)
     run = opened(path)
-    other = with_other_data(run, typed)
-    source = checked_source(other)
+    config = with_other_data(run, overrides)
+    source = checked_source(config)
     wanted, shape = run.stored, offered(source, "shape") or run.stored
     if (shape.channels, shape.size) != (wanted.channels, wanted.size):
-        raise UserError(f"The run takes images of {wanted}, and these are {shape}. Use data of {wanted}.")
+        raise UserError(f"The run takes images of {wanted}, but these are {shape}. Use data of {wanted}.")
     import torch
 
     from cnnlab.data.images import load_once
     from cnnlab.data.loaders import pixel_batches
-    from cnnlab.report import pictures
+    from cnnlab.report import run_figures
     from cnnlab.runs.files import write_text
     from cnnlab.use import evaluation
     from cnnlab.use.trained import open_run
@@ -174,18 +174,18 @@ def evaluate(arguments: argparse.Namespace) -> None:
     model, _, _ = open_run(path)
     data = load_once(source)
     evaluation.check_fits(model, data.test)
-    if any(word.startswith("norm") for word in typed):
-        model.norm = instantiate(filled(other.norm, wanted.facts()))
+    if any(word.startswith("norm") for word in overrides):
+        model.norm = instantiate(filled(config.norm, wanted.facts()))
         model.norm.fit(torch.cat([model.cropped(some) for some in pixel_batches(data.train, 1000)]))
-        model.norm.to(next(model.parameters()).device)
-    model.test_flips, model.test_shifts = other.test_flips, other.test_shifts
+        model.norm.to(model.device)
+    model.test_flips, model.test_shifts = config.test_flips, config.test_shifts
     found = evaluation.evaluate(model, data.test)
-    folder = arguments.out or path / re.sub(r"[^\w.=-]+", "_", "-".join(["evaluation", *typed]))
+    folder = arguments.out or path / re.sub(r"[^\w.=-]+", "_", "-".join(["evaluation", *overrides]))
     folder.mkdir(parents=True, exist_ok=True)
-    result = evaluation.as_dictionary(found, model.classes) | {"fingerprint": data.fingerprint, "overrides": typed}
+    result = evaluation.as_dictionary(found, model.classes) | {"fingerprint": data.fingerprint, "overrides": overrides}
     if found.confusion is not None:
-        pictures.confusion(folder / "confusion.png", found.confusion, model.classes)
-        pictures.reliability(folder / "reliability.png", found.reliability(), found.calibration_error)
+        run_figures.confusion(folder / "confusion.png", found.confusion, model.classes)
+        run_figures.reliability(folder / "reliability.png", found.reliability(), found.calibration_error)
         evaluation.write_confusion(folder / "confusion.csv", found, model.classes)
     evaluation.print_evaluation(found, model.classes)
     write_text(folder / "evaluation.json", json.dumps(result, indent=1) + "\n")
@@ -195,7 +195,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def predict(arguments: argparse.Namespace) -> None:
     """Label images, or all images in folders, with a trained run."""
     if arguments.top < 1:
-        raise UserError(f"--top {arguments.top} is not allowed. Type a number from 1.")
+        raise UserError(f"--top {arguments.top} is not allowed. Use a number from 1.")
     from cnnlab.data.decode import described, images_in
 
     run = opened(named(arguments.run, arguments.runs))
@@ -207,9 +207,9 @@ def predict(arguments: argparse.Namespace) -> None:
     from cnnlab.use.trained import open_run
 
     model, _, _ = open_run(run.path)
-    answers = list(predict.predict(model, paths, arguments.top))
-    failed = [answer for answer in answers if isinstance(answer, tuple)]
-    predict.print_predictions([answer for answer in answers if isinstance(answer, dict)], arguments.format)
+    results = list(predict.predict(model, paths, arguments.top))
+    predict.print_predictions([result for result in results if isinstance(result, dict)], arguments.format)
+    failed = [result for result in results if isinstance(result, tuple)]
     for path, reason in failed:
         say(f"cnnlab: {path} cannot be read as an image ({reason}); skipped.", file=sys.stderr)
     if failed:
@@ -217,7 +217,7 @@ def predict(arguments: argparse.Namespace) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Write a trained run as one file for other programs, and verify it."""
+    """Export a trained run to one file for other programs, and verify it."""
     run = opened(named(arguments.run, arguments.runs))
 
     from cnnlab.data.images import load_once
@@ -226,26 +226,26 @@ def export(arguments: argparse.Namespace) -> None:
     from cnnlab.use.trained import open_run
 
     model, _, summary = open_run(run.path)
-    model = model.float32_on_cpu()
     path = arguments.out or run.path / {"onnx": "model.onnx", "torch": "model.pt2"}[arguments.format]
     path.parent.mkdir(parents=True, exist_ok=True)
     test = load_once(checked_source(with_other_data(run))).test
     about = {"run": summary["run"], "test/acc": summary.get("metrics", {}).get("test/acc"), **summary["environment"]}
     pixels = next(pixel_batches(test, 1000))
-    difference = export(model, path, arguments.format, about, pixels)
+    difference = export(model.float32_on_cpu(), path, arguments.format, about, pixels)
     say(f"{path}: on {len(pixels):,} test images its logits differ from the run's by at most {difference:.1e}.")
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Write the report of runs: which setting is best, and how sure that is."""
+    """Write the report of runs: which setting is best, and how certain that is."""
     from cnnlab.report import page
     from cnnlab.report.answer import answer
     from cnnlab.report.runs import read
     from cnnlab.report.sweep import Sweep
+    from cnnlab.report.table import no_runs
 
     paths = list(find(named(place) for place in arguments.folders))
     if not paths:
-        raise UserError(f"There is no run in {arguments.folders[0]}. Type a folder that holds some, as outputs/runs.")
+        raise no_runs(arguments.folders[0])
     sweep = Sweep(*read(paths))
     for path, reason in sweep.left_out:
         say(f"{path}: left out: {reason}")
@@ -257,26 +257,29 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Say in three lines whether one setting is better than another, and draw their curves."""
-    from cnnlab.report import compare, pictures
+    """Say in three lines whether one setting is better than another, and plot their curves."""
+    from cnnlab.report import charts, compare, figures
+    from cnnlab.runs.files import atomic_path
 
-    first, second = (compare.chosen(what, arguments.runs) for what in (arguments.first, arguments.second))
-    say("\n".join(compare.compare(first, second)))
-    labels = compare.names(first, second)
-    say(f"Curves: {arguments.out}")
+    settings = [compare.chosen(what, arguments.runs) for what in (arguments.first, arguments.second)]
+    say("\n".join(compare.compare(*settings)))
+    measure, labels = settings[0].runs[0].measure, compare.names(*settings)
+    chart = charts.curves(measure, list(zip(labels, settings, strict=True)), "loss")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    pictures.comparison(arguments.out, list(zip(labels, (first, second), strict=True)))
+    with atomic_path(arguments.out) as partial:
+        partial.write_bytes(figures.png(chart))
+    say(f"Curves: {arguments.out}")
 
 
 def ls(arguments: argparse.Namespace) -> None:
-    """List runs, newest first or by a metric."""
+    """List runs, newest first or best first by a metric."""
     from cnnlab.report.table import print_list
 
     print_list(named(arguments.folder), arguments.by, arguments.num)
 
 
 def status(arguments: argparse.Namespace) -> None:
-    """How far the runs of a sweep are: queued, running, done, failed; from their files alone."""
+    """Show the progress of a sweep: which runs are queued, running, done or failed."""
     from cnnlab.report.table import print_status
 
     print_status(named(arguments.folder))

@@ -1,44 +1,44 @@
 "use strict";
-// The charts, drawn by ECharts from the numbers in #charts. Text of the runs only ever becomes a text node.
+// Draws the charts with ECharts from the data in #charts. Text from the runs is only ever inserted as text nodes.
 
-const paper = () => document.documentElement.classList.contains("paper");
-const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const written = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+const printing = () => document.documentElement.classList.contains("paper");
+const cssColor = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const format = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 
 function range(point, digits) {
-  const inside = point.low === undefined || point.low === null ? "" : ` (${written(point.low, digits)} to ${written(point.high, digits)})`;
-  return written(point.mean, digits) + inside;
+  const inside = point.low === undefined || point.low === null ? "" : ` (${format(point.low, digits)} to ${format(point.high, digits)})`;
+  return format(point.mean, digits) + inside;
 }
 
-// A tooltip: a heading, and lines of [colour, name, value].
+// A tooltip: a heading and lines of [color, name, value].
 function tip(heading, lines) {
   const rows = lines.map(([color, name, value]) => {
-    const swatch = made("span", { class: "swatch" });
+    const swatch = create("span", { class: "swatch" });
     swatch.style.background = color ?? "transparent";
-    return made("div", {}, ...(color ? [swatch] : []), made("span", {}, name), made("b", {}, value));
+    return create("div", {}, ...(color ? [swatch] : []), create("span", {}, name), create("b", {}, value));
   });
-  return made("div", { class: "tip" }, made("b", {}, heading), ...rows);
+  return create("div", { class: "tip" }, create("b", {}, heading), ...rows);
 }
 
-// The room for labels left of an axis: as wide as the widest, up to a share of the chart.
+// The width of the labels left of an axis, limited to a share of the chart.
 const pen = document.createElement("canvas").getContext("2d");
-function room(labels, state) {
+function labelWidth(labels, state) {
   pen.font = "12px system-ui, sans-serif";
   return Math.min(Math.max(...labels.map((label) => pen.measureText(label).width)) + 4, state.width * 0.42);
 }
 
 const axis = (type, name, more = {}) => ({
-  type, name, nameLocation: "middle", nameGap: 30, scale: true, nameTextStyle: { color: ink("--ink") },
-  axisLine: { show: true, lineStyle: { color: ink("--soft") } }, axisLabel: { color: ink("--ink"), hideOverlap: true },
-  splitLine: { lineStyle: { color: ink("--line") } }, minorSplitLine: { show: false }, ...more,
+  type, name, nameLocation: "middle", nameGap: 30, scale: true, nameTextStyle: { color: cssColor("--ink") },
+  axisLine: { show: true, lineStyle: { color: cssColor("--soft") } }, axisLabel: { color: cssColor("--ink"), hideOverlap: true },
+  splitLine: { lineStyle: { color: cssColor("--line") } }, minorSplitLine: { show: false }, ...more,
 });
 
 const base = () => ({
-  animation: false, textStyle: { fontFamily: "system-ui, sans-serif", color: ink("--ink") },
+  animation: false, textStyle: { fontFamily: "system-ui, sans-serif", color: cssColor("--ink") },
   tooltip: { confine: true, backgroundColor: "#ffffff", borderColor: "#bbb", textStyle: { color: "#1b1b1b" } },
 });
 
-// A vertical or horizontal interval with caps, and the means and seeds on it. place: a point's value on the other axis.
+// Vertical or horizontal intervals with caps, means and seeds. place: a point's position on the other axis.
 function intervals(points, place, color, horizontal) {
   const at = (point, value) => (horizontal ? [value, place(point)] : [place(point), value]);
   const known = points.filter((point) => point.low !== undefined);
@@ -110,26 +110,26 @@ const options = {
 
   points(chart, state) {
     const formatter = ({ data: { point, seed } }) => tip(point.name, [
-      [null, chart.value, range(point, chart.digits)], ...(seed === undefined ? [] : [[null, "this seed", written(seed, chart.digits)]])]);
+      [null, chart.value, range(point, chart.digits)], ...(seed === undefined ? [] : [[null, "this seed", format(seed, chart.digits)]])]);
     const tooltip = { ...base().tooltip, trigger: "item", formatter };
     if (chart.x === undefined) {
       const names = chart.points.map((point) => point.name);
-      const width = room(names, state);
+      const width = labelWidth(names, state);
       const places = new Map(chart.points.map((point, at) => [point, at]));
       return {
         ...base(), tooltip, grid: { left: width + 12, right: 24, top: 8, bottom: 44 },
         xAxis: axis("value", chart.value),
         yAxis: axis("category", "", { data: names, inverse: true, axisTick: { show: false }, splitLine: { show: false },
-          axisLabel: { color: ink("--ink"), interval: 0, width, overflow: "break", lineHeight: 13 } }),
+          axisLabel: { color: cssColor("--ink"), interval: 0, width, overflow: "break", lineHeight: 13 } }),
         series: intervals(chart.points, (point) => places.get(point), (point) => point.color, true),
       };
     }
-    const line = { type: "line", symbol: "none", silent: true, lineStyle: { color: ink("--mark"), width: 1.2 },
+    const line = { type: "line", symbol: "none", silent: true, lineStyle: { color: cssColor("--mark"), width: 1.2 },
       data: chart.points.map((point) => [point.x, point.mean]) };
     return {
       ...base(), tooltip, grid: { left: 64, right: 20, top: 16, bottom: 48 },
       xAxis: axis(state.log ? "log" : "value", chart.x), yAxis: axis("value", chart.value, { nameGap: 46 }),
-      series: [...(chart.joined ? [line] : []), ...intervals(chart.points, (point) => point.x, () => ink("--mark"), false)],
+      series: [...(chart.joined ? [line] : []), ...intervals(chart.points, (point) => point.x, () => cssColor("--mark"), false)],
     };
   },
 
@@ -138,34 +138,34 @@ const options = {
     const [min, max] = chart.range ?? [Math.min(...values), Math.max(...values)];
     const labelled = values.length <= 400;
     const size = state.width / (chart.columns.length + 2) < 34 ? 9 : 11;
-    const dark = !paper() && matchMedia("(prefers-color-scheme: dark)").matches;
+    const dark = !printing() && matchMedia("(prefers-color-scheme: dark)").matches;
     const text = (value) => ((value > (min + max) / 2) === dark ? "#111" : "#fff");
-    const [left, below] = [room(chart.rows, state), room(chart.columns, state)];
+    const [left, below] = [labelWidth(chart.rows, state), labelWidth(chart.columns, state)];
     const turned = below * chart.columns.length > 0.8 * (state.width - left);
     const height = turned ? Math.min(0.75 * below, 110) : 14;
     const plain = { splitLine: { show: false }, axisTick: { show: false } };
-    const label = { color: ink("--ink"), interval: 0, overflow: "truncate" };
+    const label = { color: cssColor("--ink"), interval: 0, overflow: "truncate" };
     return {
       ...base(), grid: { left: left + 30, right: 8, top: 8, bottom: height + 70 },
       xAxis: axis("category", chart.x, { data: chart.columns, ...plain, nameGap: height + 14,
         axisLabel: { ...label, width: turned ? 140 : below, rotate: turned ? 45 : 0 } }),
       yAxis: axis("category", chart.y, { data: chart.rows, inverse: true, ...plain, nameGap: left + 14, axisLabel: { ...label, width: left } }),
       visualMap: { type: "continuous", min, max, calculable: false, orient: "horizontal", left: "center", bottom: 0, precision: chart.digits,
-        itemHeight: 120, itemWidth: 12, text: [written(max, chart.digits), written(min, chart.digits)], textStyle: { color: ink("--ink") },
-        inRange: { color: [ink("--low"), ink("--high")] } },
-      series: [{ type: "heatmap", label: { show: labelled, fontSize: size, formatter: ({ value }) => written(value[2], chart.digits) },
+        itemHeight: 120, itemWidth: 12, text: [format(max, chart.digits), format(min, chart.digits)], textStyle: { color: cssColor("--ink") },
+        inRange: { color: [cssColor("--low"), cssColor("--high")] } },
+      series: [{ type: "heatmap", label: { show: labelled, fontSize: size, formatter: ({ value }) => format(value[2], chart.digits) },
         data: chart.cells.flatMap((row, y) => row.flatMap((value, x) => (value === null ? [] : [{ value: [x, y, value], label: { color: text(value) } }]))) }],
       tooltip: { ...base().tooltip, formatter: ({ value: [x, y, value] }) => tip(
-        `${chart.y}: ${chart.rows[y]}, ${chart.x}: ${chart.columns[x]}`, [[null, chart.value, written(value, Math.max(chart.digits, 1))]]) },
+        `${chart.y}: ${chart.rows[y]}, ${chart.x}: ${chart.columns[x]}`, [[null, chart.value, format(value, Math.max(chart.digits, 1))]]) },
     };
   },
 
   parallel(chart, state) {
     const last = chart.axes.length;
     const scores = chart.lines.map((line) => line[last]).filter((score) => score !== null);
-    const style = { nameTextStyle: { color: ink("--ink") }, axisLine: { lineStyle: { color: ink("--soft") } },
-      axisLabel: { color: ink("--ink") }, nameRotate: 0, nameTruncate: { maxWidth: (state.width - 120) / last - 12 } };
-    const colors = [ink("--line"), ink("--mark")];
+    const style = { nameTextStyle: { color: cssColor("--ink") }, axisLine: { lineStyle: { color: cssColor("--soft") } },
+      axisLabel: { color: cssColor("--ink") }, nameRotate: 0, nameTruncate: { maxWidth: (state.width - 120) / last - 12 } };
+    const colors = [cssColor("--line"), cssColor("--mark")];
     return {
       ...base(), parallel: { left: 50, right: 70, top: 40, bottom: 60 },
       parallelAxis: [
@@ -174,12 +174,12 @@ const options = {
         { dim: last, name: chart.value, type: "value", scale: true, ...style },
       ],
       visualMap: { type: "continuous", dimension: last, min: Math.min(...scores), max: Math.max(...scores), orient: "horizontal", left: "center",
-        bottom: 0, itemHeight: 120, itemWidth: 12, calculable: false, textStyle: { color: ink("--ink") },
-        text: [written(Math.max(...scores), chart.digits), written(Math.min(...scores), chart.digits)],
+        bottom: 0, itemHeight: 120, itemWidth: 12, calculable: false, textStyle: { color: cssColor("--ink") },
+        text: [format(Math.max(...scores), chart.digits), format(Math.min(...scores), chart.digits)],
         inRange: { color: chart.higher ? colors : [...colors].reverse() } },
       series: [{ type: "parallel", progressive: 0, lineStyle: { width: 1.5, opacity: 0.7 }, emphasis: { lineStyle: { width: 4, opacity: 1 } }, inactiveOpacity: 0.04, data: chart.lines }],
       tooltip: { ...base().tooltip, formatter: ({ value }) => tip("", [
-        ...chart.axes.map((part, at) => [null, part.name, String(value[at])]), [null, chart.value, written(value[last], chart.digits)]]) },
+        ...chart.axes.map((part, at) => [null, part.name, String(value[at])]), [null, chart.value, format(value[last], chart.digits)]]) },
     };
   },
 };
@@ -188,9 +188,9 @@ const drawn = [];
 
 for (const block of document.querySelectorAll(".chart")) {
   const chart = JSON.parse(document.getElementById("charts").textContent)[block.dataset.chart];
-  const plot = made("div", { class: "plot" });
-  const scroll = made("div", { class: "scroll" }, plot);
-  const tools = made("div", { class: "tools" });
+  const plot = create("div", { class: "plot" });
+  const scroll = create("div", { class: "scroll" }, plot);
+  const tools = create("div", { class: "tools" });
   const state = {
     metric: chart.metrics?.[0]?.key, log: Boolean(chart.log), training: true,
     on: new Set((chart.lines ?? []).flatMap((line, place) => (line.on ? [place] : []))),
@@ -203,7 +203,7 @@ for (const block of document.querySelectorAll(".chart")) {
     state.width = instance.getWidth();
     if (chart.kind === "points" && chart.x === undefined) {
       const names = chart.points.map((point) => point.name);
-      const lines = Math.ceil(Math.max(...names.map((name) => pen.measureText(name).width)) / room(names, state));
+      const lines = Math.ceil(Math.max(...names.map((name) => pen.measureText(name).width)) / labelWidth(names, state));
       instance.resize({ width, height: 60 + Math.max(26, 14 * lines + 6) * names.length });
     }
     instance.setOption(options[chart.kind](chart, state), true);
@@ -211,23 +211,23 @@ for (const block of document.querySelectorAll(".chart")) {
   drawn.push(draw);
 
   const toggle = (name, key) => {
-    const box = made("input", { type: "checkbox", onchange: () => { state[key] = box.checked; draw(); } });
+    const box = create("input", { type: "checkbox", onchange: () => { state[key] = box.checked; draw(); } });
     box.checked = state[key];
-    return made("label", {}, box, name);
+    return create("label", {}, box, name);
   };
   if (chart.kind === "curves") {
-    const select = made("select", { onchange: () => { state.metric = select.value; draw(); } },
-      ...chart.metrics.map((metric) => made("option", { value: metric.key }, metric.name)));
-    tools.append(made("label", {}, "metric", select), toggle("training", "training"), toggle("log scale", "log"));
+    const select = create("select", { onchange: () => { state.metric = select.value; draw(); } },
+      ...chart.metrics.map((metric) => create("option", { value: metric.key }, metric.name)));
+    tools.append(create("label", {}, "metric", select), toggle("training", "training"), toggle("log scale", "log"));
     const boxes = chart.lines.map((line, place) => {
-      const box = made("input", { type: "checkbox", onchange: () => { box.checked ? state.on.add(place) : state.on.delete(place); draw(); } });
+      const box = create("input", { type: "checkbox", onchange: () => { box.checked ? state.on.add(place) : state.on.delete(place); draw(); } });
       box.checked = state.on.has(place);
       return box;
     });
-    const swatch = (line) => { const element = made("span", { class: "swatch" }); element.style.background = line.color; return element; };
-    block.append(made("ul", { class: "key" }, ...chart.lines.map((line, place) => made("li", {}, made("label", {}, boxes[place], swatch(line), line.name)))));
+    const swatch = (line) => { const element = create("span", { class: "swatch" }); element.style.background = line.color; return element; };
+    block.append(create("ul", { class: "key" }, ...chart.lines.map((line, place) => create("li", {}, create("label", {}, boxes[place], swatch(line), line.name)))));
     const all = (checked) => () => { boxes.forEach((box, place) => { box.checked = checked; checked ? state.on.add(place) : state.on.delete(place); }); draw(); };
-    if (chart.lines.length > 2) tools.append(made("button", { type: "button", onclick: all(true) }, "all"), made("button", { type: "button", onclick: all(false) }, "none"));
+    if (chart.lines.length > 2) tools.append(create("button", { type: "button", onclick: all(true) }, "all"), create("button", { type: "button", onclick: all(false) }, "none"));
   }
   if (chart.kind === "points" && chart.x !== undefined && chart.points.every((point) => point.x > 0)) tools.append(toggle("log scale", "log"));
   draw();
@@ -237,6 +237,6 @@ const redraw = (width) => drawn.forEach((draw) => draw(width));
 let waiting;
 addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(redraw, 100); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw());
-const PRINTED = 660; // px: what fits on A4 and Letter
+const PRINTED = 660; // px, fits A4 and Letter
 addEventListener("beforeprint", () => { document.documentElement.classList.add("paper"); redraw(PRINTED); });
 addEventListener("afterprint", () => { document.documentElement.classList.remove("paper"); redraw(); });

@@ -1,7 +1,7 @@
 "use strict";
-// Tables that can be sorted, filtered and searched; commands that can be copied.
+// Makes tables sortable, filterable and searchable, and adds copy buttons to commands.
 
-function made(tag, attributes = {}, ...children) {
+function create(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -28,27 +28,27 @@ for (const block of document.querySelectorAll(".table")) {
   for (const row of rows) row.text = row.cells.join(" ").toLowerCase();
 
   const element = (row) => {
-    row.element ??= made("tr", {}, ...row.line.map((cell) =>
-      made("td", {}, Array.isArray(cell) ? made("a", { href: cell[1] }, cell[0]) : cell)));
+    row.element ??= create("tr", {}, ...row.line.map((cell) =>
+      create("td", {}, Array.isArray(cell) ? create("a", { href: cell[1] }, cell[0]) : cell)));
     return row.element;
   };
   let order = rows;
   let all = false;
-  const search = made("input", { type: "search", placeholder: "search", "aria-label": "Search the table", oninput: show });
+  const search = create("input", { type: "search", placeholder: "search", "aria-label": "Search the table", oninput: show });
   const chosen = new Map();
-  const count = made("output", { "aria-live": "polite" });
-  const tools = made("div", { class: "tools" }, search);
+  const count = create("output", { "aria-live": "polite" });
+  const tools = create("div", { class: "tools" }, search);
   for (const name of filters) {
     const column = heads.findIndex((head) => head.textContent === name);
     const values = [...new Set(rows.map((row) => row.cells[column]))].filter((value) => value !== "");
     if (column < 0 || values.length < 2 || values.length > 30) continue;
-    const select = made("select", { onchange: show }, made("option", { value: "" }, "all"),
-      ...values.sort((a, b) => number(a) - number(b) || a.localeCompare(b)).map((value) => made("option", {}, value)));
+    const select = create("select", { onchange: show }, create("option", { value: "" }, "all"),
+      ...values.sort((a, b) => number(a) - number(b) || a.localeCompare(b)).map((value) => create("option", {}, value)));
     chosen.set(column, select);
-    tools.append(made("label", {}, name, select));
+    tools.append(create("label", {}, name, select));
   }
   tools.append(count);
-  const button = made("button", { type: "button", class: "more-rows", onclick: () => { all = true; show(); } });
+  const button = create("button", { type: "button", class: "more-rows", onclick: () => { all = true; show(); } });
   block.prepend(tools);
   block.append(button);
 
@@ -70,7 +70,7 @@ for (const block of document.querySelectorAll(".table")) {
     const sign = up ? 1 : -1;
     order = [...rows].sort((first, second) => {
       const [a, b] = [first.cells[column], second.cells[column]];
-      if (a === "" || b === "") return (a === "") - (b === ""); // what is missing comes last, either way
+      if (a === "" || b === "") return (a === "") - (b === ""); // missing values come last in both directions
       const [left, right] = [number(a), number(b)];
       if (Number.isNaN(left) !== Number.isNaN(right)) return Number.isNaN(left) - Number.isNaN(right);
       return sign * (Number.isNaN(left) ? a.localeCompare(b) : left - right);
@@ -80,17 +80,17 @@ for (const block of document.querySelectorAll(".table")) {
 
   heads.forEach((head, column) => {
     const text = head.textContent;
-    head.replaceChildren(made("button", { type: "button", onclick: () => sort(column) }, text));
+    head.replaceChildren(create("button", { type: "button", onclick: () => sort(column) }, text));
   });
   show();
 }
 
 for (const code of document.querySelectorAll(".commands code")) {
-  const button = made("button", { type: "button", class: "copy" }, "Copy");
+  const button = create("button", { type: "button", class: "copy" }, "Copy");
   button.addEventListener("click", async () => {
     try {
       await navigator.clipboard.writeText(code.textContent);
-    } catch { // a browser that has no clipboard for local files: select the text, and use the old command
+    } catch { // no clipboard API for local files: select the text and use the deprecated command
       getSelection().selectAllChildren(code);
       document.execCommand("copy");
     }

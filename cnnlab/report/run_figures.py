@@ -1,8 +1,7 @@
-"""The figures of a run: curves, confusion matrix, images that are confused, sheet of training images. No torch.
+"""The figures of one run: curves, confusion matrix, mistakes, calibration, training images. Does not import torch.
 
-They are drawn by Agg in matplotlib's default style, whatever MPLBACKEND, matplotlibrc or LaTeX are set to, and with its
-own font. One that cannot be drawn is a warning: no figure fails a run. The curves show loss and accuracy over epochs,
-training against held-out.
+They are drawn with the Agg backend in matplotlib's default style and font, whatever MPLBACKEND or matplotlibrc say, and
+without LaTeX. A figure that cannot be drawn is a warning and never fails a run.
 """
 
 import functools
@@ -14,38 +13,36 @@ from typing import Any, Concatenate, ParamSpec
 
 import matplotlib.figure
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.font_manager import get_font
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from cnnlab.report.runs import Setting
 from cnnlab.runs.files import atomic_path
 from cnnlab.runs.log import log
 from cnnlab.runs.told import in_words
 
 PARTS = {"train": ("training", "C0"), "val": ("validation", "C1"), "test": ("test", "C3")}
+MAX_CLASSES = 60  # named in a confusion matrix; more are only numbered
 
-# Matplotlib's default style, and a dollar sign is a dollar sign.
+# Matplotlib's default style, with dollar signs as plain text.
 STYLE: dict[Any, Any] = {
     name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")
 } | {"text.parse_math": False}
-
-NAMED = 60  # classes; of more, a confusion matrix shows the numbers
-
 
 P = ParamSpec("P")
 
 
 def figure(draw: Callable[Concatenate[Path, P], None]) -> Callable[Concatenate[Path, P], None]:
-    """Make a function that draws into a file do it in our style, and warn where it fails."""
+    """Decorate a function that draws into a file: it draws in our style, and an error becomes a warning."""
 
     @functools.wraps(draw)
     def drawn(path: Path, *arguments: P.args, **named: P.kwargs) -> None:
         try:
             with matplotlib.rc_context(STYLE):
                 draw(path, *arguments, **named)
-        except Exception as error:  # fonts, sizes, disks: no run of hours fails for a figure
+        except Exception as error:  # fonts, sizes, disks: hours of training must not be lost for a figure
             log.warning(f"{path} could not be drawn: {type(error).__name__}: {error}")
 
     return drawn
@@ -58,12 +55,12 @@ def save(figure: matplotlib.figure.Figure, path: Path) -> None:
 
 @functools.cache
 def letters() -> frozenset[int]:
-    """The code points that matplotlib's own font can draw."""
+    """The code points in matplotlib's own font."""
     return frozenset(get_font(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf").get_charmap())
 
 
 def drawable(classes: Sequence[str], longest: int = 24) -> list[str]:
-    """Class names as figures show them: shortened, and as #NUMBER where the font has not got their letters."""
+    """Class names for a figure: shortened, and replaced by #NUMBER if the font lacks a letter."""
     names = []
     for number, name in enumerate(classes):
         name = " ".join(name.split())
@@ -74,44 +71,22 @@ def drawable(classes: Sequence[str], longest: int = 24) -> list[str]:
 
 @figure
 def curves(path: Path, rows: Sequence[Mapping[str, float]], title: str, metric: str = "acc") -> None:
-    """Loss and a metric over epochs out of the rows of metrics.csv."""
-    kinds = list(dict.fromkeys(("loss", metric)))
-    figure = matplotlib.figure.Figure(figsize=(5 * len(kinds), 4), layout="constrained")
-    axes = figure.subplots(1, len(kinds), squeeze=False)[0]
+    """Loss and a metric over epochs, training against held-out. rows: of metrics.csv."""
+    names = list(dict.fromkeys(("loss", metric)))
+    figure = matplotlib.figure.Figure(figsize=(5 * len(names), 4), layout="constrained")
     epochs = [row["epoch"] for row in rows]
-    for axis, metric in zip(axes, kinds, strict=True):
-        for part, (name, color) in PARTS.items():
-            values = [row.get(f"{part}/{metric}", math.nan) for row in rows]
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for part, (label, color) in PARTS.items():
+            values = [row.get(f"{part}/{name}", math.nan) for row in rows]
             if not all(map(math.isnan, values)):
-                axis.plot(epochs, values, color=color, label=name, marker=".")
-        axis.set(xlabel="epoch", ylabel=in_words(metric))
+                axis.plot(epochs, values, color=color, label=label, marker=".")
+        axis.set(xlabel="epoch", ylabel=in_words(name))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend()
-        if metric == "acc":
+        if name == "acc":
             axis.set_ylim(top=1)
     figure.suptitle(title, fontsize=9 if len(title) < 120 else 6)
-    save(figure, path)
-
-
-@figure
-def comparison(path: Path, settings: Sequence[tuple[str, Setting]]) -> None:
-    """Loss and what is reported, of named settings over epochs: the mean over seeds and a band over all of them."""
-    kinds = list(dict.fromkeys(("loss", settings[0][1].runs[0].measure.partition("/")[2])))
-    figure = matplotlib.figure.Figure(figsize=(5 * len(kinds), 4), layout="constrained")
-    axes = figure.subplots(1, len(kinds), squeeze=False)[0]
-    for axis, metric in zip(axes, kinds, strict=True):
-        for place, (name, setting) in enumerate(settings):
-            for part, dashes in (("train", "--"), (setting.held_out, "-")):
-                epochs, table = setting.over_epochs(f"{part}/{metric}")
-                said = f"{name}, {PARTS[part][0]}"
-                axis.plot(epochs, np.nanmean(table, axis=0), dashes, color=f"C{place}", label=said, marker=".")
-                if len(table) > 1:
-                    axis.fill_between(epochs, np.nanmin(table, 0), np.nanmax(table, 0), color=f"C{place}", alpha=0.15)
-        axis.set(xlabel="epoch", ylabel=in_words(metric))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-        axis.legend()
     save(figure, path)
 
 
@@ -126,19 +101,17 @@ def confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> None:
 
 
 def confusion_size(num_classes: int) -> tuple[float, float]:
-    """Width and height in inches: room for the names, as far as there are names."""
-    height = 6 + 0.15 * max(min(num_classes, NAMED) - 20, 0)
+    """Width and height in inches, with room for the names of up to MAX_CLASSES classes."""
+    height = 6 + 0.15 * max(min(num_classes, MAX_CLASSES) - 20, 0)
     return height + 0.5, height
 
 
-def draw_confusion(axis: matplotlib.axes.Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
-    """As `confusion`; shares are written where there is room for them, and more than NAMED classes are numbered."""
+def draw_confusion(axis: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
+    """As `confusion`; shares are written for up to 20 classes, and more than MAX_CLASSES classes are numbered."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1) * 100
-    if len(classes) > NAMED:  # single images show, too
+    if len(classes) > MAX_CLASSES:  # a color scale on which single images show, too
         shown = axis.imshow(shares, cmap="Blues", norm=PowerNorm(0.3, vmin=0, vmax=100), interpolation="nearest")
-        axis.set(
-            xlabel="number of the predicted class (0: the first in summary.json)", ylabel="number of the true class"
-        )
+        axis.set(xlabel="predicted class by number (#0 is the first in summary.json)", ylabel="true class by number")
         axis.figure.colorbar(shown, ax=axis, shrink=0.8, ticks=(0, 1, 5, 20, 50, 100))
         return
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
@@ -149,29 +122,41 @@ def draw_confusion(axis: matplotlib.axes.Axes, counts: np.ndarray, classes: Sequ
     if names != list(classes):
         axis.set_xlabel("predicted   (#0 is the first of the classes in summary.json)")
     if len(classes) <= 20:
-        for row, column in np.ndindex(*shares.shape):
-            color = "white" if shares[row, column] > 50 else "black"
-            axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=color, fontsize=8)
+        write_cells(axis, shares, ".0f", 50, fontsize=8)
+
+
+def write_cells(axis: Axes, cells: np.ndarray, form: str, dark: float, **style: Any) -> None:
+    """Write the numbers (R, C) into the cells of a heat map; those above `dark` in white, NaN not at all."""
+    for (row, column), value in np.ndenumerate(cells):
+        if not np.isnan(value):
+            color = "white" if value > dark else "black"
+            axis.text(column, row, f"{value:{form}}", ha="center", va="center", color=color, **style)
 
 
 def as_rgb(images: np.ndarray) -> np.ndarray:
-    """Images of any number of channels to look at: (..., C) -> (..., 3) uint8. One is grey; of more, three."""
+    """Images with any number of channels as RGB: (..., C) uint8 -> (..., 3) uint8.
+
+    One channel becomes grey; of more than three, the first three are shown.
+    """
     channels = images.shape[-1]
     if channels == 1:
         return images.repeat(3, -1)
-    missing = np.zeros((*images.shape[:-1], max(3 - channels, 0)), dtype=images.dtype)
-    return np.concatenate((images[..., :3], missing), -1)
+    return np.pad(images[..., :3], [(0, 0)] * (images.ndim - 1) + [(0, max(3 - channels, 0))])
+
+
+def grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images (N, h, w, C) uint8 side by side in rows, which are filled up with white: (H, W, C) uint8."""
+    num, height, width, channels = images.shape
+    rows = -(-num // columns)
+    cells = np.pad(images, ((0, rows * columns - num), (0, 0), (0, 0), (0, 0)), constant_values=255)
+    cells = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return cells.reshape(rows * height, columns * width, channels)
 
 
 def tiled(images: np.ndarray, columns: int = 8, scale: int = 6) -> np.ndarray:
-    """Small pictures (N, h, w, C) side by side, each enlarged without smoothing: (H, W, C) uint8."""
-    num, height, width, channels = images.shape
-    rows = -(-num // columns)
-    canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 255, dtype=np.uint8)
-    for place, image in enumerate(images):
-        top, left = (place // columns) * (height + 1) + 1, (place % columns) * (width + 1) + 1
-        canvas[top : top + height, left : left + width] = image
-    return canvas.repeat(scale, 0).repeat(scale, 1)
+    """Small images (N, h, w, C) uint8 with white lines between them, enlarged without smoothing: (H, W, C) uint8."""
+    framed = grid(np.pad(images, ((0, 0), (1, 0), (1, 0), (0, 0)), constant_values=255), columns)
+    return np.pad(framed, ((0, 1), (0, 1), (0, 0)), constant_values=255).repeat(scale, 0).repeat(scale, 1)
 
 
 @figure
@@ -184,31 +169,29 @@ def mistakes(
     classes: Sequence[str],
     num: int = 24,
 ) -> None:
-    """The wrong predictions that were made with the greatest confidence, each with its caption.
+    """The misclassified images with the most confident predictions, each with its caption.
 
-    pixels: gives images, (n, H, W, C) uint8, for their places; labels, predicted, confidence: (N,).
+    pixels: returns images (n, H, W, C) uint8 by index. labels, predicted, confidence: (N,).
     """
     names = drawable(classes, longest=12)
     wrong = np.flatnonzero(labels != predicted)
     worst = wrong[np.argsort(-confidence[wrong].astype(float), kind="stable")][:num]
     images = as_rgb(pixels(worst)) if len(worst) else np.zeros((0, 1, 1, 3))
     columns, rows = 8, max(-(-len(worst) // 8), 1)
-    side, caption, margin = 1.0, 0.5, 0.25  # a picture is 1 wide; its class and the predicted one stand above it
-    width, height = columns * (side + margin) + margin, rows * (side + caption) + margin + 0.6 * caption
+    caption, margin = 0.5, 0.25  # in units of an image; the caption is above it
+    width, height = columns * (1 + margin) + margin, rows * (1 + caption) + margin + 0.6 * caption
     figure = matplotlib.figure.Figure(figsize=(1.2 * width, 1.2 * height))
-    axis = figure.add_axes((0, 0, 1, 1))  # one: an axis for every picture takes four times as long
+    axis = figure.add_axes((0, 0, 1, 1))  # a single one: an axis for every image takes four times as long
     axis.axis("off")
     for number, place in enumerate(worst):
-        left = margin + number % columns * (side + margin)
-        top = 1.6 * caption + number // columns * (side + caption)
-        down, across = (side * length / max(images.shape[1:3]) for length in images.shape[1:3])
+        left = margin + number % columns * (1 + margin)
+        top = 1.6 * caption + number // columns * (1 + caption)
+        down, across = (length / max(images.shape[1:3]) for length in images.shape[1:3])
         axis.imshow(images[number], extent=(left, left + across, top + down, top))
         said = f"{names[labels[place]]}\nnot {names[predicted[place]]}, {confidence[place]:.2f}"
-        axis.text(left + side / 2, top - 0.06, said, fontsize=8, ha="center", va="bottom")
+        axis.text(left + 0.5, top - 0.06, said, fontsize=8, ha="center", va="bottom")
     axis.set(xlim=(0, width), ylim=(height, 0))
-    title = (
-        f"{len(wrong):,} of {len(labels):,} test images are misclassified; those with the most confident predictions"
-    )
+    title = f"{len(wrong):,} of {len(labels):,} test images are misclassified; the most confident ones"
     axis.text(width / 2, 0.25, title, fontsize=10, ha="center", va="center")
     save(figure, path)
 
@@ -232,29 +215,26 @@ def reliability(path: Path, bins: Sequence[tuple[float, float, int]], error: flo
 
 @figure
 def sheet(path: Path, originals: np.ndarray, augmented: np.ndarray, columns: int = 10, scale: int = 3) -> None:
-    """Originals, and below each what the network sees in its place.
+    """Originals, and below each its augmented version.
 
     originals: (N, H, W, C), augmented: (N, h, w, C), both uint8.
     """
     height, width = (max(originals.shape[axis], augmented.shape[axis]) + 2 for axis in (1, 2))
 
     def row(images: np.ndarray) -> np.ndarray:
-        canvas = np.full((height, width * columns, 3), 255, dtype=np.uint8)
-        top, left = (height - images.shape[1]) // 2, (width - images.shape[2]) // 2
-        for place, image in enumerate(as_rgb(images)):
-            first = place * width + left
-            canvas[top : top + image.shape[0], first : first + image.shape[1]] = image
-        return canvas
+        down, across = height - images.shape[1], width - images.shape[2]
+        margins = ((down // 2, down - down // 2), (across // 2, across - across // 2))
+        return grid(np.pad(as_rgb(images), ((0, 0), *margins, (0, 0)), constant_values=255), columns)
 
-    rows = []
+    gap, rows = np.full((6, width * columns, 3), 255, dtype=np.uint8), []
     for first in range(0, len(originals), columns):
-        rows += [row(originals[first : first + columns]), row(augmented[first : first + columns])]
-        rows.append(np.full((6, width * columns, 3), 255, dtype=np.uint8))
+        part = slice(first, first + columns)
+        rows += [row(originals[part]), row(augmented[part]), gap]
     write_png(path, np.concatenate(rows[:-1]).repeat(scale, 0).repeat(scale, 1))
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """pixels: (H, W, C) uint8, see `as_rgb`."""
+    """pixels: (H, W, C) uint8."""
     buffer = io.BytesIO()
     Image.fromarray(as_rgb(pixels)).save(buffer, "png")
     with atomic_path(path) as partial:
