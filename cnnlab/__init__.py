@@ -7,9 +7,10 @@
     cnnlab.runs()
     cnnlab.report()
 
-docs/python.md says more. Nothing is imported before it is used: `import cnnlab` takes neither Hydra nor torch.
+See docs/python.md. Nothing is imported before it is used: `import cnnlab` imports neither Hydra nor torch.
 """
 
+import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from cnnlab.python import report as report
     from cnnlab.python import runs as runs
     from cnnlab.python import train as train
-
-import sys
 
 if sys.platform == "win32":  # no fcntl, no POSIX signals
     sys.exit("cnnlab runs on Linux, macOS and WSL, not on native Windows. Use it in WSL (wsl --install).")

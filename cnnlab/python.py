@@ -32,7 +32,7 @@ from cnnlab.launch.job import Job
 from cnnlab.report.runs import Run, read
 from cnnlab.runs.directory import BusyError, RunDirectory
 from cnnlab.runs.named import HERE, find, named
-from cnnlab.runs.told import headline
+from cnnlab.runs.wording import headline
 
 if TYPE_CHECKING:
     import pandas

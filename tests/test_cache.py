@@ -55,7 +55,7 @@ def test_what_is_not_what_was_written_is_named_set_aside_and_made_anew(tmp_path,
     damage(path, how)
     assert entry(path) == (b"made", True)
     assert f"{path} " in caplog.text
-    assert "not used but made anew" in caplog.text
+    assert "is made again" in caplog.text
     assert (tmp_path / "entry.damaged").exists()
     assert entry(path) == (b"made", False)
 

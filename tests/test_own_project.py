@@ -13,7 +13,7 @@ from PIL import Image
 from zygote import differences, left_by, only_run, said
 
 from cnnlab.config.options import _folders, folders
-from cnnlab.runs.told import headline, in_words, reported
+from cnnlab.runs.wording import headline, in_words, reported
 
 DATA = ("data=shapes", "data.num_train=200", "data.num_test=50", "batch_size=20", "trainer.max_epochs=1")
 SMALL = (*DATA, "trainer.accelerator=cpu", "logger=none", "norm=standard")

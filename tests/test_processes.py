@@ -253,11 +253,11 @@ SLOW_TO_ARCHIVE = """
 import sys, time
 if any(word.endswith("train.py") for word in sys.orig_argv):
     from cnnlab.runs.directory import RunDirectory
-    put_aside = RunDirectory.put_aside
+    archive = RunDirectory.archive
     def later(run):
         time.sleep(8)
-        return put_aside(run)
-    RunDirectory.put_aside = later
+        return archive(run)
+    RunDirectory.archive = later
 """
 
 

@@ -300,7 +300,7 @@ def test_plateau_waits_as_long_as_in_an_undisturbed_run(zygote, tmp_path, fault)
     assert differences(left_by(whole), left_by(stopped)) == []
 
 
-def test_rerun_trains_anew_what_was_half_put_aside(zygote, tmp_path):
+def test_rerun_trains_anew_what_was_half_archived(zygote, tmp_path):
     """As if it had been killed between the renames: the checkpoint of a finished run is no new training."""
     output = tmp_path / "outputs"
     assert zygote.run(output, command=SMALL)["status"] == 0

@@ -19,7 +19,7 @@ from rich.progress import track
 from cnnlab.config.options import UserError
 from cnnlab.data.decode import Decoded
 from cnnlab.data.images import Images
-from cnnlab.runs.told import duration
+from cnnlab.runs.wording import duration
 from cnnlab.text import say
 
 S = TypeVar("S")

@@ -37,7 +37,7 @@ from cnnlab.runs.files import now
 from cnnlab.runs.log import log, logged
 from cnnlab.runs.provenance import code_digest
 from cnnlab.runs.signals import Interrupted, Pruned
-from cnnlab.runs.told import advice, reason, recall
+from cnnlab.runs.wording import advice, reason, recall
 from cnnlab.text import say
 
 LAST = "last"  # what a worker adds to its answer if it does no further job

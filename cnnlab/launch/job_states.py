@@ -7,7 +7,7 @@ from pathlib import Path
 from cnnlab.config.options import UserError
 from cnnlab.launch.job import Job
 from cnnlab.runs.directory import RunDirectory
-from cnnlab.runs.told import duration, headline
+from cnnlab.runs.wording import duration, headline
 from cnnlab.text import say
 
 

@@ -1,4 +1,4 @@
-"""summary.json: what it holds, and how it is read."""
+"""summary.json: its schema, and how it is read."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from cnnlab.runs.readers import MAX_DEPTH, SUMMARY_BYTES, BrokenFileError, read_text
 
-PLAIN = object()  # stands for whatever JSON can say
-# What summary.json holds, as far as anything here reads it: {str: kind} has any keys, {"name": kind} these, if present.
+PLAIN = object()  # any JSON value
+# The keys of summary.json that are read here. {str: kind} may have any keys; those of {"name": kind} may be missing.
 SUMMARY: dict[str, Any] = {
     "run": str,
     "id": str,
@@ -54,7 +54,7 @@ WHEN_DONE = ("metrics", "selected_on", "select_mode", "best_epoch", "train_secon
 
 
 def misfits(value: Any, kind: Any, where: str) -> Iterator[str]:
-    """What is wrong with a value that was read from JSON, in words: "summary.json: seed is not a whole number"."""
+    """What is wrong with a value that was read from JSON: "seed is not a whole number"."""
     if kind is PLAIN:
         if depth_of(value) > MAX_DEPTH:
             yield f"{where} is nested too deeply"
@@ -99,9 +99,9 @@ def depth_of(value: Any) -> int:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """What summary.json says; empty if there is none.
+    """The content of summary.json; empty if there is none.
 
-    Raises: BrokenFileError, also if it lacks what every run of its status has.
+    Raises: BrokenFileError, also if a key is missing that every run with its status has.
     """
     try:
         text = read_text(path, SUMMARY_BYTES)
@@ -114,17 +114,17 @@ def read_summary(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BrokenFileError(path, f"is not JSON ({' '.join(str(error).split())})") from error
     if wrong := next(misfits(summary, SUMMARY, ""), ""):
-        raise BrokenFileError(path, f"is not a run's: {wrong or 'it'}" if summary else "is not a run's")
+        raise BrokenFileError(path, f"is not the summary of a run: {wrong.strip()}")
     needed = NEEDED + WHEN_DONE * (summary.get("status") == "done")
     if missing := [key for key in needed if key not in summary]:
-        raise BrokenFileError(path, f"has no {', '.join(missing)}: it is another program's or an older version's")
+        raise BrokenFileError(path, f"has no {', '.join(missing)}: another program or an older version wrote it")
     if summary["status"] == "done" and (wrong := _inconsistent(summary)):
         raise BrokenFileError(path, f"contradicts itself: {wrong}")
     return summary
 
 
 def _inconsistent(summary: Mapping[str, Any]) -> str:
-    """What cannot be in the summary of a finished run; empty if nothing is wrong."""
+    """What is wrong in the summary of a finished run; empty if nothing is."""
     classes, metrics, name = summary["data"].get("classes", ()), summary["metrics"], summary["selected_on"]
     if len(classes) < (2 if summary["data"].get("task") == "multiclass" else 1):
         return f"it has {len(classes)} classes"
