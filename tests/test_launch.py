@@ -30,7 +30,7 @@ from cnnlab.launch import job_states, local
 from cnnlab.launch.children import python_path
 from cnnlab.launch.job import Job
 from cnnlab.launch.slurm import on_slurm
-from cnnlab.launch.sweep import begin_anew
+from cnnlab.launch.sweep import archive_old
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.provenance import code_digest
 
@@ -118,12 +118,12 @@ def test_two_at_once_come_to_the_same(plain, tmp_path):
 def test_threads_are_the_cores_in_equal_shares_or_those_that_are_typed(monkeypatch):
     monkeypatch.setattr(local, "num_cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert local.share(OmegaConf.create({"threads": 5}), 2, 1) == 5
-    assert local.share(OmegaConf.create({"threads": None}), 2, 1) == 3
+    assert local.num_threads(OmegaConf.create({"threads": 5}), 2, 1) == 5
+    assert local.num_threads(OmegaConf.create({"threads": None}), 2, 1) == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert [local.share(OmegaConf.create({"threads": None}), *at_once) for at_once in ((2, 1), (2, 2), (9, 2))] == [
-        *(4, 2, 1)
-    ]
+    assert [
+        local.num_threads(OmegaConf.create({"threads": None}), *at_once) for at_once in ((2, 1), (2, 2), (9, 2))
+    ] == [*(4, 2, 1)]
 
 
 def test_a_resumed_sweep_has_the_threads_of_the_whole_one(in_turn, tmp_path):
@@ -141,17 +141,17 @@ def test_a_rerun_that_has_begun_is_resumed_unless_code_or_data_have_changed(tmp_
     """Or what has changed would be refused, with the advice to type what was typed."""
     config = configuration([*SMALL, f"output_dir={tmp_path}", "rerun=true"])
     run = RunDirectory(run_path(config))
-    begin_anew(config)
+    archive_old(config)
     digests = {"code_digest": code_digest(targets(config)), "data_digest": data_source(config.data).digest()}
     begun = {"run": run.path.name, "choices": {}, "changes": {}, "seed": 0, "status": "interrupted"}
     run.write_summary(begun | digests | ({changed: "another"} if changed else {}))
-    begin_anew(config)
+    archive_old(config)
     assert bool(run.summary()) == (not changed)
 
 
 def test_a_path_is_told_as_text(tmp_path, capsys):
     """A terminal would obey the control characters in it."""
-    job_states.tell(SimpleNamespace(path=tmp_path / "run\x1b[31m"), 2)
+    job_states.report_ended(SimpleNamespace(path=tmp_path / "run\x1b[31m"), 2)
     assert "run\\x1b[31m: not started; 2 left" in capsys.readouterr().out
 
 

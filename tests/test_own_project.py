@@ -154,7 +154,7 @@ def test_elsewhere_there_is_no_such_option(project, tmp_path):
 
 def test_a_folder_that_is_not_there(tmp_path):
     result = typed(tmp_path, "train", "--config-dir=nowhere", *SMALL)
-    assert (result.returncode, "nowhere is no folder of options" in result.stderr) == (2, True)
+    assert (result.returncode, "nowhere is not a folder of options" in result.stderr) == (2, True)
 
 
 def test_a_stranger_names_no_folder_of_options(project, tmp_path):

@@ -140,7 +140,7 @@ def test_a_search_goes_on_where_it_was(zygote, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     passed = zygote.run(whole, command=command)
     assert passed["status"] == 0, said(whole)
-    assert {status for status, *_ in trials(whole).values()} == {"done", "interrupted"}  # that is, given up
+    assert {status for status, *_ in trials(whole).values()} == {"done", "interrupted"}  # that is, pruned
     steps = passed["counts"]["step"]
     for point in (steps // 3, steps // 3):
         assert zygote.run(killed, command=command, faults=[("step", point, "SIGKILL")])["status"] == -9

@@ -80,7 +80,7 @@ def composed_search():
 def test_values_have_a_readable_length_and_stay_within(typed, values):
     made = search(typed)
     key = typed.partition("=")[0]
-    assert {value: made.typed({key: value})[0].partition("=")[2] for value in values} == values
+    assert {value: made.overrides({key: value})[0].partition("=")[2] for value in values} == values
 
 
 def test_corners_are_checked_before_the_first_run():
@@ -139,7 +139,7 @@ def test_a_run_that_was_given_up_counts_so_though_it_was_finished_later(tmp_path
     trial, _ = made.propose()
     assert not made.would_have_been_pruned(trial, RunDirectory(tmp_path / "new"))
     assert made.would_have_been_pruned(trial, finished(tmp_path, [0.2, 0.3, 0.95]))
-    made.give_up(trial)
+    made.prune(trial)
     last, _ = made.propose()
     assert not made.would_have_been_pruned(last, finished(tmp_path, [0.6, 0.6, 0.1]))  # the last epoch is no reason
     assert made.study.trials[trial.number].intermediate_values == {1: 0.2, 2: 0.3}
