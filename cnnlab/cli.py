@@ -7,11 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
 from cnnlab import __version__
-from cnnlab.config.mistakes import refuse
+from cnnlab.config.errors import refuse, refusing
 from cnnlab.config.options import UserError, folders, use_folders
 from cnnlab.console import outlive_terminal
 from cnnlab.project.new import new
@@ -103,12 +100,11 @@ def main() -> None:
     os.environ["MPLBACKEND"] = "agg"  # a notebook's backend cannot be imported here
     arguments = parser().parse_args()
     try:
-        if arguments.config_dir:
-            use_folders(arguments.config_dir)
-        folders()
-        arguments.function(arguments)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(refuse(error))
+        with refusing():
+            if arguments.config_dir:
+                use_folders(arguments.config_dir)
+            folders()
+            arguments.function(arguments)
     except CheckpointError as error:
         sys.exit(refuse(UserError(f"{error}. Train the run again with rerun=true.")))
     except OSError as error:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import __version__
 from cnnlab.config.check import check_single
-from cnnlab.config.mistakes import refuse, refusing
+from cnnlab.config.errors import refuse, refusing
 from cnnlab.config.options import CONF, UserError, folders, use_folders
 from cnnlab.config.overrides import check_flags, check_overrides, flags_last
 from cnnlab.console import doing, outlive_terminal

@@ -21,8 +21,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cnnlab.config.check import check_single
+from cnnlab.config.errors import explain
 from cnnlab.config.identity import configuration
-from cnnlab.config.mistakes import explain
 from cnnlab.config.options import UserError as UserError
 from cnnlab.config.options import folders, leaves, use_folders
 from cnnlab.config.overrides import check_overrides
@@ -129,8 +129,8 @@ def overrides_of(config: DictConfig) -> list[str]:
     before, after = dict(leaves(job_config(configuration(words)))), dict(leaves(job_config(config)))
     changed = {path: value for path, value in after.items() if path not in before or before[path] != value}
     kept = [word for word in words if word.lstrip("+").partition("=")[0] not in changed]
-    made = [f"{'+' * (path not in before)}{path}={_as_override(value)}" for path, value in changed.items()]
-    return [*kept, *made, *(f"~{path}" for path in before if path not in after)]
+    added = [f"{'+' * (path not in before)}{path}={_as_override(value)}" for path, value in changed.items()]
+    return [*kept, *added, *(f"~{path}" for path in before if path not in after)]
 
 
 def _as_override(value: Any) -> str:

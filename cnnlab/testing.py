@@ -39,15 +39,18 @@ from cnnlab.runs.directory import RunDirectory
 TIMES = ("epoch_seconds", "images_per_second")
 
 
+def _is_own(group: str, name: str) -> bool:
+    return files(group)[name].parents[1] in folders()[:-1]
+
+
 def own_options() -> list[str]:
     """The options that the project brings, as overrides: ["data=stripes", "metrics=worst_class select_on=val/loss"]."""
-    found = [
-        f"{group}={name}"
+    return [
+        f"{group}={name}" + " select_on=val/loss" * (group == "metrics")
         for group in (*GROUPS, "experiment")
-        for name, file in sorted(files(group).items())
-        if file.parents[1] in folders()[:-1]
+        for name in sorted(files(group))
+        if _is_own(group, name)
     ]
-    return [f"{word} select_on=val/loss" if word.startswith("metrics=") else word for word in found]
 
 
 def words(*overrides: str, folder: str = "") -> list[str]:
@@ -137,7 +140,7 @@ def check_identity(*overrides: str) -> None:
     out = left_out(config)
     for group, names in chosen(config).items():
         for name in names:
-            if group not in GROUPS or files(group)[name].parents[1] not in folders()[:-1]:
+            if group not in GROUPS or not _is_own(group, name):
                 continue
             prefix = f"{group}.{name}" if group in LISTED else group
             for key, value in leaves(option_file(f"{group}/{name}")):
@@ -146,7 +149,7 @@ def check_identity(*overrides: str) -> None:
                     other = deepcopy(config)
                     OmegaConf.update(other, path, not value if isinstance(value, bool) else value + 1)
                     assert identity(other) != identity(config), f"{path} is not part of the run's identity"
-    if files("data")[chosen(config)["data"][0]].parents[1] in folders()[:-1]:
+    if _is_own("data", chosen(config)["data"][0]):
         source, another = data_source(config.data), instantiate(config.data)
         kind = type(source).__name__
         assert source.digest() == another.digest(), f"The digest of {kind} differs for the same arguments"

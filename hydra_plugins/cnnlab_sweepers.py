@@ -18,7 +18,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from cnnlab.config.mistakes import refuse
+from cnnlab.config.errors import refuse
 from cnnlab.config.options import UserError
 from cnnlab.config.overrides import check_overrides
 from cnnlab.launch.job import Job

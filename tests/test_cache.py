@@ -147,7 +147,7 @@ def test_a_file_system_that_gives_our_files_another_owner_keeps_them(open_folder
 
 def test_where_others_can_write_every_file_nothing_is_kept(tmp_path, caplog, monkeypatch):
     anybodys = os.stat_result((0o100777, 0, 0, 1, os.getuid(), 0, 0, 0, 0, 0))
-    monkeypatch.setattr(cache, "_of_a_new_file", lambda folder: anybodys)
+    monkeypatch.setattr(cache, "_status_of_new_file", lambda folder: anybodys)
     assert [entry(tmp_path / "entry") for _ in range(2)] == [(b"made", True)] * 2
     assert {path.suffix for path in tmp_path.iterdir()} <= {".lock"}
     assert "Other users can write every file" in caplog.text

@@ -5,8 +5,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from cnnlab.config.errors import explain
 from cnnlab.config.help import print_help
-from cnnlab.config.mistakes import explain
 from cnnlab.config.options import GROUPS, UserError, description, options
 from cnnlab.config.overrides import check_flags, check_overrides, flags_last
 

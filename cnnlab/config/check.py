@@ -21,7 +21,7 @@ from cnnlab.config.options import GROUPS, LISTED, UserError, leaves, option_file
 from cnnlab.config.paths import expand, make_folder
 from cnnlab.config.processes import place
 from cnnlab.config.shape import is_size, offered
-from cnnlab.config.values import as_typed, job_config, ours
+from cnnlab.config.values import as_typed, job_config, without_hydra
 
 # Arguments of Lightning's Trainer that would break "an epoch is every batch, then one evaluation".
 UNSUPPORTED = (
@@ -44,9 +44,9 @@ EXPECTED = {bool: "true or false", int: "a whole number", float: "a finite numbe
 def check(config: DictConfig) -> None:
     """Raises: UserError for a configuration that cannot work."""
     known_keys = option_file("train").keys() | {*GROUPS, "trainer", "logger", "launcher"}
-    if unknown := sorted(set(map(str, ours(config))) - known_keys):
+    if unknown := sorted(set(map(str, without_hydra(config))) - known_keys):
         raise UserError(f"+{unknown[0]}: there is no such key. python train.py --help lists all keys.")
-    if missing := sorted(OmegaConf.missing_keys(ours(config))):
+    if missing := sorted(OmegaConf.missing_keys(without_hydra(config))):
         raise UserError(f"{missing[0]} must be given. Use {missing[0]}=VALUE.")
     for key, path in (("hydra.run.dir", config.hydra.run.dir), ("hydra.sweep.subdir", config.hydra.sweep.subdir)):
         if Path(path).name != run_id(config):  # it may hold another run, or files that are not ours
@@ -120,7 +120,7 @@ def _check_all(
     limits: Mapping[str, str],
     known: Mapping[str, Any] | None = None,
 ) -> None:
-    """Check the values of a part of a job. known: what limits may name besides the values next to the checked one."""
+    """Check the values of a part of a job. known: further names for limits, in addition to a value's siblings."""
     for path, default in defaults.items():
         if default is not None and isinstance(value := named_in(checked, path), Mapping):  # optim.lr={a:1}
             check_value(path, value, default, limits.get(path))

@@ -119,7 +119,7 @@ def data_identity(config: DictConfig) -> str:
 
 
 def _canonical(value: Any) -> str:
-    """A value as text that does not depend on how it was typed: 1 and 1.0 are the same rate."""
+    """A value as text that does not depend on its notation: 1 and 1.0 are the same."""
     if isinstance(value, list):
         return f"[{','.join(map(_canonical, value))}]"
     if isinstance(value, bool):
@@ -160,7 +160,7 @@ def changes(config: DictConfig) -> dict[str, Any]:
     """The values that differ from train.yaml and the chosen options' files: {"optim.lr": 0.1, "optim.eps": DELETED}."""
     defaults, found = defaults_of(config), dict(leaves(job_config(config)))
     changed = {path: value for path, value in found.items() if path not in defaults or value != defaults[path]}
-    left = {path.rsplit(".", depth)[0] for path in found for depth in range(path.count(".") + 1)}  # and what holds it
+    left = {path.rsplit(".", depth)[0] for path in found for depth in range(path.count(".") + 1)}  # and the nodes above
     deleted = {
         path: DELETED
         for path in defaults
@@ -214,7 +214,7 @@ def _chosen_files(config: DictConfig) -> Iterator[tuple[str, str]]:
 
 
 def below(path: str, paths: tuple[str, ...]) -> bool:
-    """Whether a path is one of these, or lies in one."""
+    """Whether a path is one of these, or below one."""
     return any(path == one or path.startswith(f"{one}.") for one in paths)
 
 

@@ -63,10 +63,10 @@ def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
     node = plain(node) if isinstance(node, DictConfig) else node
     check_targets(node)
     try:
-        made = hydra.utils.instantiate(node, **arguments, _convert_="all")
-        if isinstance(made, functools.partial):
-            inspect.signature(made.func).bind_partial(**made.keywords)
-        return made
+        instance = hydra.utils.instantiate(node, **arguments, _convert_="all")
+        if isinstance(instance, functools.partial):
+            inspect.signature(instance.func).bind_partial(**instance.keywords)
+        return instance
     except TypeError as error:
         raise UserError(f"{node['_target_']} refuses its arguments: {error}") from error
     except hydra.errors.InstantiationException as error:

@@ -19,10 +19,10 @@ def selection(config: DictConfig) -> tuple[str, bool]:
 
 def job_config(config: DictConfig) -> dict[str, Any]:
     """The configuration without its `hydra` node, resolved, as plain containers."""
-    return plain(ours(config))
+    return plain(without_hydra(config))
 
 
-def ours(config: DictConfig) -> DictConfig:
+def without_hydra(config: DictConfig) -> DictConfig:
     """The configuration without its `hydra` node."""
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 

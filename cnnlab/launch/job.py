@@ -23,8 +23,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config import processes
+from cnnlab.config.errors import refuse
 from cnnlab.config.identity import changes, chosen, described, identity, run_path, targets
-from cnnlab.config.mistakes import refuse
 from cnnlab.config.objects import checked_config, data_source
 from cnnlab.config.options import UserError, folders, use_folders
 from cnnlab.config.processes import ABOUT, RANKS

@@ -46,7 +46,7 @@ class SlurmTask:
         return status
 
     def checkpoint(self, job: Job) -> Any:
-        """Called by submitit if the time is up before training has begun."""
+        """Called by submitit if the time is up before training has start."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, job)
@@ -95,9 +95,9 @@ def on_slurm(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> Non
         print(f"To see their status: {how}. The same command without wait=false waits for them and writes the report.")
         sys.exit(0)
     try:
-        begun = time.monotonic()
+        start = time.monotonic()
         while submitted:
-            time.sleep(min(30, max(1, (time.monotonic() - begun) / 20)))  # not to overload Slurm's controller
+            time.sleep(min(30, max(1, (time.monotonic() - start) / 20)))  # not to overload Slurm's controller
             known = queue(tries=60)  # the controller may be busy or restarting
             for id in [id for id in submitted if id not in known]:
                 report_ended(submitted.pop(id), len(submitted))

@@ -70,10 +70,10 @@ def cached(
 
 
 def _is_ours(status: os.stat_result, folder: Path) -> bool:
-    return status.st_uid in (os.geteuid(), 0, getattr(_of_a_new_file(folder), "st_uid", 0))
+    return status.st_uid in (os.geteuid(), 0, getattr(_status_of_new_file(folder), "st_uid", 0))
 
 
-def _of_a_new_file(folder: Path) -> os.stat_result | None:
+def _status_of_new_file(folder: Path) -> os.stat_result | None:
     """The owner and permissions that a private new file gets in this folder; None if we cannot write there."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".owner.") as file:
@@ -103,8 +103,8 @@ def _load(path: Path, read: Callable[[BinaryIO], T]) -> T:
 
 def _keep(path: Path, value: T, write: Callable[[T, BinaryIO], object]) -> None:
     """Write an entry that does not exist yet; the caller holds its lock."""
-    made = _of_a_new_file(path.parent)
-    if made and made.st_mode & 0o022:
+    new = _status_of_new_file(path.parent)
+    if new and new.st_mode & 0o022:
         log.warning(f"Other users can write every file in {path.parent}, so nothing is kept there. Set cache_dir.")
         return
     for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # of a process that was killed

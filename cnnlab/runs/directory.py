@@ -54,7 +54,7 @@ class RunDirectory:
     """The directory of one run, named by its configuration.
 
     Args:
-        path: the directory; made when something is written.
+        path: the directory, which is created when something is written.
     """
 
     def __init__(self, path: Path):
@@ -219,7 +219,7 @@ class RunDirectory:
         name, found = summary.get("run", self.path.name), summary.get("identity", identity)
         if (name, found) != (self.path.name, identity):
             raise UserError(
-                f"{self.path} holds another run ({name}, made with a configuration of hash {found[:8]}, not "
+                f"{self.path} contains another run ({name}, whose configuration has the hash {found[:8]}, not "
                 f"{identity[:8]}). It is left untouched. Use another output_dir or name, or move that run away."
             )
 
