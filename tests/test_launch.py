@@ -228,9 +228,9 @@ def test_a_worker_that_has_lost_its_gpu_ends_and_a_new_one_goes_on(tmp_path):
         (("-m", "launcher=local", "launcher.jobs_per_device=0"), "jobs_per_device >= 1"),
         (("-m", "launcher=local", "hydra/sweeper=optuna"), "without launcher="),
         (("-m", "launcher=somewhere"), "local, ray, slurm"),
-        (("-m", "launcher=slurm", "trainer.devices=-1"), "Type a number from 1"),
+        (("-m", "launcher=slurm", "trainer.devices=-1"), "use a number from 1"),
         (("-m", "launcher=local", "trainer.num_nodes=2"), "needs launcher=slurm"),
-        (("-m", "hydra.job.chdir=true"), "do nothing in a sweep"),
+        (("-m", "hydra.job.chdir=true"), "have no effect in a sweep"),
         (("-m", "hydra/launcher=submitit_slurm"), "submitit_slurm"),
     ],
     ids=lambda words: words[-1] if isinstance(words, tuple) else "",
@@ -315,7 +315,7 @@ def test_processes_import_nothing_from_the_current_folder(tmp_path):
 
 
 def test_a_folder_whose_name_slurm_would_change_is_refused():
-    with pytest.raises(UserError, match="has % in its name, which Slurm replaces"):
+    with pytest.raises(UserError, match="contains %, which Slurm would replace"):
         on_slurm(OmegaConf.create({"dry_run": True}), [Job(Path("out%j/runs/a"), "")], [])
 
 
@@ -365,7 +365,7 @@ def test_two_node_jobs_survive_what_happens_to_them(slurm, alone, tmp_path, comm
     slurm.said("scancel", "--signal=USR1", second)
     status, printed = ended(driver)
     assert status == 130, printed
-    assert "Typed again, the command waits for them." in printed
+    assert "The same command waits for them again." in printed
     until(lambda: "interrupted" in {one.get("status") for one in summaries(there / "outputs").values()})
     told = command("-m", "cnnlab", "status", str(there / "outputs"))
     assert re.search(rf"interrupted.*\d+/{EPOCHS}.* {second}", told.stdout.replace("\n", " ")), (
@@ -383,7 +383,7 @@ def test_two_node_jobs_survive_what_happens_to_them(slurm, alone, tmp_path, comm
         time.sleep(0.5)
     status, printed = ended(driver)
     assert status == 0, printed
-    assert "2 of them are in the queue already" in printed
+    assert "2 of them are already in the queue" in printed
     assert metrics(there) == alone
     assert sorted(file.read_text() for file in there.glob("outputs/runs/*/.queued")) == [first, second]
     told = "".join(file.read_text() for file in there.glob("outputs/runs/.slurm/*_0_log.out"))

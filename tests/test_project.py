@@ -67,7 +67,7 @@ def test_a_new_project_is_written_whole_under_its_name(verb, tmp_path):
         ("random", "random is in use"),
         ("cnnlab", "cnnlab is in use"),
         ("tests", "tests is in use"),
-        ("torch", "torch is an installed package"),
+        ("torch", "torch would hide an installed package"),
         ("nowhere/stripey", "nowhere is not a folder"),
     ],
 )

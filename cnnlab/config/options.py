@@ -84,21 +84,20 @@ def _of_project(current: Path | None) -> Iterator[Path]:
     """
     for folder in (current, *current.parents) if current else ():
         file = folder / "pyproject.toml"
-        if os.path.isfile(file) and not os.path.isdir(
-            folder / ".hydra"
-        ):  # os.path: false, not an error, without permission
-            if is_strangers(file):
-                with suppress(OSError), open(file, "rb") as opened:
-                    if b"[tool.cnnlab]" in opened.read(65_536):
-                        say(f"cnnlab: {file} may be another user's and is not used. Use --config-dir.", sys.stderr)
-                continue
-            try:
-                conf = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("cnnlab", {}).get("conf")
-            except (OSError, ValueError) as error:
-                raise UserError(f"{file} cannot be read: {error}.") from error
-            if isinstance(conf, str):
-                yield folder / conf
-            return
+        if not os.path.isfile(file) or os.path.isdir(folder / ".hydra"):  # no error without permission, unlike Path's
+            continue
+        if is_strangers(file):
+            with suppress(OSError), open(file, "rb") as opened:
+                if b"[tool.cnnlab]" in opened.read(65_536):
+                    say(f"cnnlab: {file} may be another user's and is not used. Use --config-dir.", sys.stderr)
+            continue
+        try:
+            conf = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("cnnlab", {}).get("conf")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} cannot be read: {error}.") from error
+        if isinstance(conf, str):
+            yield folder / conf
+        return
 
 
 def is_strangers(file: Path) -> bool:

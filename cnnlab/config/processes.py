@@ -64,14 +64,12 @@ class Place:
 
     def settle(self) -> None:
         """Set the variables that LightningEnvironment reads, whatever has started this process."""
-        if self.starter == "cnnlab":  # Lightning has set them
-            return
-        if self.starter:
+        if not self.starter:
+            for name in RANKS:
+                os.environ.pop(name, None)
+        elif self.starter != "cnnlab":  # for which Lightning has set them
             os.environ |= {"NODE_RANK": str(self.node), "LOCAL_RANK": str(self.local_rank)}
             os.environ |= {"MASTER_ADDR": self.address, "MASTER_PORT": self.port}
-            return
-        for name in RANKS:
-            os.environ.pop(name, None)
 
 
 def place(trainer: DictConfig, environment: Mapping[str, str] = os.environ) -> Place:

@@ -122,10 +122,11 @@ def in_turn(settings: Any, jobs: list[Job], sweep: Sequence[Job] = ()) -> None:
             left = (time.monotonic() - began) / ended * (len(jobs) - ended) if ended else None
             report_begin(job, numbers[job.path], len(everything), settings[job.path], left)
         status = job.do()
-        number = signals.received()  # it may have come too late to interrupt this one
-        if status not in (0, 1, 2) or number:
+        if status in (0, 1, 2) and (number := signals.received()):  # too late to interrupt this job
+            status = Interrupted(number).exit_status
+        if status not in (0, 1, 2):
             report_stopped(everything)
-            sys.exit(status if status not in (0, 1, 2) else Interrupted(number).exit_status)
+            sys.exit(status)
 
 
 # For every value of launcher.way: a check of what it needs, and the function that does the jobs.
