@@ -226,7 +226,7 @@ def test_a_worker_that_has_lost_its_gpu_ends_and_a_new_one_goes_on(tmp_path):
     [
         (("launcher=local",), "is for sweeps"),
         (("-m", "launcher=local", "launcher.jobs_per_device=0"), "jobs_per_device >= 1"),
-        (("-m", "launcher=local", "hydra/sweeper=optuna"), "without launcher="),
+        (("-m", "launcher=local", "hydra/sweeper=optuna"), "Remove launcher="),
         (("-m", "launcher=somewhere"), "local, ray, slurm"),
         (("-m", "launcher=slurm", "trainer.devices=-1"), "use a number from 1"),
         (("-m", "launcher=local", "trainer.num_nodes=2"), "needs launcher=slurm"),
@@ -403,7 +403,7 @@ def test_srun_starts_the_processes_and_sbatchs_script_is_one(slurm, tmp_path):
 
     refused = typed("srun", "-N1", "-n2", *train, "trainer.devices=4")
     assert refused.returncode == 2, refused.stderr
-    assert "srun has started 2 processes on 1 node, and trainer.devices=4" in refused.stderr
+    assert "srun has started 2 processes on 1 node, but trainer.devices=4" in refused.stderr
     result = typed("srun", "-N2", "-n2", *train, "trainer.devices=1", "trainer.num_nodes=2")
     assert result.returncode == 0, result.stderr
     [summary] = summaries(tmp_path / "outputs").values()

@@ -159,7 +159,7 @@ def test_mistakes_are_one_paragraph(command, monkeypatch):
     for words, said in (
         (("optim.lr=tag(log,interval(0.001,-1))",), "optim.lr"),
         (("batch_size=choice(32,999999)",), "batch_size=999999 is larger than"),
-        (("val_fraction=0",), "there are none"),
+        (("val_fraction=0",), "val_fraction=0 is not possible"),
         (("plan=true",), "there is no plan to show"),
         (("hydra.sweeper.num_trials=0",), "num_trials=0 is not allowed"),
         (("hydra.sweeper.prune_after=-1",), "prune_after=-1 is not allowed"),
@@ -167,7 +167,7 @@ def test_mistakes_are_one_paragraph(command, monkeypatch):
         (("optim.weight_decay=tag(log,interval(0,0.1))",), "cannot be searched"),
         (("optim.lr=interval(0.1,0.001)",), "cannot be searched"),
         (("batch_size=interval(16,64)",), "is not a whole number"),
-        (("val_fraction=0.1,0",), "there are none"),
+        (("val_fraction=0.1,0",), "val_fraction=0 is not possible"),
         (("trainer=ddp",), "trainer.devices=1"),
     ):
         result = command("-X", "importtime", "train.py", "-m", "hydra/sweeper=optuna", "data=shapes", *words)
