@@ -26,7 +26,7 @@ class _Lasting(io.FileIO):
             return len(content)
 
 
-def doing(what: str) -> None:
+def announce(what: str) -> None:
     """Tell the user at a terminal what is being done, if the next line takes seconds to come."""
     if os.isatty(2):
         print(f"{what} ...", file=sys.stderr, flush=True)

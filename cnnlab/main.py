@@ -19,7 +19,7 @@ from cnnlab.config.check import check_single
 from cnnlab.config.errors import refuse, refusing
 from cnnlab.config.options import CONF, UserError, folders, use_folders
 from cnnlab.config.overrides import check_flags, check_overrides, flags_last
-from cnnlab.console import doing, outlive_terminal
+from cnnlab.console import announce, outlive_terminal
 from cnnlab.launch.job import Job
 from cnnlab.runs.directory import RunDirectory
 
@@ -80,7 +80,7 @@ def main(*conf: str) -> None:
 
                 print_help(words)
             else:
-                doing("Composing the configuration")
+                announce("Composing the configuration")
                 check_flags(words)
                 check_overrides(words)
                 single()

@@ -11,7 +11,7 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
-def in_words(status: int) -> str:
+def describe_exit(status: int) -> str:
     """How a process ended: 3 -> "with status 3", -9 -> "by SIGKILL"."""
     return f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
 

@@ -29,8 +29,8 @@ from cnnlab.config.objects import checked_config, data_source
 from cnnlab.config.options import UserError, folders, use_folders
 from cnnlab.config.processes import ABOUT, RANKS
 from cnnlab.config.values import job_config
-from cnnlab.console import doing, leave_notebook, outlive_terminal
-from cnnlab.launch.children import die_with_parent, in_words, python_path
+from cnnlab.console import announce, leave_notebook, outlive_terminal
+from cnnlab.launch.children import describe_exit, die_with_parent, python_path
 from cnnlab.runs import signals
 from cnnlab.runs.directory import BusyError, RunDirectory
 from cnnlab.runs.files import now
@@ -224,7 +224,7 @@ def train_here(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> 
     processes.place(config.trainer).settle()
     leave_notebook()
     source = data_source(config.data)
-    doing(f"Loading the images of {type(source).__name__}, importing torch")
+    announce(f"Loading the images of {type(source).__name__}, importing torch")
     if (prepared := offered(source, "prepared")) and prepared.exists():  # import torch meanwhile
         Thread(target=importlib.import_module, args=("cnnlab.train.run",)).start()
     data = load_once(source)
@@ -250,7 +250,7 @@ def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:
     if status < 0 and signals.received() == -status:  # before it could handle signals
         return record_stop(run, about, Interrupted(-status, saved=False))
     if status not in (0, 1, 2, 130, 143):
-        return record_failure(run, about, ChildProcessError(f"the run's first process ended {in_words(status)}"))
+        return record_failure(run, about, ChildProcessError(f"the run's first process ended {describe_exit(status)}"))
     return status
 
 

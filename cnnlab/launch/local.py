@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from omegaconf import DictConfig
 
 from cnnlab.config.processes import num_cores
-from cnnlab.launch.children import die_with_parent, in_words, python_path
+from cnnlab.launch.children import describe_exit, die_with_parent, python_path
 from cnnlab.launch.job import LAST, Job, record_failure
 from cnnlab.launch.job_states import report_ended, report_stopped
 from cnnlab.runs import signals
@@ -43,12 +43,12 @@ class Worker:
         assert self.process.stdout
         self.jobs, self.answers = self.process.stdin, self.process.stdout
 
-    def give(self, job: Job) -> None:
+    def assign(self, job: Job) -> None:
         print(json.dumps([str(job.path), job.text]), file=self.jobs, flush=True)
 
     def ended(self) -> ChildProcessError:
         """Wait for the end of the process; return what it ended with."""
-        return ChildProcessError(f"its process ended {in_words(self.process.wait())}")
+        return ChildProcessError(f"its process ended {describe_exit(self.process.wait())}")
 
 
 def num_threads(settings: DictConfig, at_once: int, processes: int) -> int:
@@ -69,28 +69,28 @@ def locally(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None
     most = len(devices) * settings.jobs_per_device
     num, threads = min(most, len(jobs)), num_threads(settings, min(most, len(sweep)), processes)
     print(f"{len(jobs)} runs, {num} at once, {threads} threads for each process", flush=True)
-    waiting, doing = deque(jobs), dict[Worker, Job]()
-    with signals.passed_on(lambda: [worker.process for worker in doing]):
+    waiting, running = deque(jobs), dict[Worker, Job]()
+    with signals.passed_on(lambda: [worker.process for worker in running]):
         for place in range(num):
             shares = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
             worker = Worker(devices[place % len(devices)] | shares)
             if signals.received():
                 worker.jobs.close()
                 break
-            doing[worker] = waiting.popleft()
-            worker.give(doing[worker])
-        while doing:
-            ready = wait([worker.answers.fileno() for worker in doing])
-            for worker in [worker for worker in doing if worker.answers.fileno() in ready]:
-                job, answer = doing.pop(worker), worker.answers.readline()
+            running[worker] = waiting.popleft()
+            worker.assign(running[worker])
+        while running:
+            ready = wait([worker.answers.fileno() for worker in running])
+            for worker in [worker for worker in running if worker.answers.fileno() in ready]:
+                job, answer = running.pop(worker), worker.answers.readline()
                 alive = answer and LAST not in answer
                 if not answer and not signals.received():
                     record_lost(job, worker.ended())
-                report_ended(job, len(waiting) + len(doing))
+                report_ended(job, len(waiting) + len(running))
                 if waiting and not signals.received():
                     worker = worker if alive else Worker(worker.environment)
-                    doing[worker] = waiting.popleft()
-                    worker.give(doing[worker])
+                    running[worker] = waiting.popleft()
+                    worker.assign(running[worker])
                 elif alive:
                     worker.jobs.close()
                     worker.process.wait()
