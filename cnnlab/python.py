@@ -115,12 +115,12 @@ def train(config: DictConfig | Words = ()) -> Result:
     summary = RunDirectory(job.path).summary()
     if status == 0:
         return Result(job.path, summary["metrics"], summary)
-    error = summary.get("error", {})
+    failure = summary.get("error", {})
     if status not in (1, 2):
-        raise KeyboardInterrupt(error.get("message", ""))
+        raise KeyboardInterrupt(failure.get("message", ""))
     if status == 2:
         raise UserError("The processes of the run have refused its configuration; see their messages.")
-    raise RunFailedError(f"{error.get('type')}: {error.get('message')}; see {job.path}/train.log")
+    raise RunFailedError(f"{failure.get('type')}: {failure.get('message')}; see {job.path}/train.log")
 
 
 def overrides_of(config: DictConfig) -> list[str]:
