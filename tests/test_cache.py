@@ -179,7 +179,7 @@ def test_without_a_home_every_data_set_is_refused_in_one_paragraph(open_folder, 
     monkeypatch.delenv("HOME")
     assert "cannot be expanded" in as_user(54_321, refused)
     monkeypatch.setenv("HOME", "/")
-    assert "The folder /.cache/cnnlab cannot be made (Permission denied). Set cache_dir=" in as_user(54_321, refused)
+    assert "The folder /.cache/cnnlab cannot be created (Permission denied). Set cache_dir=" in as_user(54_321, refused)
     monkeypatch.setenv("CNNLAB_CACHE", "")
     assert "cache_dir is empty" in refused()
     monkeypatch.setenv("CNNLAB_CACHE", str(open_folder))
