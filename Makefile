@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-demo: .venv/ready ## the main job on drawn pictures: four runs, a table, their pictures
+demo: .venv/ready ## the main use on synthetic images: four runs and their report
 	.venv/bin/python train.py -m data=shapes optim=sgd,adam aug=crop_flip,cutmix \
 		name=demo norm=standard batch_size=16 trainer.max_epochs=4
 
@@ -12,42 +12,42 @@ lint: .venv/ready ## lint, format, types
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-test-lowest: .venv/ready ## the tests with the lowest versions that pyproject.toml allows, in a second environment
+test-lowest: .venv/ready ## the tests with the lowest versions that pyproject.toml allows, in another environment
 	.venv/bin/uv venv --quiet --clear --python .venv/bin/python .venv/lowest
 	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/lowest --resolution lowest-direct --editable '.[dev]'
 	.venv/lowest/bin/pytest -o filterwarnings=default
 
-test-faults: .venv/ready ## runs killed at 50 random points and at named ones, and their table in docs/faults.md
+test-faults: .venv/ready ## kill runs at 50 random points and at fixed ones, and write the table in docs/faults.md
 	CNNLAB_FAULTS=50 .venv/bin/pytest tests/test_resume.py
 
-bench: .venv/ready ## speed against the limit and against what people use today, in one table: make bench SAVE=cpu
+bench: .venv/ready ## a table of speed, compared with the hardware limit and with other programs: make bench SAVE=cpu
 	.venv/bin/python benchmarks/table.py $(if $(SAVE),--save $(SAVE))
 
-growth: .venv/ready ## how cost grows with batch, images, jobs and runs: make growth SAVE=growth_cpu
+growth: .venv/ready ## how cost grows with the number of images, jobs and runs and with batch size: make growth SAVE=growth_cpu
 	.venv/bin/python benchmarks/growth.py $(if $(SAVE),--save $(SAVE))
 
-example: .venv/ready ## docs/example: twelve short runs on real pictures and their report; make example FOLDER=...
+example: .venv/ready ## docs/example: twelve short runs on real images and their report; make example FOLDER=...
 	.venv/bin/python train.py -m data=image_folder data.root=$(FOLDER) num_train_images=2500 norm=standard \
 		model.batch_norm=true batch_size=50 trainer.max_epochs=6 logger=csv name=example \
 		optim=sgd_momentum,adam aug=crop_flip,cutmix 'seed=range(3)'
 	.venv/bin/python -m cnnlab report outputs/example --out docs/example
 
-study: .venv/ready ## the lab report's figures, redone; make study DATA="data=image_folder data.root=FOLDER"
+study: .venv/ready ## reproduce the figures of the lab report; make study DATA="data=image_folder data.root=FOLDER"
 	.venv/bin/python -m study $(DATA)
 
-board: .venv/ready ## TensorBoard over all runs
+board: .venv/ready ## TensorBoard for all runs
 	.venv/bin/tensorboard --logdir outputs
 
-sheets: .venv/ready ## docs/aug: what every augmentation does
+sheets: .venv/ready ## docs/aug: a figure of every augmentation
 	for aug in $(basename $(notdir $(filter-out %/none.yaml,$(wildcard conf/aug/*.yaml)))); do \
 		.venv/bin/python -m cnnlab show data=shapes data.noise=0 norm=standard aug=$$aug \
 			--num 10 --out docs/aug/$$aug.png || exit 1; done
 
-docs: .venv/ready ## the documentation in site/, with its links checked
+docs: .venv/ready ## the documentation in site/, with checked links
 	.venv/bin/python -m tools.reference
 	.venv/bin/zensical build --clean --strict
 
-lock: ## requirements.lock out of pyproject.toml
+lock: ## requirements.lock from pyproject.toml
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--extra dev pyproject.toml --output-file requirements.lock
 

@@ -1,4 +1,4 @@
-"""python train.py [group=option ...] [key=value ...]: train one run; with -m, every combination of lists of values."""
+"""python train.py [group=option ...] [key=value ...]: train a run; with -m, one for every combination of values."""
 
 from cnnlab.main import main
 

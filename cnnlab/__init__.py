@@ -7,7 +7,7 @@
     cnnlab.runs()
     cnnlab.report()
 
-See docs/python.md. Imports are lazy: `import cnnlab` imports neither Hydra nor torch.
+See docs/python.md. Nothing is imported before it is used: `import cnnlab` imports neither Hydra nor torch.
 """
 
 import sys
@@ -16,8 +16,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnnlab.config.options import UserError
-    from cnnlab.python import RunFailedError, compose, load, report, runs, train
+    from cnnlab.config.options import UserError as UserError
+    from cnnlab.python import RunFailedError as RunFailedError
+    from cnnlab.python import compose as compose
+    from cnnlab.python import load as load
+    from cnnlab.python import report as report
+    from cnnlab.python import runs as runs
+    from cnnlab.python import train as train
 
 if sys.platform == "win32":  # no fcntl, no POSIX signals
     sys.exit("cnnlab runs on Linux, macOS and WSL, not on native Windows. Use it in WSL (wsl --install).")
@@ -27,10 +32,10 @@ __all__ = ["RunFailedError", "UserError", "compose", "load", "report", "runs", "
 
 
 class _CallablePackage(ModuleType):
-    """A package that is also a function: cnnlab.train.run is a module, and cnnlab.train(...) trains."""
+    """A folder of modules that is also a function: cnnlab.train.run is a module, and cnnlab.train(...) trains."""
 
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return getattr(import_module("cnnlab.python"), self.__name__.rpartition(".")[2])(*arguments, **options)
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return getattr(import_module("cnnlab.python"), self.__name__.rpartition(".")[2])(*arguments, **named)
 
 
 for _name in ("report", "runs", "train"):

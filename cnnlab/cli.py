@@ -1,4 +1,4 @@
-"""python -m cnnlab VERB: what there is to do besides training."""
+"""python -m cnnlab VERB: everything besides training."""
 
 import argparse
 import os
@@ -7,11 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
 from cnnlab import __version__
-from cnnlab.config.mistakes import refuse
+from cnnlab.config.errors import refuse, refusing
 from cnnlab.config.options import UserError, folders, use_folders
 from cnnlab.console import outlive_terminal
 from cnnlab.project.new import new
@@ -20,107 +17,75 @@ from cnnlab.runs.directory import CheckpointError
 from cnnlab.runs.named import HERE
 from cnnlab.use.verbs import anatomy, compare, evaluate, export, fetch, ls, predict, report, show, status
 
-OVERRIDES: dict[str, Any] = {"nargs": "*", "metavar": "group=option or key=value", "help": "as for train.py"}
-RUN: dict[str, Any] = {
-    "metavar": "RUN",
-    "help": "a run directory, its name or the beginning of its hash, as python -m cnnlab ls shows them; latest; best",
-}
-RUNS: dict[str, Any] = {
-    "type": Path,
-    "default": HERE,
-    "metavar": "FOLDER",
-    "help": "where RUN is looked for, if it is no path (default %(default)s)",
-}
-FOLDER: dict[str, Any] = {"nargs": "?", "type": Path, "default": HERE, "help": "default: %(default)s"}
-VERBS: tuple[tuple[Callable[[argparse.Namespace], None], dict[str, dict[str, Any]]], ...] = (
-    (
-        ls,
-        {
-            "folder": FOLDER,
-            "--by": {
-                "metavar": "METRIC",
-                "nargs": "?",
-                "const": "",
-                "help": "best first by this one: val/loss, ...; without one, by what each run was selected by",
-            },
-            "--num": {"type": int, "default": 50, "help": "how many (default %(default)s)"},
-        },
-    ),
-    (status, {"folder": FOLDER}),
-    (new, {"folder": {"type": Path, "metavar": "NAME", "help": "its folder, whose name is that of its package"}}),
-    (rename, {"name": {"metavar": "NAME", "help": "of the package"}}),
-    (fetch, {"overrides": OVERRIDES}),
-    (anatomy, {"overrides": OVERRIDES}),
-    (
-        show,
-        {
-            "overrides": OVERRIDES | {"help": "as for train.py; or a run"},
-            "--runs": RUNS,
-            "--num": {"type": int, "default": 40, "help": "number of training images (default %(default)s)"},
-            "--out": {"metavar": "FILE", "help": "where to write their picture, a PNG file"},
-            "--picture": {"type": Path, "metavar": "FILE", "help": "what a run is shown; default: a test image"},
-        },
-    ),
-    (
-        report,
-        {
-            "folders": {"nargs": "+", "type": Path, "metavar": "FOLDER", "help": "runs, or folders of some"},
-            "--out": {"type": Path, "metavar": "FOLDER", "help": "where to write it; default: beside the runs"},
-            "--latex": {"action": "store_true", "help": "also write report.tex, to be included in a paper"},
-        },
-    ),
-    (
-        compare,
-        {
-            "first": {"help": "a run, a folder of runs, or settings: aug=cutmix,optim=sgd"},
-            "second": {"help": "the same"},
-            "--runs": {"type": Path, "default": HERE, "help": "where settings and names are looked for"},
-            "--out": {"type": Path, "default": Path("compare.png"), "help": "curves (default %(default)s)"},
-        },
-    ),
-    (
-        evaluate,
-        {
-            "run": RUN,
-            "--runs": RUNS,
-            "overrides": OVERRIDES
-            | {"help": "other data or statistics: data=..., data.root=..., norm=..., test_flips=, test_shifts="},
-            "--out": {"type": Path, "metavar": "FOLDER", "help": "default: a folder in the run directory"},
-        },
-    ),
-    (
-        predict,
-        {
-            "run": RUN,
-            "--runs": RUNS,
-            "paths": {"nargs": "+", "type": Path, "metavar": "PATH", "help": "pictures, or folders of them"},
-            "--top": {"type": int, "default": 3, "help": "labels for each (default %(default)s)"},
-            "--format": {"choices": ("table", "csv", "json"), "default": "table", "help": "default: %(default)s"},
-        },
-    ),
-    (
-        export,
-        {
-            "run": RUN,
-            "--runs": RUNS,
-            "--format": {"choices": ("onnx", "torch"), "default": "onnx", "help": "default: %(default)s"},
-            "--out": {"type": Path, "metavar": "FILE", "help": "default: model.onnx or model.pt2 in the run directory"},
-        },
-    ),
-)
+RUN = "a run directory, its name or the beginning of its hash, as python -m cnnlab ls shows them; latest; best"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m cnnlab", description="What there is to do besides training.")
+    parser = argparse.ArgumentParser("python -m cnnlab", description="Everything besides training.")
     parser.add_argument("--config-dir", action="append", default=[], metavar="FOLDER", help="with options of your own")
     parser.add_argument("--version", action="version", version=f"cnnlab {__version__}")
     parser.set_defaults(function=lambda _: parser.print_help())
     verbs = parser.add_subparsers(metavar="VERB")
-    for function, arguments in VERBS:
+
+    def add(function: Callable[[argparse.Namespace], None]) -> Callable[..., argparse.Action]:
+        """Add a verb; the returned function adds an argument to it."""
         verb = verbs.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
         verb.set_defaults(function=function)
-        for name, settings in arguments.items():
-            verb.add_argument(name, **settings)
+        return verb.add_argument
+
+    overrides: dict[str, Any] = {"nargs": "*", "metavar": "group=option or key=value", "help": "as for train.py"}
+    runs: dict[str, Any] = {"type": Path, "default": HERE, "metavar": "FOLDER"}
+    runs["help"] = "where to look for RUN, if it is not a path (default %(default)s)"
+    folder: dict[str, Any] = {"nargs": "?", "type": Path, "default": HERE, "help": "default: %(default)s"}
+
+    argument = add(ls)
+    argument("folder", **folder)
+    by = "sort by this metric, best first: val/loss, ...; without a value, by what each run was selected by"
+    argument("--by", metavar="METRIC", nargs="?", const="", help=by)
+    argument("--num", type=int, default=50, help="how many (default %(default)s)")
+    add(status)("folder", **folder)
+    add(new)("folder", type=Path, metavar="NAME", help="its folder, whose name becomes the name of the package")
+    add(rename)("name", metavar="NAME", help="of the package")
+    add(fetch)("overrides", **overrides)
+    add(anatomy)("overrides", **overrides)
+
+    argument = add(show)
+    argument("overrides", **overrides | {"help": "as for train.py; or a run"})
+    argument("--runs", **runs)
+    argument("--num", type=int, default=40, help="number of training images (default %(default)s)")
+    argument("--out", metavar="FILE", help="the figure to write, a PNG file")
+    argument("--picture", type=Path, metavar="FILE", help="the image to show a run; default: a test image")
+
+    argument = add(report)
+    argument("folders", nargs="+", type=Path, metavar="FOLDER", help="runs, or folders of runs")
+    argument("--out", type=Path, metavar="FOLDER", help="where to write it; default: beside the runs")
+    argument("--latex", action="store_true", help="also write report.tex, for a paper")
+
+    argument = add(compare)
+    argument("first", help="a run, a folder of runs, or settings: aug=cutmix,optim=sgd")
+    argument("second", help="the same")
+    argument("--runs", type=Path, default=HERE, help="where to look for settings and names (default %(default)s)")
+    argument("--out", type=Path, default=Path("compare.png"), help="curves (default %(default)s)")
+
+    argument = add(evaluate)
+    argument("run", metavar="RUN", help=RUN)
+    argument("--runs", **runs)
+    other = "other data or statistics: data=..., data.root=..., norm=..., test_flips=, test_shifts="
+    argument("overrides", **overrides | {"help": other})
+    argument("--out", type=Path, metavar="FOLDER", help="default: a folder in the run directory")
+
+    argument = add(predict)
+    argument("run", metavar="RUN", help=RUN)
+    argument("--runs", **runs)
+    argument("paths", nargs="+", type=Path, metavar="PATH", help="images, or folders of images")
+    argument("--top", type=int, default=3, help="number of labels for each image (default %(default)s)")
+    argument("--format", choices=("table", "csv", "json"), default="table", help="default: %(default)s")
+
+    argument = add(export)
+    argument("run", metavar="RUN", help=RUN)
+    argument("--runs", **runs)
+    argument("--format", choices=("onnx", "torch"), default="onnx", help="default: %(default)s")
+    argument("--out", type=Path, metavar="FILE", help="default: model.onnx or model.pt2 in the run directory")
     return parser
 
 
@@ -132,17 +97,16 @@ def main() -> None:
         train()
         return
     outlive_terminal()
-    os.environ["MPLBACKEND"] = "agg"  # a notebook's own cannot be imported here
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's backend cannot be imported here
     arguments = parser().parse_args()
     try:
-        if arguments.config_dir:
-            use_folders(arguments.config_dir)
-        folders()
-        arguments.function(arguments)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(refuse(error))
+        with refusing():
+            if arguments.config_dir:
+                use_folders(arguments.config_dir)
+            folders()
+            arguments.function(arguments)
     except CheckpointError as error:
-        sys.exit(refuse(UserError(f"{error}. Train the run anew: rerun=true.")))
+        sys.exit(refuse(UserError(f"{error}. Train the run again with rerun=true.")))
     except OSError as error:
         if error.errno is None:
             raise

@@ -1,7 +1,7 @@
-"""Standard output and error that never end a program: what cannot be printed any more is dropped.
+"""Standard output and error that never end a program: what can no longer be printed is dropped.
 
-A terminal that is closed and a reader that ends (`| head`) make every later print fail; a run goes on, and what it has
-to say is in its train.log. Does not import torch.
+A closed terminal, or a reader that ends (`| head`), makes every later print fail. A run continues, and its train.log
+has what it prints. Does not import torch.
 """
 
 import io
@@ -16,7 +16,7 @@ class _Lasting(io.FileIO):
 
     def write(self, content: Any) -> int:
         try:
-            while (written := super().write(content)) is None:  # somebody has made it non-blocking
+            while (written := super().write(content)) is None:  # it is non-blocking
                 select.select([], [self], [])
             return written
         except OSError:
@@ -26,24 +26,24 @@ class _Lasting(io.FileIO):
             return len(content)
 
 
-def doing(what: str) -> None:
-    """Say on a terminal what is being done, where the next line takes seconds to come."""
+def announce(what: str) -> None:
+    """Tell the user at a terminal what is being done, if the next line takes seconds to come."""
     if os.isatty(2):
         print(f"{what} ...", file=sys.stderr, flush=True)
 
 
 def outlive_terminal() -> None:
-    """From now on, printing succeeds in this process, whatever becomes of its output, and whatever the text.
+    """From now on, printing always succeeds in this process, whatever the text and whatever happens to the output.
 
-    A terminal shows what its locale has no characters for as escapes. Pipes and files get UTF-8, and file names that
-    are no text byte for byte, unless PYTHONIOENCODING is set.
+    A terminal shows characters that its locale lacks as escapes. Pipes and files get UTF-8, in which file names that
+    are not text keep their bytes, unless PYTHONIOENCODING is set.
     """
-    while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # one of them was closed: no file of ours takes its place
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # one of them was closed: none of our files takes its number
         pass
     os.close(number)
     for name in ("stdout", "stderr"):
         stream = cast(io.TextIOWrapper | None, getattr(sys, name))
-        if stream and stream is getattr(sys, f"__{name}__"):  # else somebody catches what is printed
+        if stream and stream is getattr(sys, f"__{name}__"):  # otherwise it is being captured
             shown = stream.isatty() or "PYTHONIOENCODING" in os.environ
             lasting = io.TextIOWrapper(
                 io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False)),
@@ -61,6 +61,6 @@ def in_notebook() -> bool:
 
 
 def leave_notebook() -> None:
-    """In a process that a notebook has started: forget its backend for matplotlib, which only its kernel can use."""
+    """In a process that a notebook has started, replace its matplotlib backend, which works only in the kernel."""
     if os.environ.get("MPLBACKEND", "").startswith("module://") and not in_notebook():
         os.environ["MPLBACKEND"] = "agg"

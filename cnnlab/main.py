@@ -1,7 +1,7 @@
-"""What train.py does: one run, or with -m every combination of lists of values.
+"""What train.py does: one run, or with -m a run for every combination of values.
 
-Composing and checking a configuration takes no torch; it is imported when a run starts. Exit status: 0 done, 1 a run
-failed, 2 the input is wrong, 143 stopped by a signal after saving (130: by Ctrl-C).
+torch is imported when a run starts, not to compose and check a configuration. Exit status: 0 done, 1 a run failed, 2
+the input is wrong, 143 stopped by a signal after saving (130: by Ctrl-C).
 """
 
 import os
@@ -16,20 +16,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import __version__
 from cnnlab.config.check import check_single
-from cnnlab.config.mistakes import refuse, refusing
+from cnnlab.config.errors import refuse, refusing
 from cnnlab.config.options import CONF, UserError, folders, use_folders
 from cnnlab.config.overrides import check_flags, check_overrides, flags_last
-from cnnlab.console import doing, outlive_terminal
+from cnnlab.console import announce, outlive_terminal
 from cnnlab.launch.job import Job
 from cnnlab.runs.directory import RunDirectory
 
-# what a file system answers that is full, over its quota, broken, not ours, or has no such place
+# errors of a file system that is full, over its quota, broken, not ours, or has no such folder
 NOT_WRITTEN = (EACCES, EDQUOT, EEXIST, EFBIG, EIO, ELOOP, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS, ESTALE)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def single(config: DictConfig) -> None:
-    """One run: show it if it is finished, otherwise train it. Sweeps are done by hydra_plugins/cnnlab_sweepers.py."""
+    """One run: return it if it is finished, otherwise train it. For sweeps, see hydra_plugins/cnnlab_sweepers.py."""
     settings = HydraConfig.get()
     run = RunDirectory(Path(settings.runtime.output_dir))
     try:
@@ -43,13 +43,13 @@ def single(config: DictConfig) -> None:
                 sys.exit(0)
     except SystemExit:
         if re.search("-[0-9a-f]{8}$", run.path.name):
-            run.remove_if_empty()  # Hydra has made the directory
+            run.remove_if_empty()  # Hydra has created the directory
         raise
     sys.exit(Job.of(whole, run.path).do())
 
 
 def own_folders(words: list[str]) -> list[str]:
-    """Take --config-dir FOLDER or -cd FOLDER out of the words of a command line, wherever it was typed."""
+    """Remove every --config-dir FOLDER and -cd FOLDER from the words of a command line; return the folders."""
     found: list[str] = []
     for place in reversed(range(len(words))):
         if words[place].startswith("--config-dir="):
@@ -61,41 +61,35 @@ def own_folders(words: list[str]) -> list[str]:
 
 
 def main(*conf: str) -> None:
-    """Train what the command line says.
-
-    conf: folders of option files that are searched before ours.
-    """
+    """Train as the command line says. conf: folders of option files that are searched before ours."""
     outlive_terminal()
-    os.environ["MPLBACKEND"] = "agg"  # a notebook's own cannot be imported here
-    sys.argv[1:] = flags_last(sys.argv[1:])
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # mistakes come to us whole and leave as one paragraph
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP advises against what conf/trainer/ddp.yaml says
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's backend cannot be imported here
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, and we print one paragraph
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP advises against what conf/trainer/ddp.yaml sets
+    words = flags_last(sys.argv[1:])
     try:
         with refusing():
-            words = sys.argv[1:]
-            own = [*own_folders(words), *conf]
-            sys.argv[1:] = words
-            if own:
+            if own := [*own_folders(words), *conf]:
                 use_folders(own)
+            sys.argv[1:] = words
             folders()
-            if "--version" in sys.argv:
+            if "--version" in words:
                 print(f"cnnlab {__version__}")
-                return
-            if {"--help", "-h"} & set(sys.argv):
+            elif {"--help", "-h"} & set(words):
                 from cnnlab.config.help import print_help
 
-                print_help(sys.argv[1:])
-                return
-            doing("Composing the configuration")
-            check_flags(sys.argv[1:])
-            check_overrides(sys.argv[1:])
-            single()
+                print_help(words)
+            else:
+                announce("Composing the configuration")
+                check_flags(words)
+                check_overrides(words)
+                single()
     except OSError as error:
         if RunDirectory(Path()).is_lost:
-            sys.exit(refuse(UserError("The working directory was removed. Change to one that is there.")))
+            sys.exit(refuse(UserError("The working directory was removed. Change to an existing one.")))
         if error.errno not in NOT_WRITTEN:
             raise
         what = error.filename or "The output folder"
-        sys.exit(refuse(UserError(f"{what} cannot be written ({error.strerror}). Type output_dir=FOLDER.")))
-    except KeyboardInterrupt:  # before a training has started, or after a second Ctrl-C
+        sys.exit(refuse(UserError(f"{what} cannot be written ({error.strerror}). Use output_dir=FOLDER.")))
+    except KeyboardInterrupt:  # before training has started, or a second Ctrl-C
         sys.exit(130)

@@ -1,9 +1,8 @@
-"""What `import cnnlab` offers: compose, train, load, runs, report. Does not import torch before it must.
+"""What `import cnnlab` offers: compose, train, load, runs, report. Imports torch only when it is needed.
 
-They are what train.py and `python -m cnnlab` do, called in a program or a notebook: the same configurations, the same
-run directories, and the same checks, which raise UserError here. A run is named by its path, by the name of its
-directory, by the beginning of its hash, by "latest" or by "best" (see cnnlab.runs.named), or it is what `train` has
-returned.
+These functions do what train.py and `python -m cnnlab` do, in a program or a notebook: with the same configurations and
+run directories, and the same checks, which raise UserError here. A run is given by its path, the name of its directory,
+the beginning of its hash, "latest" or "best" (see cnnlab.runs.named), or as the Result that `train` has returned.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cnnlab.config.check import check_single
+from cnnlab.config.errors import explain
 from cnnlab.config.identity import configuration
-from cnnlab.config.mistakes import explain
 from cnnlab.config.options import UserError as UserError
 from cnnlab.config.options import folders, leaves, use_folders
 from cnnlab.config.overrides import check_overrides
@@ -32,7 +31,7 @@ from cnnlab.launch.job import Job
 from cnnlab.report.runs import Run, read
 from cnnlab.runs.directory import BusyError, RunDirectory
 from cnnlab.runs.named import HERE, find, named
-from cnnlab.runs.told import headline
+from cnnlab.runs.wording import headline
 
 if TYPE_CHECKING:
     import pandas
@@ -44,7 +43,7 @@ Name: TypeAlias = str | os.PathLike[str]
 
 
 class RunFailedError(Exception):
-    """A run has failed, or another process has it and on_busy=fail. train.log in its directory says more."""
+    """A run has failed, or another process has it and on_busy=fail. See train.log in its directory."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Result:
     Attributes:
         path: the run directory.
         metrics: at the best epoch, "test/acc", and at the last one, "last/test/acc".
-        summary: all of summary.json.
+        summary: the content of summary.json.
     """
 
     path: Path
@@ -79,8 +78,8 @@ class Result:
 def compose(overrides: Words = (), config_dir: Name | None = None) -> DictConfig:
     """The configuration that `python train.py OVERRIDES` would have, checked.
 
-    overrides: one string, as on the command line, or one for each override. config_dir: a folder of option files,
-        otherwise that of the project (see cnnlab.config.options).
+    overrides: one string, as on the command line, or a list of overrides. config_dir: a folder of option files; by
+        default that of the project (see cnnlab.config.options).
 
     Raises: UserError.
     """
@@ -100,10 +99,10 @@ def compose(overrides: Words = (), config_dir: Name | None = None) -> DictConfig
 def train(config: DictConfig | Words = ()) -> Result:
     """Train a run to its end, or return it if it is finished; an interrupted one is resumed.
 
-    config: what `compose` has returned, whose values may have been changed since, or its overrides.
+    config: the result of `compose`, whose values may have been changed since, or overrides.
 
-    Raises: UserError for what cannot work; RunFailedError; KeyboardInterrupt if a signal has stopped it, after saving
-        (in a notebook "interrupt the kernel"): the same call goes on.
+    Raises: UserError; RunFailedError; KeyboardInterrupt if a signal has stopped the run after saving (in a notebook,
+        "interrupt the kernel"): the same call resumes it.
     """
     config = compose(overrides_of(config) if isinstance(config, DictConfig) else config)
     if config.plan:
@@ -116,26 +115,26 @@ def train(config: DictConfig | Words = ()) -> Result:
     summary = RunDirectory(job.path).summary()
     if status == 0:
         return Result(job.path, summary["metrics"], summary)
-    said = summary.get("error", {})
+    failure = summary.get("error", {})
     if status not in (1, 2):
-        raise KeyboardInterrupt(said.get("message", ""))
+        raise KeyboardInterrupt(failure.get("message", ""))
     if status == 2:
-        raise UserError("The processes of the run have refused it, and said why.")
-    raise RunFailedError(f"{said.get('type')}: {said.get('message')}; see {job.path}/train.log")
+        raise UserError("The processes of the run have refused its configuration; see their messages.")
+    raise RunFailedError(f"{failure.get('type')}: {failure.get('message')}; see {job.path}/train.log")
 
 
 def overrides_of(config: DictConfig) -> list[str]:
-    """The overrides that make a composed configuration, in which values may have been changed since."""
+    """The overrides that reproduce a composed configuration, including values that were changed since."""
     words = list(config.hydra.overrides.task)
     before, after = dict(leaves(job_config(configuration(words)))), dict(leaves(job_config(config)))
     changed = {path: value for path, value in after.items() if path not in before or before[path] != value}
     kept = [word for word in words if word.lstrip("+").partition("=")[0] not in changed]
-    made = [f"{'+' * (path not in before)}{path}={_as_override(value)}" for path, value in changed.items()]
-    return [*kept, *made, *(f"~{path}" for path in before if path not in after)]
+    added = [f"{'+' * (path not in before)}{path}={_as_override(value)}" for path, value in changed.items()]
+    return [*kept, *added, *(f"~{path}" for path in before if path not in after)]
 
 
 def _as_override(value: Any) -> str:
-    """A value as Hydra's grammar has it."""
+    """A value in Hydra's override grammar."""
     if isinstance(value, list):
         return f"[{','.join(map(_as_override, value))}]"
     if isinstance(value, str):
@@ -146,75 +145,66 @@ def _as_override(value: Any) -> str:
 def load(run: Name, among: Name = HERE, epoch: str = "best") -> Trained:
     """The model of a run, on the GPU if there is one: see cnnlab.use.trained.Trained.
 
-    among: the folder with the runs, where `run` is not a path. epoch: "best" or "last".
+    among: the folder with the runs, if `run` is not a path. epoch: "best" or "last".
 
-    Raises: UserError if there is no such run, or no checkpoint of it; CheckpointError if that is damaged.
+    Raises: UserError if there is no such run or it has no checkpoint; CheckpointError if that is damaged.
     """
     from cnnlab.use.trained import open_run
 
     if epoch not in ("best", "last"):
-        raise UserError(f"epoch={epoch} is not kept. Use best or last.")
+        raise UserError(f"epoch={epoch} is not available. Use best or last.")
     return open_run(named(run, Path(among)), epoch)[0]
 
 
 def runs(folder: Name | Iterable[Name] = HERE, epochs: bool = False) -> pandas.DataFrame:
-    """The runs below a folder: one row for each, or one for each of their epochs.
+    """The runs below a folder: one row per run, or one per epoch of each run.
 
-    Columns: run, status and seed; the options and values in which runs may differ, `optim`, `optim.lr`; metrics, at
-    the best epoch or by epoch; path, which `report` and `load` take. Needs pandas.
+    Columns: run, status and seed; the options and values in which runs may differ, such as `optim` and `optim.lr`;
+    metrics, at the best epoch or by epoch; path, for `report` and `load`.
 
-    Raises: UserError if there is none, or no pandas.
+    Raises: UserError if there is no run, or if pandas is not installed.
     """
     try:
         import pandas
     except ImportError as error:
         raise UserError("cnnlab.runs needs pandas. Use pip install pandas.") from error
-
     found = _read(folder)
-    knobs = list(dict.fromkeys(name for run in found for name in run.settings))
-    table = []
+    names = list(dict.fromkeys(name for run in found for name in run.settings))
+    rows = []
     for run in found:
-        row: dict[str, Any] = {"run": run.path.name, "status": run.outcome, "seed": run.seed} | _settings(run, knobs)
-        ends = {"path": str(run.path)}
+        row: dict[str, Any] = {"run": run.path.name, "status": run.outcome, "seed": run.seed} | _settings(run, names)
+        path = {"path": str(run.path)}
         if epochs:
-            table += [row | one | ends for one in run.rows]
+            rows += [row | one | path for one in run.rows]
         else:
-            said = ("best_epoch", "epochs_done", "train_seconds", "images_per_second", "num_weights")
-            table.append(row | run.summary.get("metrics", {}) | {name: run.summary.get(name) for name in said} | ends)
-    made = pandas.DataFrame(table)
-    if epochs and "epoch" in made:
-        made["epoch"] = made["epoch"].astype(int)
-    return made
+            totals = ("best_epoch", "epochs_done", "train_seconds", "images_per_second", "num_weights")
+            rows.append(row | run.summary.get("metrics", {}) | {name: run.summary.get(name) for name in totals} | path)
+    table = pandas.DataFrame(rows)
+    if epochs and "epoch" in table:
+        table["epoch"] = table["epoch"].astype(int)
+    return table
 
 
 def _read(folder: Name | Iterable[Name]) -> list[Run]:
     places = [folder] if isinstance(folder, str | os.PathLike) else list(folder)
     found, _ = read(find(named(place) for place in places))
     if not found:
-        raise UserError(f"There is no run in {', '.join(map(str, places)) or 'an empty list'}. Name a folder.")
+        raise UserError(f"There is no run in {', '.join(map(str, places)) or 'an empty list'}. Use another folder.")
     return found
 
 
-def _settings(run: Run, knobs: Sequence[str]) -> dict[str, Any]:
-    """The values of a run by name: numbers as such, lists as they are typed, None where a run has no such value."""
-    changed, chosen = run.summary["changes"], run.summary["choices"]
-    kept = None
-    found = {}
-    for name in knobs:
-        if name in chosen:
-            value = chosen[name]
-        elif name in changed:
-            value = changed[name]
-        else:
-            kept = dict(leaves(RunDirectory(run.path).config())) if kept is None else kept
-            value = kept.get(name)
-        found[name] = as_typed(value) if isinstance(value, list) else value
-    return found
+def _settings(run: Run, names: Sequence[str]) -> dict[str, Any]:
+    """The values of a run by name; lists as on the command line, None if the run has no such value."""
+    known = run.summary["changes"] | run.summary["choices"]
+    if any(name not in known for name in names):
+        known = dict(leaves(RunDirectory(run.path).config())) | known
+    values = {name: known.get(name) for name in names}
+    return {name: as_typed(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
 class Report:
-    """The report of runs: `path` is report.html, a page without outside references, which a notebook shows."""
+    """A report, which a notebook shows. path: report.html, a self-contained page."""
 
     path: Path
 
@@ -224,10 +214,10 @@ class Report:
 
 
 def report(runs: Name | Iterable[Name] | pandas.DataFrame = HERE, out: Name | None = None) -> Report:
-    """Write the report of runs: which setting is best, and how sure that is.
+    """Write the report of runs: which setting is best, and how certain that is.
 
-    runs: a folder, a run or several, or rows of what `runs` has returned. out: the folder to write it into; otherwise
-        one beside the runs.
+    runs: a folder, a run or several, or rows of the table from `runs`. out: the folder to write to; by default, one
+        beside the runs.
     """
     from cnnlab.report import page
     from cnnlab.report.sweep import Sweep

@@ -5,13 +5,13 @@
     SMALL = ("data=stripes", "data.num_train=60", "batch_size=10", "trainer.max_epochs=2")
 
     @pytest.mark.parametrize("option", testing.own_options())
-    def test_an_option_of_ours(option):
+    def test_own_option(option):
         testing.check_one_batch(option, *SMALL)
         testing.check_resumes(option, *SMALL)
         testing.check_identity(option, *SMALL)
 
-They take overrides as `train.py` does; of two with the same key the first one counts. What they train goes to a
-temporary folder, on the CPU. What is wrong is an AssertionError that says what; what cannot work at all a UserError.
+They take overrides like `train.py`; if a key is given twice, the first value counts. They train on the CPU, in a
+temporary folder. A failed check is an AssertionError with a message; an invalid configuration is a UserError.
 """
 
 import os
@@ -20,12 +20,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
+
+from omegaconf import OmegaConf
 
 import cnnlab
 from cnnlab.config.identity import chosen, identity, left_out
@@ -37,28 +39,31 @@ from cnnlab.runs.directory import RunDirectory
 TIMES = ("epoch_seconds", "images_per_second")
 
 
+def _is_own(group: str, name: str) -> bool:
+    return files(group)[name].parents[1] in folders()[:-1]
+
+
 def own_options() -> list[str]:
     """The options that the project brings, as overrides: ["data=stripes", "metrics=worst_class select_on=val/loss"]."""
-    found = [
-        f"{group}={name}"
+    return [
+        f"{group}={name}" + " select_on=val/loss" * (group == "metrics")
         for group in (*GROUPS, "experiment")
-        for name, file in sorted(files(group).items())
-        if file.parents[1] in folders()[:-1]
+        for name in sorted(files(group))
+        if _is_own(group, name)
     ]
-    return [f"{word} select_on=val/loss" if word.startswith("metrics=") else word for word in found]
 
 
 def words(*overrides: str, folder: str = "") -> list[str]:
-    """Overrides without those whose key came before, and with what a check sets. folder: for what is written."""
-    set_here = ("trainer.accelerator=cpu", "logger=none", f"output_dir={folder}" if folder else "name=check")
+    """The overrides, the first one for every key, and those of the checks themselves. folder: for outputs."""
+    own = ("trainer.accelerator=cpu", "logger=none", f"output_dir={folder}" if folder else "name=check")
     found: dict[str, str] = {}
-    for word in (word for text in (*overrides, *set_here) for word in shlex.split(text)):
+    for word in shlex.split(" ".join((*overrides, *own))):
         found.setdefault(word.partition("=")[0], word)
     return list(found.values())
 
 
 def check_one_batch(*overrides: str) -> None:
-    """One training step and one evaluation by Lightning: all metrics are finite, and the step changes weights."""
+    """After one training step and one evaluation, all metrics are finite and weights have changed."""
     config = cnnlab.compose(words(*overrides))
     data = load_once(data_source(config.data))
     from lightning import Trainer
@@ -71,26 +76,22 @@ def check_one_batch(*overrides: str) -> None:
     trainer.fit(parts.module, parts.data)
     for name, value in trainer.callback_metrics.items():
         assert value.isfinite().all(), f"{name} is {value} after one batch"
-    same = [was.equal(now) for was, now in zip(before, parts.module.parameters(), strict=True)]
-    assert not all(same), "A training step has changed no weight"
+    same = [old.equal(new) for old, new in zip(before, parts.module.parameters(), strict=True)]
+    assert not all(same), "A training step has not changed any weight"
 
 
 def check_resumes(*overrides: str, step: int = 2) -> None:
-    """A run that is stopped after a step and called again ends bit for bit as one that was left alone, and is found.
+    """A run that is stopped after a step and resumed ends bit for bit like an uninterrupted one, and is then returned.
 
-    What does not is random outside the plan of an epoch and torch's own generators, or keeps state that is in no
-    state_dict.
+    If it does not, something draws random numbers outside the plan of an epoch and torch's own generators, or has state
+    that is in no state_dict.
     """
     with TemporaryDirectory() as folder:
         plain = cnnlab.train(words(*overrides, folder=f"{folder}/plain"))
         again = words(*overrides, folder=f"{folder}/stopped")
-        with stopped_after(step) as reached:
-            try:
-                cnnlab.train(again)
-            except KeyboardInterrupt:
-                pass
-            else:
-                assert reached, f"The run has fewer than {step} steps. Use more images or epochs, or an earlier step."
+        with stopped_after(step) as reached, suppress(KeyboardInterrupt):
+            cnnlab.train(again)
+        assert reached, f"The run has fewer than {step} steps. Use more images or epochs, or an earlier step."
         resumed = cnnlab.train(again)
         for before, after in zip(*(RunDirectory(run.path).metrics() for run in (plain, resumed)), strict=True):
             for name in before.keys() - TIMES:
@@ -113,7 +114,7 @@ def _weights(run: Any, name: str) -> dict[str, Any]:
 
 @contextmanager
 def stopped_after(step: int) -> Iterator[list[int]]:
-    """Within the block, the first run gets SIGINT, as by Ctrl-C, when it has done so many steps, which are listed."""
+    """Within the block, the first run gets SIGINT, as by Ctrl-C, after this many steps; yields their list."""
     from cnnlab.train.records import Records
 
     original, reached = Records.on_train_batch_end, list[int]()
@@ -129,44 +130,35 @@ def stopped_after(step: int) -> Iterator[list[int]]:
 
 
 def check_identity(*overrides: str) -> None:
-    """The run has one name, which every number of the project's options is part of; and data say truly what they are.
+    """Every number in the project's options is part of a run's identity, and a data set's digest identifies its images.
 
-    The digest of a data set is the same for the same arguments, in another process too, and it gives the same images
-    every time.
+    The digest is the same for the same arguments, in another process too, and the images are the same every time.
     """
     given = words(*overrides)
     config = cnnlab.compose(given)
-    same = cnnlab.compose(given)
-    assert identity(config) == identity(same), "The same overrides have two names"
+    assert identity(config) == identity(cnnlab.compose(given)), "The same overrides have two identities"
     out = left_out(config)
     for group, names in chosen(config).items():
         for name in names:
-            if group not in GROUPS or files(group)[name].parents[1] not in folders()[:-1]:
+            if group not in GROUPS or not _is_own(group, name):
                 continue
             prefix = f"{group}.{name}" if group in LISTED else group
             for key, value in leaves(option_file(f"{group}/{name}")):
                 path = f"{prefix}.{key}"
                 if isinstance(value, int | float) and path not in out and prefix not in out:
                     other = deepcopy(config)
-                    node, _, last = path.rpartition(".")
-                    _at(other, node)[last] = not value if isinstance(value, bool) else value + 1
-                    assert identity(other) != identity(config), f"{path} can change and the name of the run does not"
-    if files("data")[chosen(config)["data"][0]].parents[1] in folders()[:-1]:
+                    OmegaConf.update(other, path, not value if isinstance(value, bool) else value + 1)
+                    assert identity(other) != identity(config), f"{path} is not part of the run's identity"
+    if _is_own("data", chosen(config)["data"][0]):
         source, another = data_source(config.data), instantiate(config.data)
         kind = type(source).__name__
-        assert source.digest() == another.digest(), f"Two {kind} of the same arguments have two digests"
-        assert source.load().fingerprint == another.load().fingerprint, f"{kind} gives other images every time"
-        assert source.digest() == _digest_elsewhere(given), f"The digest of {kind} is another one in another process"
-
-
-def _at(config: Any, path: str) -> Any:
-    for key in path.split("."):
-        config = config[key]
-    return config
+        assert source.digest() == another.digest(), f"The digest of {kind} differs for the same arguments"
+        assert source.load().fingerprint == another.load().fingerprint, f"The images of {kind} differ every time"
+        assert source.digest() == _digest_elsewhere(given), f"The digest of {kind} differs in another process"
 
 
 def _digest_elsewhere(given: list[str]) -> str:
-    """Of the data, in a process that orders sets in another way."""
+    """The digest of the data in a process with another hash seed."""
     code = (
         "import sys, cnnlab\nfrom cnnlab.config.objects import data_source\n"
         "print('digest', data_source(cnnlab.compose(sys.argv[1:]).data).digest())"

@@ -1,8 +1,8 @@
 """hydra/sweeper=grid, the default, and optuna. Hydra finds plugins in folders of this name.
 
-Hydra's own sweeper checks nothing before the first job starts, and composes every job when its turn comes, from files
-that may have been edited since. The released plugin hydra-optuna-sweeper 1.3.0 needs an Optuna below 3, and neither
-prunes nor resumes.
+Hydra's own sweeper checks nothing before the first job starts, and composes every job just before it starts, from files
+that may have been edited since. The plugin hydra-optuna-sweeper 1.3.0 needs Optuna below 3, and neither prunes nor
+resumes.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from cnnlab.config.mistakes import refuse
+from cnnlab.config.errors import refuse
 from cnnlab.config.options import UserError
 from cnnlab.config.overrides import check_overrides
 from cnnlab.launch.job import Job
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.text import say
 
-MOST = 10_000  # values of one axis
+MAX_VALUES = 10_000  # of one override
 
 
 class GridSweeper(Sweeper):
     """Every combination of the lists of values.
 
     Args:
-        params: of an experiment's file: {"optim.lr": "0.01,0.1"}; what is typed comes before it.
+        params: lists from an experiment's file, which the command line overrides: {"optim.lr": "0.01,0.1"}.
     """
 
     def __init__(self, params: dict[str, str] | None):
@@ -42,11 +42,13 @@ class GridSweeper(Sweeper):
         self.config: DictConfig = config
         self.loader = hydra_context.config_loader
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            raise UserError("torchrun starts one run. Type python train.py -m, with launcher=... if you like.")
+            raise UserError("torchrun starts one run. Use python train.py -m, with launcher=... if you like.")
         if config.hydra.job.chdir or config.hydra.job.env_set or config.hydra.callbacks:
-            raise UserError("hydra.job.chdir, hydra.job.env_set and hydra.callbacks do nothing in a sweep. Type none.")
+            raise UserError(
+                "hydra.job.chdir, hydra.job.env_set and hydra.callbacks have no effect in a sweep. Remove them."
+            )
         if (launcher := config.hydra.runtime.choices["hydra/launcher"]) != "basic":
-            raise UserError(f"hydra/launcher={launcher} is not used. Type launcher=local, slurm or ray.")
+            raise UserError(f"hydra/launcher={launcher} is not supported. Use launcher=local, slurm or ray.")
 
     def sweep(self, arguments: list[str]) -> None:
         from cnnlab.launch.sweep import sweep
@@ -56,13 +58,16 @@ class GridSweeper(Sweeper):
         overrides = OverridesParser.create(self.loader).parse_overrides([*from_file, *arguments])
         for override in overrides:
             try:
-                values = list(islice(override.sweep_iterator(), 1 + MOST)) if override.is_sweep_override() else [None]
+                values = (
+                    list(islice(override.sweep_iterator(), 1 + MAX_VALUES)) if override.is_sweep_override() else [None]
+                )
             except ValueError as error:  # range(0,10,0)
-                raise UserError(f"{override.input_line} is no list of values: {error}.") from error
-            if not 0 < len(values) <= MOST:
-                few = "without values, and the sweep has no runs. Name some"
-                what = few if not values else f"of more than {MOST:,} values. Name fewer"
-                raise UserError(f"{override.input_line} is a list {what}.")
+                raise UserError(f"{override.input_line} is not a list of values: {error}.") from error
+            if not 0 < len(values) <= MAX_VALUES:
+                what = (
+                    f"has more than {MAX_VALUES:,} values. Use fewer." if values else "has no values. Use at least one."
+                )
+                raise UserError(f"{override.input_line} {what}")
         words = [tuple(job) for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]]
         composed = {job: self.loader.load_sweep_config(self.config, list(job)) for job in dict.fromkeys(words)}
         for job, config in composed.items():
@@ -70,17 +75,17 @@ class GridSweeper(Sweeper):
             if lost := " ".join(f"{key}={values}" for key, values in params.items() if key not in self.params):
                 experiment = next(word for word in job if word.startswith("experiment="))
                 raise UserError(
-                    f"{experiment} is a sweep of its own, over {lost}. Type python train.py -m {experiment} alone."
+                    f"{experiment} is a sweep of its own, over {lost}. Use python train.py -m {experiment} alone."
                 )
         sweep(self.config, [composed[job] for job in words])
 
 
 class OptunaSweeper(GridSweeper):
-    """One run after the other, each proposed by Optuna out of what came before.
+    """One run after the other, each proposed by Optuna from the earlier ones.
 
     Args:
-        params: the search space; what is typed comes before it.
-        num_trials: runs, with those that are given up.
+        params: the search space, which the command line overrides.
+        num_trials: number of runs, including pruned ones.
         seed, prune_after: see cnnlab.launch.search.Search.
     """
 
@@ -90,23 +95,21 @@ class OptunaSweeper(GridSweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         from cnnlab.launch.search import check_trial, of_config
-        from cnnlab.launch.sweep import begin_anew, in_turn, note, report
+        from cnnlab.launch.sweep import archive_old, in_turn, report, write_multirun
 
         if "launcher" in self.config:
-            raise UserError("A search proposes a run when the one before has ended. Type it without launcher=.")
+            raise UserError("A search proposes each run after the one before has ended. Remove launcher=.")
         if self.config.plan:
-            raise UserError(
-                "A search decides its runs as it goes: there is no plan to show. Type it without plan=true."
-            )
+            raise UserError("A search chooses its runs as it goes: there is no plan to show. Remove plan=true.")
         search = of_config(self.config)
         for corner in search.corners():
             check_trial(self.loader.load_sweep_config(self.config, corner))
-        note(self.config)
+        write_multirun(self.config)
         paths: list[Path] = []
         for number in range(self.num_trials):
             trial, overrides = search.propose()
             config = self.loader.load_sweep_config(self.config, overrides)
-            rerun, config.rerun = config.rerun, False  # a trial that is proposed twice is done once
+            rerun, config.rerun = config.rerun, False  # a configuration that is proposed twice is trained once
             job = Job.of(config)
             run = RunDirectory(job.path)
             if run.path not in paths:
@@ -114,10 +117,10 @@ class OptunaSweeper(GridSweeper):
             try:
                 check_trial(config)
                 if rerun:
-                    begin_anew(config)
-                if search.was_hopeless(trial, run):
-                    search.give_up(trial)
-                    print(f"{run.path}: given up before, in trial {number}.")
+                    archive_old(config)
+                if search.would_have_been_pruned(trial, run):
+                    search.prune(trial)
+                    print(f"{run.path}: pruned before, in trial {number}.")
                     continue
                 drawn = " ".join(word for word in overrides if word not in search.fixed)
                 say(f"\ntrial {number + 1} of {self.num_trials}, {drawn}")

@@ -19,8 +19,8 @@ from signal import SIGTERM
 from omegaconf import DictConfig
 
 from cnnlab.config.check import check
+from cnnlab.config.errors import refusing
 from cnnlab.config.identity import configuration, run_path
-from cnnlab.config.mistakes import refusing
 from cnnlab.config.options import UserError
 from cnnlab.launch.children import die_with_parent
 from cnnlab.runs.directory import RunDirectory

@@ -55,7 +55,7 @@ def test_what_is_not_what_was_written_is_named_set_aside_and_made_anew(tmp_path,
     damage(path, how)
     assert entry(path) == (b"made", True)
     assert f"{path} " in caplog.text
-    assert "not used but made anew" in caplog.text
+    assert "is made again" in caplog.text
     assert (tmp_path / "entry.damaged").exists()
     assert entry(path) == (b"made", False)
 
@@ -147,7 +147,7 @@ def test_a_file_system_that_gives_our_files_another_owner_keeps_them(open_folder
 
 def test_where_others_can_write_every_file_nothing_is_kept(tmp_path, caplog, monkeypatch):
     anybodys = os.stat_result((0o100777, 0, 0, 1, os.getuid(), 0, 0, 0, 0, 0))
-    monkeypatch.setattr(cache, "_of_a_new_file", lambda folder: anybodys)
+    monkeypatch.setattr(cache, "_status_of_new_file", lambda folder: anybodys)
     assert [entry(tmp_path / "entry") for _ in range(2)] == [(b"made", True)] * 2
     assert {path.suffix for path in tmp_path.iterdir()} <= {".lock"}
     assert "Other users can write every file" in caplog.text
@@ -177,9 +177,9 @@ def test_without_a_home_every_data_set_is_refused_in_one_paragraph(open_folder, 
 
     monkeypatch.delenv("CNNLAB_CACHE")
     monkeypatch.delenv("HOME")
-    assert "names a home, and there is none" in as_user(54_321, refused)
+    assert "cannot be expanded" in as_user(54_321, refused)
     monkeypatch.setenv("HOME", "/")
-    assert "The folder /.cache/cnnlab cannot be made (Permission denied). Set cache_dir=" in as_user(54_321, refused)
+    assert "The folder /.cache/cnnlab cannot be created (Permission denied). Set cache_dir=" in as_user(54_321, refused)
     monkeypatch.setenv("CNNLAB_CACHE", "")
     assert "cache_dir is empty" in refused()
     monkeypatch.setenv("CNNLAB_CACHE", str(open_folder))

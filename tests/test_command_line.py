@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from omegaconf.errors import OmegaConfBaseException
 
 from cnnlab.config.check import check
+from cnnlab.config.errors import refuse
 from cnnlab.config.identity import configuration
-from cnnlab.config.mistakes import refuse
 from cnnlab.config.options import GROUPS as MADE
 from cnnlab.config.options import LISTED, OVERLAYS, VARIABLE, UserError, leaves, option_file, options
 from cnnlab.config.overrides import check_overrides

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.augment import Augmentation
-from cnnlab.config.check import TESTS, check, check_value
+from cnnlab.config.check import PREDICATES, check, check_value
 from cnnlab.config.identity import NOT_IDENTITY, changes, differences, identity, run_id
 from cnnlab.config.objects import filled, instantiate
 from cnnlab.config.options import CONF, UserError, allowed_targets, files, leaves, limits_of_file, option_file
@@ -551,7 +551,7 @@ def test_a_limit_is_about_its_value(name):
     for path, limit in limits_of_file(name).items() if not name.startswith(OVERLAYS) else ():
         names = [node for node in ast.walk(ast.parse(limit)) if isinstance(node, ast.Name)]
         inner = {node.id for node in names if isinstance(node.ctx, ast.Store)} | {"len", "all", "min", "max"}
-        inner |= {test.__name__ for test in TESTS}
+        inner |= {test.__name__ for test in PREDICATES}
         used, beside = {node.id for node in names} - inner, set(option_file(name)) | {"data", "run"}
         assert path.rpartition(".")[2] in used or not limit
         assert used <= beside

@@ -23,8 +23,8 @@ import cnnlab
 from cnnlab import cli
 from cnnlab.cli import parser
 from cnnlab.config.check import check
+from cnnlab.config.errors import explain
 from cnnlab.config.identity import configuration
-from cnnlab.config.mistakes import explain
 from cnnlab.config.options import CONF, GROUPS, LISTED, OVERLAYS, files, option_file, use_folders
 from cnnlab.config.options import leaves as leaves_of
 from cnnlab.config.overrides import check_overrides

@@ -523,7 +523,7 @@ def test_a_pipe_in_place_of_the_archive_is_refused(server: Server, cache: Path) 
 def test_a_folder_for_the_archive_that_cannot_be_made_is_named(server: Server, cache: Path) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
     cache.touch()
-    with pytest.raises(UserError, match=f"The folder {cache} cannot be made"):
+    with pytest.raises(UserError, match=f"The folder {cache} cannot be created"):
         server.source("/x").load()
 
 

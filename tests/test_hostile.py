@@ -340,7 +340,7 @@ def test_a_run_in_the_place_of_another_is_neither_returned_nor_moved(original, t
     shutil.copytree(original, job.path)
     before = snapshot(job.path)
     assert job.do() == 2
-    assert "holds another run" in capsys.readouterr().err
+    assert "contains another run" in capsys.readouterr().err
     assert snapshot(job.path).items() >= before.items()
     assert [path.name for path in job.path.parent.iterdir()] == [job.path.name]
 

@@ -108,7 +108,7 @@ def test_no_home_and_no_name_are_one_paragraph(monkeypatch):
     assert str(expand("~/cache")) == "/nowhere/cache"
     with pytest.raises(UserError, match="cache_dir is empty"):
         expand("")
-    with pytest.raises(UserError, match="names a home, and there is none"):
+    with pytest.raises(UserError, match="cannot be expanded"):
         expand("~nobody-of-that-name/cache")
 
 

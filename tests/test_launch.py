@@ -30,7 +30,7 @@ from cnnlab.launch import job_states, local
 from cnnlab.launch.children import python_path
 from cnnlab.launch.job import Job
 from cnnlab.launch.slurm import on_slurm
-from cnnlab.launch.sweep import begin_anew
+from cnnlab.launch.sweep import archive_old
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.provenance import code_digest
 
@@ -118,12 +118,12 @@ def test_two_at_once_come_to_the_same(plain, tmp_path):
 def test_threads_are_the_cores_in_equal_shares_or_those_that_are_typed(monkeypatch):
     monkeypatch.setattr(local, "num_cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert local.share(OmegaConf.create({"threads": 5}), 2, 1) == 5
-    assert local.share(OmegaConf.create({"threads": None}), 2, 1) == 3
+    assert local.num_threads(OmegaConf.create({"threads": 5}), 2, 1) == 5
+    assert local.num_threads(OmegaConf.create({"threads": None}), 2, 1) == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert [local.share(OmegaConf.create({"threads": None}), *at_once) for at_once in ((2, 1), (2, 2), (9, 2))] == [
-        *(4, 2, 1)
-    ]
+    assert [
+        local.num_threads(OmegaConf.create({"threads": None}), *at_once) for at_once in ((2, 1), (2, 2), (9, 2))
+    ] == [*(4, 2, 1)]
 
 
 def test_a_resumed_sweep_has_the_threads_of_the_whole_one(in_turn, tmp_path):
@@ -141,17 +141,17 @@ def test_a_rerun_that_has_begun_is_resumed_unless_code_or_data_have_changed(tmp_
     """Or what has changed would be refused, with the advice to type what was typed."""
     config = configuration([*SMALL, f"output_dir={tmp_path}", "rerun=true"])
     run = RunDirectory(run_path(config))
-    begin_anew(config)
+    archive_old(config)
     digests = {"code_digest": code_digest(targets(config)), "data_digest": data_source(config.data).digest()}
     begun = {"run": run.path.name, "choices": {}, "changes": {}, "seed": 0, "status": "interrupted"}
     run.write_summary(begun | digests | ({changed: "another"} if changed else {}))
-    begin_anew(config)
+    archive_old(config)
     assert bool(run.summary()) == (not changed)
 
 
 def test_a_path_is_told_as_text(tmp_path, capsys):
     """A terminal would obey the control characters in it."""
-    job_states.tell(SimpleNamespace(path=tmp_path / "run\x1b[31m"), 2)
+    job_states.report_ended(SimpleNamespace(path=tmp_path / "run\x1b[31m"), 2)
     assert "run\\x1b[31m: not started; 2 left" in capsys.readouterr().out
 
 
@@ -226,11 +226,11 @@ def test_a_worker_that_has_lost_its_gpu_ends_and_a_new_one_goes_on(tmp_path):
     [
         (("launcher=local",), "is for sweeps"),
         (("-m", "launcher=local", "launcher.jobs_per_device=0"), "jobs_per_device >= 1"),
-        (("-m", "launcher=local", "hydra/sweeper=optuna"), "without launcher="),
+        (("-m", "launcher=local", "hydra/sweeper=optuna"), "Remove launcher="),
         (("-m", "launcher=somewhere"), "local, ray, slurm"),
-        (("-m", "launcher=slurm", "trainer.devices=-1"), "Type a number from 1"),
+        (("-m", "launcher=slurm", "trainer.devices=-1"), "use a number from 1"),
         (("-m", "launcher=local", "trainer.num_nodes=2"), "needs launcher=slurm"),
-        (("-m", "hydra.job.chdir=true"), "do nothing in a sweep"),
+        (("-m", "hydra.job.chdir=true"), "have no effect in a sweep"),
         (("-m", "hydra/launcher=submitit_slurm"), "submitit_slurm"),
     ],
     ids=lambda words: words[-1] if isinstance(words, tuple) else "",
@@ -315,7 +315,7 @@ def test_processes_import_nothing_from_the_current_folder(tmp_path):
 
 
 def test_a_folder_whose_name_slurm_would_change_is_refused():
-    with pytest.raises(UserError, match="has % in its name, which Slurm replaces"):
+    with pytest.raises(UserError, match="contains %, which Slurm would replace"):
         on_slurm(OmegaConf.create({"dry_run": True}), [Job(Path("out%j/runs/a"), "")], [])
 
 
@@ -365,7 +365,7 @@ def test_two_node_jobs_survive_what_happens_to_them(slurm, alone, tmp_path, comm
     slurm.said("scancel", "--signal=USR1", second)
     status, printed = ended(driver)
     assert status == 130, printed
-    assert "Typed again, the command waits for them." in printed
+    assert "The same command waits for them again." in printed
     until(lambda: "interrupted" in {one.get("status") for one in summaries(there / "outputs").values()})
     told = command("-m", "cnnlab", "status", str(there / "outputs"))
     assert re.search(rf"interrupted.*\d+/{EPOCHS}.* {second}", told.stdout.replace("\n", " ")), (
@@ -383,7 +383,7 @@ def test_two_node_jobs_survive_what_happens_to_them(slurm, alone, tmp_path, comm
         time.sleep(0.5)
     status, printed = ended(driver)
     assert status == 0, printed
-    assert "2 of them are in the queue already" in printed
+    assert "2 of them are already in the queue" in printed
     assert metrics(there) == alone
     assert sorted(file.read_text() for file in there.glob("outputs/runs/*/.queued")) == [first, second]
     told = "".join(file.read_text() for file in there.glob("outputs/runs/.slurm/*_0_log.out"))
@@ -403,7 +403,7 @@ def test_srun_starts_the_processes_and_sbatchs_script_is_one(slurm, tmp_path):
 
     refused = typed("srun", "-N1", "-n2", *train, "trainer.devices=4")
     assert refused.returncode == 2, refused.stderr
-    assert "srun has started 2 processes on 1 node, and trainer.devices=4" in refused.stderr
+    assert "srun has started 2 processes on 1 node, but trainer.devices=4" in refused.stderr
     result = typed("srun", "-N2", "-n2", *train, "trainer.devices=1", "trainer.num_nodes=2")
     assert result.returncode == 0, result.stderr
     [summary] = summaries(tmp_path / "outputs").values()

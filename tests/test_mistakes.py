@@ -42,7 +42,7 @@ MISTAKES = {
     "no checkpoint": ("checkpoint=null", ["checkpoint.every_n_steps"]),
     "knob of checkpoints that there is none of": (
         "+checkpoint.every_n_hours=1",
-        ["checkpoint.every_n_hours", "--help"],
+        ["every_n_hours", "checkpoint.every_n_minutes", "--help"],
     ),
     "two nodes, alone": ("trainer.num_nodes=2", ["num_nodes=2", "launcher=slurm", "torchrun"]),
     "more words than images": ("model=bow model.num_words=9001 data=shapes", ["num_words=9001", "9000"]),
@@ -80,7 +80,7 @@ MISTAKES = {
     "float for an int": ("batch_size=12.5", ["batch_size=12.5", "a whole number", "batch_size=128"]),
     "number for a hash": ("data.sha256=5", ["data.sha256=5", "64 hexadecimal digits"]),
     "missing value": ("optim.lr=", ["optim.lr=", "number", "optim.lr=0.01"]),
-    "unparsable": ("optim=[sgd", ["optim=[sgd", "cannot be read", "'key=[a,b]'"]),
+    "unparsable": ("optim=[sgd", ["optim=[sgd", "cannot be parsed", "'key=[a,b]'"]),
     "several values without -m": ("optim.lr=0.1,0.2", ["optim.lr=0.1,0.2", "-m"]),
     "negative rate": ("optim.lr=-1", ["optim.lr=-1", "lr > 0", "optim.lr=0.01"]),
     "infinite rate": ("optim.lr=inf", ["optim.lr=", "number", "optim.lr=0.01"]),

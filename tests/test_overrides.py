@@ -5,8 +5,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from cnnlab.config.errors import explain
 from cnnlab.config.help import print_help
-from cnnlab.config.mistakes import explain
 from cnnlab.config.options import GROUPS, UserError, description, options
 from cnnlab.config.overrides import check_flags, check_overrides, flags_last
 
@@ -18,7 +18,7 @@ REFUSED = {
     "optim=sgd,2": "2 is not the name",
     "optim=range(3)": "0 is not the name",
     "hydra/sweeper=1": "Use hydra/sweeper= and one of grid, optuna",
-    "aug=[]": "leaves no aug, and a run needs it. Type aug= and one of",
+    "aug=[]": "leaves no aug, and a run needs one. Use aug= and one of",
     "aug=[null]": "leaves no aug",
     "aug=none,[]": "leaves no aug",
     "logger=null": "leaves no logger",
@@ -55,21 +55,21 @@ def test_left_to_hydra(word):
 def test_null_in_parentheses():
     with pytest.raises(HydraException) as error:
         OverridesParser.create().parse_overrides(["model.dropout=choice(null,0.5)"])
-    assert "null cannot stand in parentheses. Type the list alone, key=null,1.0" in explain(error.value)
+    assert "null is not allowed in parentheses. Use the list alone, key=null,1.0" in explain(error.value)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("-m", "seed=range(0)"), "seed=range(0) is a list without values"),
-        (("-m", "seed=glob(*)"), "seed=glob(*) is a list without values"),
-        (("-m", "seed=range(1,9,0)"), "seed=range(1,9,0) is no list of values: range() arg 3 must not be zero"),
-        (("-m", "optim.lr=range(0.1,9,1e-9)"), "optim.lr=range(0.1,9,1e-9) is a list of more than 10,000 values"),
+        (("-m", "seed=range(0)"), "seed=range(0) has no values"),
+        (("-m", "seed=glob(*)"), "seed=glob(*) has no values"),
+        (("-m", "seed=range(1,9,0)"), "seed=range(1,9,0) is not a list of values: range() arg 3 must not be zero"),
+        (("-m", "optim.lr=range(0.1,9,1e-9)"), "optim.lr=range(0.1,9,1e-9) has more than 10,000 values"),
         (
             ("sched=step", "optim=adam", "optim.momentum=0.9"),
-            "is one of optim=muon,rmsprop,sgd,sgd_momentum,timm; in",
+            "belongs to optim=muon,rmsprop,sgd,sgd_momentum,timm; in",
         ),
-        (("--config-dir", "nowhere"), "nowhere is no folder of options"),  # wherever it is typed
+        (("--config-dir", "nowhere"), "nowhere is not a folder of options"),  # wherever it is typed
         (("hydra.run.dir=/dev/null/x",), "hydra.run.dir=/dev/null/x is not the run's own directory"),
         (("-m", "aug=[]"), "leaves no aug"),
     ],
@@ -170,5 +170,5 @@ def test_flags_may_stand_anywhere(words):
 
 
 def test_flags_that_exclude_each_other():
-    with pytest.raises(UserError, match=r"^--cfg and --multirun: a command can have one of these"):
+    with pytest.raises(UserError, match=r"^--cfg and --multirun: a command can have only one of these"):
         check_flags(["seed=1", "-m", "--cfg=job"])

@@ -13,7 +13,7 @@ from PIL import Image
 from zygote import differences, left_by, only_run, said
 
 from cnnlab.config.options import _folders, folders
-from cnnlab.runs.told import headline, in_words, reported
+from cnnlab.runs.wording import headline, in_words, reported
 
 DATA = ("data=shapes", "data.num_train=200", "data.num_test=50", "batch_size=20", "trainer.max_epochs=1")
 SMALL = (*DATA, "trainer.accelerator=cpu", "logger=none", "norm=standard")
@@ -154,7 +154,7 @@ def test_elsewhere_there_is_no_such_option(project, tmp_path):
 
 def test_a_folder_that_is_not_there(tmp_path):
     result = typed(tmp_path, "train", "--config-dir=nowhere", *SMALL)
-    assert (result.returncode, "nowhere is no folder of options" in result.stderr) == (2, True)
+    assert (result.returncode, "nowhere is not a folder of options" in result.stderr) == (2, True)
 
 
 def test_a_stranger_names_no_folder_of_options(project, tmp_path):

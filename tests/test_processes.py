@@ -65,7 +65,7 @@ PLACES = {
         TORCHRUN,
         2,
         1,
-        "torchrun has started 4 processes on 2 nodes, and trainer.devices=2",
+        "torchrun has started 4 processes on 2 nodes, but trainer.devices=2",
     ),
     "torchrun by srun": (SRUN | TORCHRUN, 2, 2, Place("torchrun", 1, 1, **THERE)),
     "torchrun of one process": ({"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "1"}, 2, 1, ALONE),
@@ -253,11 +253,11 @@ SLOW_TO_ARCHIVE = """
 import sys, time
 if any(word.endswith("train.py") for word in sys.orig_argv):
     from cnnlab.runs.directory import RunDirectory
-    put_aside = RunDirectory.put_aside
+    archive = RunDirectory.archive
     def later(run):
         time.sleep(8)
-        return put_aside(run)
-    RunDirectory.put_aside = later
+        return archive(run)
+    RunDirectory.archive = later
 """
 
 
@@ -320,7 +320,7 @@ def test_torchrun_of_another_number_is_refused(tmp_path):
     words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "train.py"))
     result = typed(tmp_path, *words, *DDP, "trainer.devices=4")
     assert result.returncode == 1
-    assert "torchrun has started 2 processes on 1 node, and trainer.devices=4 with trainer.num_nodes=1" in result.stderr
+    assert "torchrun has started 2 processes on 1 node, but trainer.devices=4 with trainer.num_nodes=1" in result.stderr
     assert "exitcode  : 2" in result.stderr
     assert not list(tmp_path.glob("outputs/runs/*/summary.json"))
 

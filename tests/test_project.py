@@ -53,7 +53,7 @@ def test_a_new_project_is_written_whole_under_its_name(verb, tmp_path):
     assert project["tool"]["cnnlab"]["conf"] == "conf"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stripey"]
     again = verb("new", "stripey")
-    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    assert (again.returncode, "already exists" in again.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -64,11 +64,11 @@ def test_a_new_project_is_written_whole_under_its_name(verb, tmp_path):
         ("2d", "Use lower-case letters"),
         ("class", "cannot be the name"),
         ("été", "cannot be the name"),
-        ("random", "random is taken"),
-        ("cnnlab", "cnnlab is taken"),
-        ("tests", "tests is taken"),
-        ("torch", "torch is an installed package"),
-        ("nowhere/stripey", "nowhere is no folder"),
+        ("random", "random is in use"),
+        ("cnnlab", "cnnlab is in use"),
+        ("tests", "tests is in use"),
+        ("torch", "torch would hide an installed package"),
+        ("nowhere/stripey", "nowhere is not a folder"),
     ],
 )
 def test_a_name_that_is_none_or_taken(verb, tmp_path, name, said):
@@ -229,11 +229,11 @@ def test_what_is_wrong_with_an_option_is_found(broken):
     small = [word for word in FAST if not word.startswith("model.")]
     with pytest.raises(AssertionError, match=r"of epoch 1: .* when resumed"):
         testing.check_resumes("model=forgets", *small)
-    with pytest.raises(AssertionError, match="changed no weight"):
+    with pytest.raises(AssertionError, match="not changed any weight"):
         testing.check_one_batch("model=nothing", *small)
-    with pytest.raises(AssertionError, match="Two Counts of the same arguments have two digests"):
+    with pytest.raises(AssertionError, match="The digest of Counts differs for the same arguments"):
         testing.check_identity("data=counts", *FAST)
-    with pytest.raises(AssertionError, match="digest of Hashes is another one in another process"):
+    with pytest.raises(AssertionError, match="digest of Hashes differs in another process"):
         testing.check_identity("data=hashes", *FAST)
     with pytest.raises(AssertionError, match="fewer than 99 steps"):
         testing.check_resumes(*FAST, "trainer.max_epochs=1", step=99)
@@ -264,7 +264,7 @@ def test_a_fork_has_its_own_name_everywhere_and_finds_old_runs(fork, tmp_path):
     first = run(sys.executable, *words, cwd=fork, PYTHONPATH=str(fork))
     assert first.returncode == 0, first.stderr
     (fork / "README.md").write_text("changed")
-    with pytest.raises(UserError, match="changes that are not committed"):
+    with pytest.raises(UserError, match="has uncommitted changes"):
         renamed(fork, "petlab")
     assert run("git", "checkout", "README.md", cwd=fork).returncode == 0
     renamed(fork, "petlab")
@@ -281,7 +281,7 @@ def test_a_fork_has_its_own_name_everywhere_and_finds_old_runs(fork, tmp_path):
 
 
 def test_only_a_repository_is_renamed(tmp_path):
-    with pytest.raises(UserError, match="is no git repository"):
+    with pytest.raises(UserError, match="is not a git repository"):
         renamed(tmp_path, "petlab")
     with pytest.raises(UserError, match="cannot be the name"):
         renamed(tmp_path, "pet-lab")

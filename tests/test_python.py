@@ -112,7 +112,7 @@ def test_what_was_changed_in_a_configuration_is_typed():
 def test_what_cannot_work_is_a_sentence(words, said):
     with pytest.raises(cnnlab.UserError) as error:
         cnnlab.train(f"data=shapes {words}")
-    assert said in str(error.value) or said in cnnlab.config.mistakes.explain(error.value)
+    assert said in str(error.value) or said in cnnlab.config.errors.explain(error.value)
     assert not list(Path.cwd().rglob("summary.json"))
 
 

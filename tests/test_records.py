@@ -21,7 +21,7 @@ from cnnlab.runs.files import atomic_path, write_text
 from cnnlab.runs.log import log, logged
 from cnnlab.runs.provenance import AFTERWARDS
 from cnnlab.runs.readers import open_regular
-from cnnlab.runs.told import advice, reason
+from cnnlab.runs.wording import advice, reason
 
 
 def test_what_a_thread_cannot_write_is_one_line(tmp_path, capsys):
@@ -182,18 +182,18 @@ def test_a_directory_without_a_summary_is_forgotten_and_nothing_else_is_removed(
     assert (other.path / "thesis.tex").exists()
 
 
-def test_put_aside_keeps_every_old_run(tmp_path):
+def test_archive_keeps_every_old_run(tmp_path):
     run = RunDirectory(tmp_path / "run")
     for number in (1, 2):
         with run.owned():
             run.write_summary(INTERRUPTED | {"seed": number})
-            run.put_aside()
+            run.archive()
     assert [RunDirectory(tmp_path / f"run.old{number}").summary()["seed"] for number in (1, 2)] == [1, 2]
     assert run.summary() == {}
 
 
 @pytest.mark.parametrize("moved_before", range(6))
-def test_killed_as_it_is_put_aside_a_run_is_in_one_piece_in_the_end(tmp_path, moved_before):
+def test_killed_while_it_is_archived_a_run_is_in_one_piece_in_the_end(tmp_path, moved_before):
     """Killed after any of its renames, of which the last gives the archive its name."""
     run = RunDirectory(tmp_path / "run")
     run.write_summary({"number": 1})
@@ -211,13 +211,13 @@ def test_killed_as_it_is_put_aside_a_run_is_in_one_piece_in_the_end(tmp_path, mo
             left -= 1
             rename(path, target)
         pathlib.Path.rename = killed
-        RunDirectory(pathlib.Path({str(run.path)!r})).put_aside()"""
+        RunDirectory(pathlib.Path({str(run.path)!r})).archive()"""
     killed = subprocess.run([sys.executable, "-c", script])
     assert killed.returncode == (-9 if moved_before < 5 else 0)
     assert run.half_archived == (moved_before < 5)
     if run.half_archived:
         assert not list(find([tmp_path])) or moved_before == 0  # no report takes half a run
-        run.put_aside()
+        run.archive()
     assert sorted(path.name for path in run.path.iterdir()) == [".lock"]
     [aside] = tmp_path.glob("run.old*")
     assert sorted(path.name for path in aside.iterdir()) == ["a.png", "checkpoints", "summary.json", "z.png"]

@@ -142,7 +142,7 @@ def test_a_search_goes_on_where_it_was(zygote, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     passed = zygote.run(whole, command=command)
     assert passed["status"] == 0, said(whole)
-    assert {status for status, *_ in trials(whole).values()} == {"done", "interrupted"}  # that is, given up
+    assert {status for status, *_ in trials(whole).values()} == {"done", "interrupted"}  # that is, pruned
     steps = passed["counts"]["step"]
     for point in (steps // 3, steps // 3):
         assert zygote.run(killed, command=command, faults=[("step", point, "SIGKILL")])["status"] == -9
@@ -302,7 +302,7 @@ def test_plateau_waits_as_long_as_in_an_undisturbed_run(zygote, tmp_path, fault)
     assert differences(left_by(whole), left_by(stopped)) == []
 
 
-def test_rerun_trains_anew_what_was_half_put_aside(zygote, tmp_path):
+def test_rerun_trains_anew_what_was_half_archived(zygote, tmp_path):
     """As if it had been killed between the renames: the checkpoint of a finished run is no new training."""
     output = tmp_path / "outputs"
     assert zygote.run(output, command=SMALL)["status"] == 0

@@ -13,7 +13,7 @@ from cnnlab.config.options import UserError
 from cnnlab.launch.search import Search
 from cnnlab.report.runs import find, read
 from cnnlab.runs.directory import RunDirectory
-from cnnlab.runs.signals import hopeless
+from cnnlab.runs.signals import should_prune
 
 SPACE = (
     "optim.lr=tag(log,interval(0.001,0.1))",
@@ -80,7 +80,7 @@ def composed_search():
 def test_values_have_a_readable_length_and_stay_within(typed, values):
     made = search(typed)
     key = typed.partition("=")[0]
-    assert {value: made.typed({key: value})[0].partition("=")[2] for value in values} == values
+    assert {value: made.overrides({key: value})[0].partition("=")[2] for value in values} == values
 
 
 def test_corners_are_checked_before_the_first_run():
@@ -124,11 +124,11 @@ def test_what_is_worse_than_half_of_the_others_is_given_up(tmp_path, accuracy, g
         made.conclude(trial, finished(tmp_path, [0.2, 0.4 + 0.05 * place, 0.9]))
     trial, _ = made.propose()
     rows = [{"epoch": 1, "val/acc": 0.1}, {"epoch": 2, "val/acc": accuracy}]
-    assert not hopeless(rows)  # no search is watching
+    assert not should_prune(rows)  # no search is watching
     with made.watching(trial):
-        assert not hopeless(rows[:1])
-        assert hopeless(rows) == given_up
-    assert not hopeless(rows)
+        assert not should_prune(rows[:1])
+        assert should_prune(rows) == given_up
+    assert not should_prune(rows)
 
 
 def test_a_run_that_was_given_up_counts_so_though_it_was_finished_later(tmp_path):
@@ -137,11 +137,11 @@ def test_a_run_that_was_given_up_counts_so_though_it_was_finished_later(tmp_path
         trial, _ = made.propose()
         made.conclude(trial, finished(tmp_path, [0.2, 0.5, 0.9]))
     trial, _ = made.propose()
-    assert not made.was_hopeless(trial, RunDirectory(tmp_path / "new"))
-    assert made.was_hopeless(trial, finished(tmp_path, [0.2, 0.3, 0.95]))
-    made.give_up(trial)
+    assert not made.would_have_been_pruned(trial, RunDirectory(tmp_path / "new"))
+    assert made.would_have_been_pruned(trial, finished(tmp_path, [0.2, 0.3, 0.95]))
+    made.prune(trial)
     last, _ = made.propose()
-    assert not made.was_hopeless(last, finished(tmp_path, [0.6, 0.6, 0.1]))  # the last epoch is no reason
+    assert not made.would_have_been_pruned(last, finished(tmp_path, [0.6, 0.6, 0.1]))  # the last epoch is no reason
     assert made.study.trials[trial.number].intermediate_values == {1: 0.2, 2: 0.3}
 
 
@@ -159,7 +159,7 @@ def test_mistakes_are_one_paragraph(command, monkeypatch):
     for words, said in (
         (("optim.lr=tag(log,interval(0.001,-1))",), "optim.lr"),
         (("batch_size=choice(32,999999)",), "batch_size=999999 is larger than"),
-        (("val_fraction=0",), "there are none"),
+        (("val_fraction=0",), "val_fraction=0 is not possible"),
         (("plan=true",), "there is no plan to show"),
         (("hydra.sweeper.num_trials=0",), "num_trials=0 is not allowed"),
         (("hydra.sweeper.prune_after=-1",), "prune_after=-1 is not allowed"),
@@ -167,7 +167,7 @@ def test_mistakes_are_one_paragraph(command, monkeypatch):
         (("optim.weight_decay=tag(log,interval(0,0.1))",), "cannot be searched"),
         (("optim.lr=interval(0.1,0.001)",), "cannot be searched"),
         (("batch_size=interval(16,64)",), "is not a whole number"),
-        (("val_fraction=0.1,0",), "there are none"),
+        (("val_fraction=0.1,0",), "val_fraction=0 is not possible"),
         (("trainer=ddp",), "trainer.devices=1"),
     ):
         result = command("-X", "importtime", "train.py", "-m", "hydra/sweeper=optuna", "data=shapes", *words)

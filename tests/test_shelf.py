@@ -107,7 +107,7 @@ def test_a_package_that_is_not_there_is_told_with_the_command_that_installs_it(o
         logs = option.startswith("logger")
         return make_logger(config.logger[package], RunDirectory(Path("run"))) if logs else instantiate(config.optim)
 
-    with pytest.raises(UserError, match=rf"(?s)needs the package {package}, .* Type pip install {package}"):
+    with pytest.raises(UserError, match=rf"(?s)needs the package {package}, .* Use pip install {package}"):
         made()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cnnlab.launch.job import Job
-from cnnlab.launch.job_states import begin, differing, stopped
+from cnnlab.launch.job_states import differing, report_begin, report_stopped
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.terminal import Table
 
@@ -47,16 +47,16 @@ def jobs(tmp_path: Path) -> list[Job]:
 def test_a_sweep_says_which_run_it_is_at(jobs, capsys):
     settings = differing(jobs)
     assert list(settings.values()) == ["seed=0", "seed=1"]
-    begin(jobs[0], 1, 2, settings[jobs[0].path], None)
+    report_begin(jobs[0], 1, 2, settings[jobs[0].path], None)
     run = RunDirectory(jobs[1].path)
     run.write_summary({"run": "1", "status": "interrupted", "choices": {}, "changes": {}, "seed": 1})
     run.write_metrics([{"epoch": 1, "val/acc": 0.5}])
-    begin(jobs[1], 2, 2, settings[jobs[1].path], 95.0)
+    report_begin(jobs[1], 2, 2, settings[jobs[1].path], 95.0)
     assert capsys.readouterr().out == (
         "\nrun 1 of 2, seed=0\n\nrun 2 of 2, seed=1, resuming after epoch 1, about 1 min 35 s left\n"
     )
 
 
 def test_a_sweep_that_is_stopped_says_how_to_go_on(jobs, capsys):
-    stopped(jobs)
+    report_stopped(jobs)
     assert capsys.readouterr().out == "0 of 2 runs are done. Run the same command again to resume the sweep.\n"

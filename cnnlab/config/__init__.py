@@ -1,1 +1,1 @@
-"""What a configuration means: options, identity, checks, mistakes. Does not import torch."""
+"""What a configuration means: options, identity, checks, errors. Does not import torch."""

@@ -1,11 +1,7 @@
-"""--help: every group with its options, and the arguments of what is chosen, as the option files describe them.
-
-Does not import torch.
-"""
+"""--help: every group with its options, and the arguments of the chosen ones, from the comments of their files."""
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -34,14 +30,14 @@ EXAMPLES = (
 
 
 def print_help(words: Sequence[str]) -> None:
-    """words: of the command line. A group's name shows that group alone; overrides are applied before."""
+    """Print the help page. words: of the command line: overrides, which are applied, and groups to show alone."""
     config = configuration([word for word in words if "=" in word])
     groups = [word for word in words if word in SHOWN]
     console = Console(width=None if os.isatty(1) else WIDEST, highlight=False)
     console.width = min(console.width, WIDEST)
     if not groups:
         console.print(USAGE, "", PURPOSE, "", sep="\n")
-        console.print(_columns((Text(command), f"# {what}") for command, what in EXAMPLES))
+        console.print(_columns((command, f"# {what}") for command, what in EXAMPLES))
     now = chosen(config)
     for group in groups or SHOWN:
         several = f": several at once as '{group}=[a,b]'" if group in LISTED else ""
@@ -49,46 +45,37 @@ def print_help(words: Sequence[str]) -> None:
         rows = [(option, description(f"{group}/{option}"), option in now.get(group, ())) for option in options(group)]
         console.print(_columns((f"{'*' * mark:1} {option}", text) for option, text, mark in rows))
         for option in options(group) if groups else ():
-            _print_arguments(console, f"{group}={option}", list(_arguments(config, group, option)))
+            _print_arguments(console, config, group, option)
     if not groups:
-        for group in GROUPS + ("trainer", "logger", "launcher"):
+        for group in (*GROUPS, "trainer", "logger", "launcher"):
             for option in now.get(group, ()):
-                _print_arguments(console, f"{group}={option}", list(_arguments(config, group, option)))
-        _print_arguments(console, "the run itself", list(_own(config)))
-        console.print("\n* is what is chosen. To see the arguments of other options, choose them: model=NAME --help.")
+                _print_arguments(console, config, group, option)
+        _print_arguments(console, config)
+        console.print("\n* marks what is chosen. To see the arguments of another option, choose it: model=NAME --help.")
 
 
-def _columns(rows: Any) -> Table:
+def _columns(rows: Iterable[tuple[str, str]]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column()
     for first, second in rows:
-        table.add_row(Text(str(first)), Text(second))
+        table.add_row(Text(first), Text(second))
     return table
 
 
-def _print_arguments(console: Console, title: str, rows: Sequence[tuple[str, str]]) -> None:
-    if rows:
-        console.print(Text(f"\nArguments of {title}", "bold"))
-        console.print(_columns((f"  {argument}", comment) for argument, comment in rows))
-
-
-def _arguments(config: DictConfig, group: str, option: str) -> Iterator[tuple[str, str]]:
-    """Of an option: KEY=VALUE, the value that it would have, and the comment on it."""
+def _print_arguments(console: Console, config: DictConfig, group: str = "", option: str = "") -> None:
+    """Print the arguments of an option, or those that belong to no group: KEY=VALUE and its comment."""
     if group in OVERLAYS:
         return
-    name, prefix = f"{group}/{option}", f"{group}.{option}." if group in LISTED else f"{group}."
-    comments, now = comments_of_file(name), dict(leaves(job_config(config)))
+    name, prefix = f"{group}/{option}" if group else "train", f"{group}." if group else ""
+    prefix += f"{option}." if group in LISTED else ""
+    comments, now, rows = comments_of_file(name), dict(leaves(job_config(config))), []
+    is_chosen = not group or option in chosen(config).get(group, ())
     for path, default in leaves(option_file(name)):
-        if path[0] == "_" or path == "defaults" or str(default).startswith("data."):
-            continue
-        value = now.get(f"{prefix}{path}", default) if option in chosen(config).get(group, ()) else default
-        yield f"{prefix}{path}={as_typed(value)}", comments.get(path, "")
-
-
-def _own(config: DictConfig) -> Iterator[tuple[str, str]]:
-    """What belongs to no group."""
-    comments, now = comments_of_file("train"), dict(leaves(job_config(config)))
-    for path, _ in leaves(option_file("train")):
-        if path in now:
-            yield f"{path}={as_typed(now[path])}", comments.get(path, "")
+        if path[0] != "_" and not str(default).startswith("data.") and (group or path in now):
+            value = now.get(f"{prefix}{path}", default) if is_chosen else default
+            rows.append((f"  {prefix}{path}={as_typed(value)}", comments.get(path, "")))
+    if rows:
+        title = f"{group}={option}" if group else "the run itself"
+        console.print(Text(f"\nArguments of {title}", "bold"))
+        console.print(_columns(rows))

@@ -1,15 +1,15 @@
-"""Run identity: what a configuration means. Does not import torch.
+"""Run identity: a run is its configuration. Does not import torch.
 
-A run is its configuration. `run_id` names the run directory: the chosen options, the knobs that differ from their
-option's file, and a hash of everything that can change the result. Where a run computes, how it logs and where its
-data are kept cannot, so they stay out of the hash (`NOT_IDENTITY`).
+`run_id` names the run directory: the chosen options, the values that differ from their option's file, and a hash of
+everything that can change the result. Where a run computes, how it logs and where its data are kept cannot, so they
+stay out of the hash (`NOT_IDENTITY`).
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,32 +35,19 @@ from cnnlab.config.values import as_typed, job_config, plain
 
 UNNAMED = ("none", "constant", "cross_entropy", "acc", "classifier")  # options that do not show in the name
 NOT_IDENTITY = (
-    "name",
-    "output_dir",
-    "rerun",
-    "plan",
-    "on_busy",
-    "checkpoint",
-    "logger",
-    "launcher",
-    "trainer._target_",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.profiler",
-    "cache_dir",
-    "resident",
-    "cuda_graph",
+    *("name", "output_dir", "rerun", "plan", "on_busy", "checkpoint", "logger", "launcher"),
+    *("trainer._target_", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.profiler", "cache_dir", "resident", "cuda_graph"),
 )
 NOT_OWN = (
     "is not the run's own directory, whose name is made from its configuration. Use output_dir=FOLDER and name=NAME to "
-    "say where it is."
+    "choose where it is."
 )
+DELETED = "deleted"  # stands for the value of an argument that was removed, as in '~optim.lr'
 
 
 def run_id(config: DictConfig) -> str:
-    """The name of the run directory: options, changed knobs, hash; at most 120 characters.
+    """The name of the run directory: options, changed values, hash; at most 120 characters.
 
     config: the whole configuration, with its `hydra` node, which knows the chosen options.
     """
@@ -68,8 +55,8 @@ def run_id(config: DictConfig) -> str:
     names = [option for group in GROUPS for option in choices[group] if option not in UNNAMED]
     if content := data_identity(config):
         names.append(f"data={content[:6]}")
-    knobs = [f"{path.rsplit('.', 1)[-1]}={_canonical(value)}" for path, value in changes(config).items()]
-    name = re.sub(r"[^\w.=+-]+", "_", "-".join(names + knobs), flags=re.ASCII)
+    changed = [f"{path.rpartition('.')[2]}={_canonical(value)}" for path, value in changes(config).items()]
+    name = re.sub(r"[^\w.=+-]+", "_", "-".join(names + changed), flags=re.ASCII)
     return f"{name[:111].rstrip('-_.')}-{identity(config)[:8]}"
 
 
@@ -79,9 +66,9 @@ def run_path(config: DictConfig) -> Path:
 
 
 def identity(config: DictConfig, without: str = "") -> str:
-    """SHA-256 over everything in the configuration that can change the result, but for the value at `without`.
+    """SHA-256 over everything in the configuration that can change the result, except the value at `without`.
 
-    An option counts by its name, and not by where its class is defined.
+    An option counts by its name, not by where its class is defined.
     """
     defaults, out = defaults_of(config), left_out(config)
     kept = {
@@ -97,17 +84,17 @@ def identity(config: DictConfig, without: str = "") -> str:
 
 
 def is_file(path: str) -> bool:
-    """Whether a value names a file. An option that says so for a value has the content in the identity of its runs."""
+    """Whether a value names a file. Where the limit of a value calls this, the content is part of a run's identity."""
     return os.path.isfile(path)
 
 
 def is_run(path: str) -> bool:
-    """Whether a value names a run directory; as `is_file`, and the content is that of its best checkpoint."""
+    """Whether a value names a run directory. As `is_file`; the content is that of the best checkpoint."""
     return is_file(str(Path(path, "checkpoints", "best.ckpt.sha256")))
 
 
 def content_of(config: DictConfig, path: str, limit: str) -> str:
-    """What stands for the content of a file or a run that a value names; empty if it names none."""
+    """The digest of the file or the run that a value names; empty if it names none."""
     value = OmegaConf.select(config, path) if re.search(r"\bis_(file|run)\(", limit) else None
     if not isinstance(value, str):
         return ""
@@ -120,7 +107,7 @@ def content_of(config: DictConfig, path: str, limit: str) -> str:
 
 
 def data_identity(config: DictConfig) -> str:
-    """What the data are, where the configuration only says where they lie; empty if it says it all.
+    """Identifies data of which the configuration names only the location; empty for others.
 
     Also empty for data that cannot be found or listed, which `check` refuses.
     """
@@ -132,7 +119,7 @@ def data_identity(config: DictConfig) -> str:
 
 
 def _canonical(value: Any) -> str:
-    """A value as text that does not depend on how it was typed: 1 and 1.0 are the same rate."""
+    """A value as text that does not depend on its notation: 1 and 1.0 are the same."""
     if isinstance(value, list):
         return f"[{','.join(map(_canonical, value))}]"
     if isinstance(value, bool):
@@ -141,7 +128,7 @@ def _canonical(value: Any) -> str:
 
 
 def chosen(config: DictConfig) -> dict[str, list[str]]:
-    """The chosen options of every group that is ours: {"optim": ["sgd"], "aug": ["crop_flip", "cutmix"], ...}."""
+    """The chosen options of every group but Hydra's: {"optim": ["sgd"], "aug": ["crop_flip", "cutmix"], ...}."""
     choices = {
         group: [option]
         for group, option in config.hydra.runtime.choices.items()
@@ -151,18 +138,15 @@ def chosen(config: DictConfig) -> dict[str, list[str]]:
 
 
 def left_out(config: DictConfig) -> tuple[str, ...]:
-    """The paths of what changes no result: ours, and what the files of the chosen options say."""
-    paths = []
-    for group, names in chosen(config).items():
-        for option in names:
-            if option in files(group) and group not in OVERLAYS:
-                prefix = f"{group}.{option}" if group in LISTED else group
-                paths += [f"{prefix}.{key}".rstrip(".") for key in changes_nothing(f"{group}/{option}")]
-    return (*NOT_IDENTITY, *paths)
+    """The paths of what changes no result: NOT_IDENTITY, and what option files mark with [changes nothing]."""
+    return (
+        *NOT_IDENTITY,
+        *(f"{prefix}{key}".rstrip(".") for name, prefix in _chosen_files(config) for key in changes_nothing(name)),
+    )
 
 
 def deciding(config: DictConfig) -> dict[str, list[str]]:
-    """The chosen options, but for those that change no result."""
+    """The chosen options, except those that change no result."""
     choices, out = chosen(config), left_out(config)
     return choices | {g: [name for name in choices[g] if f"{g}.{name}" not in out] for g in LISTED}
 
@@ -172,14 +156,11 @@ def described(choices: Mapping[str, list[str]]) -> dict[str, str]:
     return {group: "+".join(choices[group]) or "none" for group in (*GROUPS, "trainer")}
 
 
-DELETED = "deleted"  # stands for the value of an argument that was taken out, as in '~optim.lr'
-
-
 def changes(config: DictConfig) -> dict[str, Any]:
-    """What differs from train.yaml and the chosen options' files: {"optim.lr": 0.1, "optim.momentum": DELETED}."""
+    """The values that differ from train.yaml and the chosen options' files: {"optim.lr": 0.1, "optim.eps": DELETED}."""
     defaults, found = defaults_of(config), dict(leaves(job_config(config)))
     changed = {path: value for path, value in found.items() if path not in defaults or value != defaults[path]}
-    left = {path.rsplit(".", depth)[0] for path in found for depth in range(path.count(".") + 1)}  # and what holds it
+    left = {path.rsplit(".", depth)[0] for path in found for depth in range(path.count(".") + 1)}  # and the nodes above
     deleted = {
         path: DELETED
         for path in defaults
@@ -190,12 +171,9 @@ def changes(config: DictConfig) -> dict[str, Any]:
 
 
 def differences(config: DictConfig) -> dict[str, str]:
-    """What a configuration changes against the defaults, as typed: group -> option, then path -> value.
-
-    config: with its `hydra` node.
-    """
-    options = described(chosen(config))
-    different = {group: option for group, option in options.items() if option != default_option(group)}
+    """How a configuration differs from the defaults: group -> option, then path -> value, as on the command line."""
+    choices = described(chosen(config)).items()
+    different = {group: option for group, option in choices if option != default_option(group)}
     return different | {path: as_typed(value) for path, value in changes(config).items()}
 
 
@@ -206,35 +184,37 @@ def targets(config: DictConfig) -> frozenset[str]:
 
 
 def defaults_of(config: DictConfig) -> dict[str, Any]:
-    """What train.yaml and the files of the chosen options say before anything is overridden, by path.
+    """The values in train.yaml and in the files of the chosen options, by path.
 
-    A value that is another one's, ${optim.lr}, is what that one is in the configuration.
+    A reference to another value, ${optim.lr}, is replaced by that value of the configuration.
     """
-    defaults = _of_files(config, lambda name: leaves(option_file(name)))
     return {
-        path: OmegaConf.select(config, value[2:-1]) if re.fullmatch(r"\$\{[\w.]+\}", str(value)) else value
-        for path, value in defaults.items()
+        f"{prefix}{path}": OmegaConf.select(config, value[2:-1]) if re.fullmatch(r"\$\{[\w.]+\}", str(value)) else value
+        for name, prefix in _chosen_files(config)
+        for path, value in leaves(option_file(name))
     }
 
 
 def limits_of(config: DictConfig) -> dict[str, str]:
-    """What train.yaml and the files of the chosen options say that values must satisfy, by path."""
-    return _of_files(config, lambda name: limits_of_file(name).items())
+    """What values must satisfy according to train.yaml and the files of the chosen options, by path."""
+    return {
+        f"{prefix}{path}": limit
+        for name, prefix in _chosen_files(config)
+        for path, limit in limits_of_file(name).items()
+    }
 
 
-def _of_files(config: DictConfig, read: Callable[[str], Iterable[tuple[str, Any]]]) -> dict[str, Any]:
-    """What is read of train.yaml and of the files of the chosen options, by path in the configuration."""
-    found = dict(read("train"))
+def _chosen_files(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """The files of a configuration and where their values stand: ("train", ""), ("aug/cutmix", "aug.cutmix."), ..."""
+    yield "train", ""
     for group, names in chosen(config).items():
         for option in names:
             if option in files(group) and group not in OVERLAYS:
-                prefix = f"{group}.{option}." if group in LISTED else f"{group}."
-                found |= {prefix + path: said for path, said in read(f"{group}/{option}")}
-    return found
+                yield f"{group}/{option}", f"{group}.{option}." if group in LISTED else f"{group}."
 
 
 def below(path: str, paths: tuple[str, ...]) -> bool:
-    """Whether a path is one of these, or lies in one."""
+    """Whether a path is one of these, or below one."""
     return any(path == one or path.startswith(f"{one}.") for one in paths)
 
 

@@ -1,4 +1,4 @@
-"""Objects out of a configuration: only what option files name is ever made. Does not import torch."""
+"""Instantiates objects from a configuration: only classes that option files name. Does not import torch."""
 
 import difflib
 import functools
@@ -16,15 +16,13 @@ from cnnlab.config.values import plain
 
 
 def check_targets(config: Any, path: str = "") -> None:
-    """Refuse a configuration that would instantiate anything but the classes that the files in conf/ name.
+    """Raises: UserError for a configuration that would instantiate anything but the classes named in conf/.
 
-    It must be plain and resolved: what passes has no interpolation and no key that changes how Hydra instantiates it.
-    So what Hydra instantiates is what was seen here.
+    What passes is plain and resolved, without a key that changes how Hydra instantiates it: so what is checked here is
+    what Hydra will instantiate.
 
-    config: a node or a whole configuration, as plain containers. path: where the node is; below one of our groups only
-    that group's classes are allowed.
-
-    Raises: UserError.
+    config: a node or a whole configuration, as plain containers. path: where the node is; within a group only that
+        group's classes are allowed.
     """
     if isinstance(config, Mapping):
         for key, value in config.items():
@@ -39,7 +37,7 @@ def check_targets(config: Any, path: str = "") -> None:
         for number, value in enumerate(config):
             check_targets(value, f"{path}.{number}")
     elif isinstance(config, str) and ("${" in config or config == "???"):
-        raise UserError(f"{path}={config} is not allowed: a value cannot refer to another one here. Type the value.")
+        raise UserError(f"{path}={config} is not allowed: a value cannot refer to another one here. Use the value.")
 
 
 def _check_target(path: str, target: Any) -> None:
@@ -49,13 +47,13 @@ def _check_target(path: str, target: Any) -> None:
         close = difflib.get_close_matches(str(target), allowed, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise UserError(
-            f"{path}={target} is not allowed: only what the file of an option names is made.{hint} For a class of your "
-            f"own, write a file {group}/my_option.yaml with its _target_ in a folder that --config-dir names."
+            f"{path}={target} is not allowed: only what the file of an option names is instantiated.{hint} For a class "
+            f"of your own, write a file {group}/my_option.yaml with its _target_ in a folder that --config-dir names."
         )
 
 
 def checked_config(tree: Any) -> DictConfig:
-    """A configuration made of plain containers, once `check_targets` has seen them: nothing is left to be resolved."""
+    """A configuration from plain containers that pass `check_targets`: nothing in it is left to be resolved."""
     check_targets(tree)
     return OmegaConf.create(tree)
 
@@ -65,10 +63,10 @@ def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
     node = plain(node) if isinstance(node, DictConfig) else node
     check_targets(node)
     try:
-        made = hydra.utils.instantiate(node, **arguments, _convert_="all")
-        if isinstance(made, functools.partial):
-            inspect.signature(made.func).bind_partial(**made.keywords)
-        return made
+        instance = hydra.utils.instantiate(node, **arguments, _convert_="all")
+        if isinstance(instance, functools.partial):
+            inspect.signature(instance.func).bind_partial(**instance.keywords)
+        return instance
     except TypeError as error:
         raise UserError(f"{node['_target_']} refuses its arguments: {error}") from error
     except hydra.errors.InstantiationException as error:
@@ -76,20 +74,19 @@ def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
         if isinstance(cause, ImportError):
             package = (cause.name or str(node["_target_"])).partition(".")[0]
             raise UserError(
-                f"{node['_target_']} needs the package {package}, which is not installed ({cause}). Type pip install "
+                f"{node['_target_']} needs the package {package}, which is not installed ({cause}). Use pip install "
                 f"{package}, or choose another option."
             ) from error
-        if (
-            isinstance(cause, ValueError | TypeError) or type(cause).__name__ == "MisconfigurationException"
-        ):  # Lightning's
+        is_lightnings = type(cause).__name__ == "MisconfigurationException"
+        if isinstance(cause, ValueError | TypeError) or is_lightnings:
             raise UserError(f"{node['_target_']} refuses its arguments: {cause}") from error
         raise (cause or error) from None
 
 
 def filled(node: DictConfig | Mapping[str, Any], facts: Mapping[str, Any], root: str = "data") -> dict[str, Any]:
-    """The arguments of an option with the facts about the data in place of their names, `data.num_classes`.
+    """The arguments of an option, in which names such as `data.num_classes` are replaced by the facts about the data.
 
-    root: what the names begin with. Raises: UserError for a name that is none.
+    root: what the names begin with. Raises: UserError for an unknown name.
     """
 
     def value(given: Any) -> Any:
@@ -111,7 +108,7 @@ _sources: dict[str, Any] = {}
 
 
 def data_source(node: DictConfig) -> Any:
-    """The object of conf/data, one for a data set and process: it remembers what it has seen on the disk."""
+    """The object of conf/data, one per data set and process: it remembers what it has read from the disk."""
     key = json.dumps(plain(node), sort_keys=True)
     if key not in _sources:
         _sources[key] = instantiate(node)
@@ -119,7 +116,7 @@ def data_source(node: DictConfig) -> Any:
 
 
 def num_trained_on(config: DictConfig) -> int | None:
-    """Images in an epoch, of all that the data set has for training; None if that is not known before it is loaded."""
+    """The number of training images in an epoch; None if it is not known before the data set is loaded."""
     if (num := getattr(data_source(config.data), "num_train", None)) is None:
         return None
     num_train = round(num * (1 - config.val_fraction))

@@ -1,23 +1,23 @@
-"""The files of options: where they are, what they say, and which classes they name. Does not import torch.
+"""The option files: where they are, what they contain, and which classes they name. Does not import torch.
 
-Every group of options is a folder of YAML files. A project has folders of its own, which are searched before ours: that
-of --config-dir, those of the variable CNNLAB_CONF, or the one that its pyproject.toml names:
+Every group of options is a folder of YAML files. A project has folders of its own, which are searched before ours:
+those given by --config-dir or by the variable CNNLAB_CONF, or the one that its pyproject.toml names:
 
     [tool.cnnlab]
     conf = "conf"
 
-What lies beside such a folder can be imported, so that its files can name classes of the project.
+The parent of such a folder is added to the import path, so that option files can name classes of the project.
 
-What a value may be is said at the end of its comment, in brackets, as an expression of Python that names it:
+The limit of a value stands at the end of its comment, in brackets, as a Python expression that uses its name:
 
     scale: [0.9, 1.1] # of the image's size [len(scale) == 2 and 0 < scale[0] <= scale[1]]
 
-A file that says so for one of its values has them all checked, for their types too. The values of a file that says
-nothing are for its class to check. Other names in the expression are those of the option's other values, `data.NAME`
-for what the data are (see cnnlab.config.shape.Shape, and data.num_train), and `run.NAME` for any value of the run;
-`is_file(value)` and `is_run(value)` say that a value names a file or a run directory, whose content is part of the
-run's identity, and `is_size(value)` that it is one number or [height, width]. A comment that ends with [changes
-nothing] keeps a value out of the run's identity, or the whole option if it has a line of its own.
+If a file has a limit for one of its values, all of them are checked, for their types too; otherwise the class checks
+them. The expression may also use the option's other values; `data.NAME`, a fact about the data (see
+cnnlab.config.shape.Shape, and data.num_train); `run.NAME`, any value of the run; `is_file(value)` and `is_run(value)`,
+for a value that names a file or a run directory, whose content then is part of the run's identity; and
+`is_size(value)`, for one number or [height, width]. A comment that ends with [changes nothing] keeps a value out of the
+run's identity; on a line of its own, it does so for the whole option.
 """
 
 import functools
@@ -39,15 +39,10 @@ PACKAGE = Path(__file__).parents[1]
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 VARIABLE = "CNNLAB_CONF"
 
-# What a result is made of, in the order of its name.
+# The groups that decide a result, in the order in which they appear in a run's name.
 GROUPS = ("data", "norm", "aug", "model", "loss", "metrics", "optim", "sched", "module", "callbacks")
-LISTED = (
-    "aug",
-    "metrics",
-    "logger",
-    "callbacks",
-)  # groups of which several options can be chosen, each below its own name
-OVERLAYS = ("experiment", "debug")  # whose files change any group
+LISTED = ("aug", "metrics", "logger", "callbacks")  # several options can be chosen, each under its own name
+OVERLAYS = ("experiment", "debug")  # their files may change any group
 
 
 class UserError(Exception):
@@ -57,11 +52,11 @@ class UserError(Exception):
 def folders() -> tuple[Path, ...]:
     """The folders of option files, in the order in which they are searched; ours is the last one.
 
-    Raises: UserError if one that is named is not there.
+    Raises: UserError if one of them does not exist.
     """
     named, current = os.environ.get(VARIABLE, ""), None
     if not named:
-        with suppress(FileNotFoundError):  # somebody has removed the current folder
+        with suppress(FileNotFoundError):  # the current folder was removed
             current = Path.cwd()
     return _folders(named, current)
 
@@ -72,43 +67,43 @@ def _folders(named: str, current: Path | None) -> tuple[Path, ...]:
     for folder in own:
         if not folder.is_dir():
             raise UserError(
-                f"{folder} is no folder of options. Use --config-dir FOLDER, {VARIABLE}, or conf in pyproject.toml."
+                f"{folder} is not a folder of options. Use --config-dir FOLDER, {VARIABLE}, or conf in pyproject.toml."
             )
         beside = str(folder.parent)
-        # A script's own folder is on the path, but a project is also used from elsewhere: by --config-dir, by `cnnlab`,
-        # in processes of a sweep. It comes last, so that a module of the project hides none that is installed.
+        # A project is also used from elsewhere: by --config-dir, by `cnnlab`, in the processes of a sweep. Its folder
+        # comes last on the path, so that a module of the project hides no installed one.
         if beside not in sys.path:
             sys.path.append(beside)
     return (*own, CONF)
 
 
 def _of_project(current: Path | None) -> Iterator[Path]:
-    """The folder that the next pyproject.toml names, here or above.
+    """The folder that the nearest pyproject.toml names, in this folder or above.
 
-    That of another user is no project of ours, nor is one in a folder where everybody puts files, as /tmp. What lies in
-    a run directory is data.
+    A file that another user may have written is not used, nor one in a run directory, whose content is data.
     """
     for folder in (current, *current.parents) if current else ():
         file = folder / "pyproject.toml"
-        if os.path.isfile(file) and not os.path.isdir(folder / ".hydra"):  # not where nothing may be looked at
-            if is_strangers(file):
-                with suppress(OSError), open(file, "rb") as opened:
-                    if b"[tool.cnnlab]" in opened.read(65_536):
-                        say(f"cnnlab: {file} may be another user's and is not used. Use --config-dir.", sys.stderr)
-                continue
-            try:
-                conf = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("cnnlab", {}).get("conf")
-            except (OSError, ValueError) as error:
-                raise UserError(f"{file} cannot be read: {error}.") from error
-            if isinstance(conf, str):
-                yield folder / conf
-            return
+        if not os.path.isfile(file) or os.path.isdir(folder / ".hydra"):  # no error without permission, unlike Path's
+            continue
+        if is_strangers(file):
+            with suppress(OSError), open(file, "rb") as opened:
+                if b"[tool.cnnlab]" in opened.read(65_536):
+                    say(f"cnnlab: {file} may be another user's and is not used. Use --config-dir.", sys.stderr)
+            continue
+        try:
+            conf = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("cnnlab", {}).get("conf")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} cannot be read: {error}.") from error
+        if isinstance(conf, str):
+            yield folder / conf
+        return
 
 
 def is_strangers(file: Path) -> bool:
-    """Whether another user may have put a file where it is."""
+    """Whether another user may have put this file there."""
     folder = file.parent.stat()
-    shared = folder.st_mode & 0o1002 == 0o1002  # everybody may put files there, which their owners alone may remove
+    shared = folder.st_mode & 0o1002 == 0o1002  # as /tmp: everybody may create files there
     return shared or not {file.lstat().st_uid, folder.st_uid} <= {os.geteuid(), 0}
 
 
@@ -118,7 +113,7 @@ def use_folders(named: list[str]) -> None:
 
 
 def files(group: str) -> dict[str, Path]:
-    """The option files of a group by name, the first ones that are found. "*": of all groups, with the group's name."""
+    """The option files of a group by name, the first ones that are found. "*": of all groups, as "group/name"."""
     return _files(group, folders())
 
 
@@ -126,7 +121,7 @@ def files(group: str) -> dict[str, Path]:
 def _files(group: str, searched: tuple[Path, ...]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in reversed(searched):
-        for file in sorted(folder.glob(f"{group}/*.yaml")):  # those below conf/hydra are no part of a run
+        for file in sorted(folder.glob(f"{group}/*.yaml")):  # not those below conf/hydra
             found[f"{file.parent.name}/{file.stem}" if group == "*" else file.stem] = file
     return found
 
@@ -138,7 +133,7 @@ def options(group: str) -> list[str]:
 
 @functools.cache
 def _content(path: Path) -> dict[str, Any]:
-    """What a file says, with the numbers that Hydra reads in it: to YAML alone, 1e-3 is text."""
+    """The content of a file, read by OmegaConf: in plain YAML, 1e-3 would be text."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
 
 
@@ -147,39 +142,35 @@ def _path(name: str) -> Path:
 
 
 def option_file(name: str) -> dict[str, Any]:
-    """What an option's file says, with what it inherits: option_file("trainer/ddp")."""
-    content = dict(_content(_path(name)))
-    inherited: dict[str, Any] = {}
-    for parent in content.pop("defaults", []):
-        if "/" in name and isinstance(parent, str) and parent != "_self_":
-            inherited |= option_file(f"{name.rsplit('/', 1)[0]}/{parent}")
-    content.pop("hydra", None)
-    return inherited | content
+    """The values in an option's file and in those that it inherits from: option_file("trainer/ddp")."""
+    values: dict[str, Any] = {}
+    for file in _with_inherited(name):
+        values |= _content(file)
+    return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
 
 
 def limits_of_file(name: str) -> dict[str, str]:
-    """The values that an option's file checks, by path, with what each one must satisfy; that may be nothing."""
+    """The limits of the values that an option's file checks, by path; empty for a value that has none."""
     found: dict[str, str] = {}
-    for path in _inherited(name):
-        said = {key: re.search(r"\[((?:[^][]|\[[^][]*\])*)\]$", comment) for key, comment in _comments(path).items()}
-        limits = {
-            key: limit[1] if limit and re.search(rf"\b{key.rpartition('.')[2]}\b", limit[1]) else ""
-            for key, limit in said.items()
-        }
+    for file in _with_inherited(name):
+        limits = {path: _limit(path, comment) for path, comment in _comments(file).items()}
         found |= limits if any(limits.values()) else {}
     return found
 
 
+def _limit(path: str, comment: str) -> str:
+    """The expression in brackets at the end of a comment, if it names the value."""
+    found = re.search(r"\[((?:[^][]|\[[^][]*\])*)\]$", comment)
+    return found[1] if found and re.search(rf"\b{path.rpartition('.')[2]}\b", found[1]) else ""
+
+
 def comments_of_file(name: str) -> dict[str, str]:
-    """What an option's file says behind its values, by path."""
-    found: dict[str, str] = {}
-    for path in _inherited(name):
-        found |= _comments(path)
-    return found
+    """The comments on the values in an option's file, by path."""
+    return {path: comment for file in _with_inherited(name) for path, comment in _comments(file).items()}
 
 
 def description(name: str) -> str:
-    """What an option's file says first: its first line of comment; empty if there is none."""
+    """The first line of comment in an option's file; empty if it does not begin with one."""
     for line in _path(name).read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
@@ -188,17 +179,17 @@ def description(name: str) -> str:
     return ""
 
 
-def _inherited(name: str) -> list[Path]:
-    """An option's file, after those whose values it inherits: "trainer/ddp" -> auto.yaml, ddp.yaml."""
+def _with_inherited(name: str) -> list[Path]:
+    """An option's file, after those that it inherits from: "trainer/ddp" -> auto.yaml, ddp.yaml."""
     path = _path(name)
     parents = [parent for parent in _content(path).get("defaults", []) if "/" in name and isinstance(parent, str)]
     group = name.rpartition("/")[0]
-    return [file for parent in parents if parent != "_self_" for file in _inherited(f"{group}/{parent}")] + [path]
+    return [file for parent in parents if parent != "_self_" for file in _with_inherited(f"{group}/{parent}")] + [path]
 
 
 @functools.cache
 def _comments(path: Path) -> dict[str, str]:
-    """The comment behind every value, by its path, but for "[changes nothing]"."""
+    """The comment behind every value, by its path, without "[changes nothing]"."""
     text = path.read_text(encoding="utf-8")
     lines = [*text.splitlines(), ""]
 
@@ -216,12 +207,9 @@ def _comments(path: Path) -> dict[str, str]:
 
 
 def changes_nothing(name: str) -> frozenset[str]:
-    """What of an option is said to change no result, by "[changes nothing]" at the end of a comment.
-
-    The keys of values; an empty one if a line of its own says so, of the whole option.
-    """
+    """The keys of an option's file that are marked [changes nothing]; an empty one stands for the whole option."""
     pattern = re.compile(r"^(?:(\w+):.*|)#.*\[changes nothing\]\s*$", re.MULTILINE)
-    return frozenset(key for path in _inherited(name) for key in pattern.findall(path.read_text(encoding="utf-8")))
+    return frozenset(key for path in _with_inherited(name) for key in pattern.findall(path.read_text(encoding="utf-8")))
 
 
 def default_option(group: str) -> str:
@@ -232,7 +220,7 @@ def default_option(group: str) -> str:
 
 
 def allowed_targets(group: str = "*") -> frozenset[str]:
-    """The classes that the files of a group name, or those that change any group. Nothing else is instantiated."""
+    """The classes named by the files of a group, and by experiments. Nothing else is instantiated."""
     return frozenset(
         target for folder in (group, *OVERLAYS) for file in files(folder).values() for target in _targets(file)
     )

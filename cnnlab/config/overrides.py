@@ -1,4 +1,4 @@
-"""What is typed on the command line, checked before Hydra, whose own refusals are tracebacks. Does not import torch."""
+"""Checks a command line before Hydra reads it, whose own errors are tracebacks. Does not import torch."""
 
 import difflib
 import re
@@ -21,7 +21,7 @@ FLAGS = (  # of Hydra
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
 )
 ONE_OF = {short: flag for flag in ("--multirun", "--run", "--cfg", "--info") for short in (flag, flag[1:3])}
-OTHER_NAMES = {  # what other programs call it
+OTHER_NAMES = {  # the names in other programs
     "dataset": "data",
     "network": "model",
     "optimizer": "optim",
@@ -33,7 +33,7 @@ OTHER_NAMES = {  # what other programs call it
 
 
 def flags_last(words: Sequence[str]) -> list[str]:
-    """The words of a command line as Hydra needs them, with flags and their values after all overrides."""
+    """The words of a command line in the order that Hydra needs: flags and their values after all overrides."""
     flags, others = list[str](), list[str]()
     for before, word in pairwise(("", *words)):
         is_value = before.startswith("-") and before not in ("-m", "--multirun") and not re.search("^[-+~]|=", word)
@@ -42,20 +42,20 @@ def flags_last(words: Sequence[str]) -> list[str]:
 
 
 def check_flags(words: Sequence[str]) -> None:
-    """Refuse flags that Hydra does not know: `--epochs 3` is said as trainer.max_epochs=3."""
-    asked = {ONE_OF[flag] for word in words if (flag := word.partition("=")[0]) in ONE_OF}
-    if len(asked) > 1:
-        raise UserError(f"{' and '.join(sorted(asked))}: a command can have one of these. Leave the others out.")
+    """Refuse flags that Hydra does not know: instead of `--epochs 3`, use trainer.max_epochs=3."""
+    modes = {ONE_OF[flag] for word in words if (flag := word.partition("=")[0]) in ONE_OF}
+    if len(modes) > 1:
+        raise UserError(f"{' and '.join(sorted(modes))}: a command can have only one of these. Leave the others out.")
     for word, next_word in zip_longest(words, words[1:], fillvalue=""):
         flag, equals, value = word.partition("=")
         if not flag.startswith("--") or flag == "--" or any(known.startswith(flag) for known in FLAGS):
             continue
         value = (value if equals or "=" in next_word or next_word.startswith("-") else next_word) or "VALUE"
-        instead = " or ".join(f"{key}={value}" for key in meant(flag)) or "python train.py --help to see the keys"
+        instead = " or ".join(f"{key}={value}" for key in _meant(flag)) or "python train.py --help to see the keys"
         raise UserError(f"{flag} is not an option: values are set as key=value, without dashes. Use {instead}.")
 
 
-def meant(flag: str) -> list[str]:
+def _meant(flag: str) -> list[str]:
     """The keys that a flag may mean: --max-epochs, --epochs -> trainer.max_epochs."""
     name = flag.lstrip("-").replace("-", "_").lower()
     name = OTHER_NAMES.get(name, name)
@@ -73,15 +73,15 @@ def meant(flag: str) -> list[str]:
 
 
 def check_overrides(words: Sequence[str]) -> None:
-    """Refuse, with a UserError, overrides without a key, groups without an option, and lists that are set twice.
+    """Raises: UserError for overrides without a key, groups without an option, and lists that are set twice.
 
-    words: of the command line. Flags, and what cannot be read, are left to Hydra.
+    words: of the command line. Flags, and what cannot be parsed, are left to Hydra.
     """
     parser, before = OverridesParser.create(), dict[str, str]()
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")
         if key in ("hydra.run.dir", "hydra.sweep.subdir") and not value.strip("'\"").endswith("${cnnlab.run_id:}"):
-            raise UserError(f"{word} {NOT_OWN}")  # Hydra would make it before anything is checked
+            raise UserError(f"{word} {NOT_OWN}")  # Hydra would create it before anything is checked
         if key in ("name", "output_dir") and value in ("", "null"):
             raise UserError(f"{word} names no folder. Use {key}=FOLDER, or leave it out.")
         try:
@@ -100,25 +100,25 @@ def check_overrides(words: Sequence[str]) -> None:
                 f"{before[group]} and {word}: the second would replace the first. Use '{group}=[{both}]' for both."
             )
         offered = f"{group}= and one of {', '.join(options(group))}"
-        if override.is_delete() and group not in NEEDED:
-            continue
         if group in NEEDED and (override.is_delete() or None in names):
-            raise UserError(f"{word} leaves no {group}, and a run needs it. Type {offered}.")
+            raise UserError(f"{word} leaves no {group}, and a run needs one. Use {offered}.")
+        if override.is_delete():
+            continue
         if group == "launcher" and swept:
             raise UserError(f"{word}: all runs of a sweep have the same launcher. Use {offered}.")
         if None in names:
             where = "in a command of its own" if swept else "which is the same"
-            raise UserError(f"{word}: null cannot be typed here. Leave {group} out, {where}.")
+            raise UserError(f"{word}: null is not allowed here. Leave {group} out, {where}.")
         if wrong := [name for name in names if str(name).endswith((".yaml", ".yml"))]:
             raise UserError(f"{word}: {wrong[0]} is a file. Use {group}={wrong[0].rpartition('.')[0]}.")
-        if any(len(str(name)) > LONGEST for name in names):  # no file can be called that
+        if any(len(str(name)) > LONGEST for name in names):  # no file can have that name
             raise UserError(f"{word[:60]}...: there is no such option. Use {offered}.")
         if wrong := [name for name in names if not isinstance(name, str | None)]:
             raise UserError(f"{word}: {wrong[0]} is not the name of an option. Use {offered}.")
 
 
 def chosen(value: Any) -> Iterator[Any]:
-    """The options in the value of an override: text, or what stands in its place; None for null and an empty list."""
+    """The options in the value of an override: text, or whatever stands there; None for null and an empty list."""
     if isinstance(value, ChoiceSweep | list):
         elements = value if isinstance(value, list) else value.list
         for element in elements or [None]:

@@ -1,4 +1,4 @@
-"""Folders as they are typed."""
+"""Folders that the user names."""
 
 from __future__ import annotations
 
@@ -9,26 +9,20 @@ from cnnlab.config.options import UserError
 
 
 def make_folder(path: Path) -> None:
-    """A folder of the cache. Raises: UserError if it is not there and cannot be made."""
+    """Make a folder of the cache, if there is none. Raises: UserError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"The folder {path} cannot be made ({error.strerror}). Set cache_dir=FOLDER, or CNNLAB_CACHE."
+            f"The folder {path} cannot be created ({error.strerror}). Set cache_dir=FOLDER, or CNNLAB_CACHE."
         ) from error
 
 
 def expand(path: str | os.PathLike) -> Path:
-    """A path as a user types it, made absolute.
-
-    Raises: UserError for an empty one, and for ~ where there is no home.
-    """
+    """An absolute path, with ~ expanded. Raises: UserError for an empty path, and for ~ without a home directory."""
     if not os.fspath(path):
         raise UserError("cache_dir is empty. Set it to a folder; set CNNLAB_CACHE to one, or not at all.")
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:
-        raise UserError(
-            f"{path} names a home, and there is none ({error}). Set cache_dir=FOLDER or CNNLAB_CACHE to a folder that "
-            f"you may write to."
-        ) from error
+        raise UserError(f"{path} cannot be expanded ({error}). Set cache_dir=FOLDER, or CNNLAB_CACHE.") from error

@@ -1,17 +1,17 @@
-"""Who starts the processes of a run, and which of them this one is. Does not import torch.
+"""Which of a run's processes this one is, and what has started them. Does not import torch.
 
-A run trains on trainer.devices x trainer.num_nodes devices, with one process for each. If that is one, this process is
-it, whatever the environment says: a task of an array, of `srun` or of an MPI job is a run of its own. Otherwise the
-processes are started by one of
+A run trains on trainer.devices x trainer.num_nodes devices, with one process for each. If that is one, it is this
+process, whatever the environment says: a task of an array, of `srun` or of an MPI job is a run of its own. Otherwise
+the environment shows what has started the processes:
 
-    cnnlab            in all other cases, and only on one node; CNNLAB_ABOUT is set in them
     torchrun          TORCHELASTIC_RUN_ID, and WORLD_SIZE > 1
     srun              SLURM_STEP_NUM_TASKS > 1. SLURM_NTASKS and SLURM_PROCID are also set in sbatch's script, which is
-                      one process however many tasks the job has; salloc sets SLURM_NTASKS alone
-    another platform  RANK, MASTER_ADDR, and WORLD_SIZE > 1, as Azure ML, SageMaker and Kubeflow set them
+                      one process however many tasks the job has; salloc sets SLURM_NTASKS only
+    another platform  RANK, MASTER_ADDR, and WORLD_SIZE > 1, as in Azure ML, SageMaker and Kubeflow
     mpirun            OMPI_COMM_WORLD_SIZE > 1 or PMI_SIZE > 1: refused
+    cnnlab            in all other cases, and only on one node; CNNLAB_ABOUT is set in them
 
-and they must be as many as asked for. Ray sets none of these for its tasks.
+and their number must be that of the devices. Ray sets none of these for its tasks.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from omegaconf import DictConfig
 
 from cnnlab.config.options import UserError
 
-ABOUT = "CNNLAB_ABOUT"  # the variable in which the processes of a run find what its summary says about it
+ABOUT = "CNNLAB_ABOUT"  # the variable from which the processes of a run read what its summary begins with
 
-# What says which process this is to Lightning and torch, and what torchrun sets besides.
+# The variables from which Lightning and torch read which process this is, and others that torchrun sets.
 RANKS = (
     "RANK",
     "LOCAL_RANK",
@@ -46,8 +46,8 @@ class Place:
     """One of the processes of a run.
 
     Attributes:
-        starter: who has started them; "" for a process that is alone, or has yet to start the others.
-        node, local_rank: which one it is.
+        starter: what has started them; "" for a process that is alone, or has yet to start the others.
+        node, local_rank: of this process.
         address, port: of the first process.
     """
 
@@ -63,15 +63,13 @@ class Place:
         return self.node == self.local_rank == 0
 
     def settle(self) -> None:
-        """Make the environment of this process say so, whoever has started it, in the terms of LightningEnvironment."""
-        if self.starter == "cnnlab":  # Lightning has done it
-            return
-        if self.starter:
+        """Set the variables that LightningEnvironment reads, whatever has started this process."""
+        if not self.starter:
+            for name in RANKS:
+                os.environ.pop(name, None)
+        elif self.starter != "cnnlab":  # for which Lightning has set them
             os.environ |= {"NODE_RANK": str(self.node), "LOCAL_RANK": str(self.local_rank)}
             os.environ |= {"MASTER_ADDR": self.address, "MASTER_PORT": self.port}
-            return
-        for name in RANKS:
-            os.environ.pop(name, None)
 
 
 def place(trainer: DictConfig, environment: Mapping[str, str] = os.environ) -> Place:
@@ -95,7 +93,7 @@ def place(trainer: DictConfig, environment: Mapping[str, str] = os.environ) -> P
         devices = shares[0]
     if shares != [devices] * nodes:
         raise UserError(
-            f"{found.starter} has started {sum(shares)} processes on {len(shares)} node{'s' * (len(shares) > 1)}, and "
+            f"{found.starter} has started {sum(shares)} processes on {len(shares)} node{'s' * (len(shares) > 1)}, but "
             f"trainer.devices={trainer.devices} with trainer.num_nodes={nodes} needs {devices} on each of {nodes}. "
             f"Start one process for each device, or change trainer.devices and trainer.num_nodes."
         )
@@ -103,11 +101,9 @@ def place(trainer: DictConfig, environment: Mapping[str, str] = os.environ) -> P
 
 
 def started(environment: Mapping[str, str], nodes: int) -> tuple[Place, list[int]]:
-    """By whom several processes were started, and how many on each node; Place() if nobody has.
+    """This process among several that were started together, and how many of them each node has; else Place().
 
-    nodes: that the run asks for.
-
-    Raises: UserError for mpirun.
+    nodes: that the run asks for. Raises: UserError for mpirun.
     """
 
     def number(name: str) -> int:
@@ -146,5 +142,5 @@ def first_host(nodes: str) -> str:
 
 
 def num_cores() -> int:
-    """What this process may use, where the system tells."""
+    """The number of cores that this process may use, as far as the system says."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

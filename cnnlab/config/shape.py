@@ -1,4 +1,4 @@
-"""What the data say about themselves before anything is read. Does not import NumPy or torch."""
+"""What is known about a data set before it is read. Does not import NumPy or torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ MAX_SIDE = 4096  # pixels
 
 @dataclass(frozen=True)
 class Shape:
-    """What the data decide about a network and all else that depends on them. Option files refer to it as data.NAME.
+    """The facts about the data on which networks and other options depend. Option files refer to them as data.NAME.
 
     Attributes:
-        num_classes: number of classes, of labels, or of numbers: of the network's outputs.
+        num_classes: number of classes, of labels, or of target values: the network's outputs.
         channels, height, width: of the images.
         task: "multiclass", one class per image; "multilabel", any number of labels; or "regression", numbers.
     """
@@ -38,7 +38,7 @@ class Shape:
         return replace(self, height=size[0], width=size[1])
 
     def facts(self) -> dict[str, Any]:
-        """By the names that option files use after `data.`."""
+        """The facts by the names that option files use after `data.`."""
         return {**asdict(self), "image_size": self.image_size}
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class Shape:
 
 
 def sides(image_size: object) -> tuple[int, int]:
-    """Height and width, of one number for both or [height, width]. Raises: ValueError."""
+    """Height and width from one number for both or from [height, width]. Raises: ValueError."""
     if not is_size(image_size):
         raise ValueError(f"image_size={image_size} is neither a whole number from 1 to {MAX_SIDE} nor [height,width]")
     height, width = image_size if isinstance(image_size, list | tuple) else (image_size, image_size)
@@ -60,11 +60,11 @@ def is_size(value: object) -> bool:
 
 
 def offered(source: object, name: str) -> Any:
-    """What a source may offer; None if it does not.
+    """An attribute that a data source may have; None if it does not.
 
-    name: "shape", a Shape, and "num_train", the number of its training images: known before it is loaded.
-        "check", a function: refuses, with a UserError, what can be seen to be wrong without reading images.
-        "identity", a function, of a source whose arguments name a place and not what lies there: what stands for the
-        content in the identity of a run. "prepared", the file that the first `load` makes and all others read.
+    name: "shape", a Shape, or "num_train", the number of training images, if they are known before loading;
+        "check", a function that raises a UserError for what is found to be wrong without reading images;
+        "identity", a function that stands for the content in the identity of a run, for a source whose arguments name
+        a location only; "prepared", the file that the first `load` writes and later ones read.
     """
     return getattr(source, name, None)

@@ -7,9 +7,9 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def selection(config: DictConfig) -> tuple[str, bool]:
-    """The metric that decides the best epoch and the best setting, and whether its larger value is the better one.
+    """The metric that decides the best epoch and the best setting, and whether higher is better.
 
-    What is said of held-out images is said of the test images where nothing is held out.
+    If nothing is held out, the test images stand in for the held-out ones.
     """
     name = str(config.select_on)
     if not config.val_fraction and name.startswith("val/"):
@@ -19,10 +19,10 @@ def selection(config: DictConfig) -> tuple[str, bool]:
 
 def job_config(config: DictConfig) -> dict[str, Any]:
     """The configuration without its `hydra` node, resolved, as plain containers."""
-    return plain(ours(config))
+    return plain(without_hydra(config))
 
 
-def ours(config: DictConfig) -> DictConfig:
+def without_hydra(config: DictConfig) -> DictConfig:
     """The configuration without its `hydra` node."""
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
@@ -33,7 +33,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def as_typed(value: Any) -> str:
-    """A value as one types it on the command line."""
+    """A value as it is written on the command line."""
     if isinstance(value, str):
         return value
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace('"', "")

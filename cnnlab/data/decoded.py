@@ -23,7 +23,7 @@ from cnnlab.data import decode
 from cnnlab.data.content import AnyPath, content_digest, progress
 from cnnlab.data.decode import UNREADABLE, Decoded
 from cnnlab.data.images import DataSet, Images, cached_data
-from cnnlab.runs.told import duration
+from cnnlab.runs.wording import duration
 from cnnlab.text import say
 
 TRIED = 64  # images, after which the time for all of them is estimated

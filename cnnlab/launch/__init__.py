@@ -1,1 +1,1 @@
-"""The jobs of a command: here, on every device, on a cluster; and the search that proposes them."""
+"""The runs of a command as jobs: in this process, on every device, on a cluster; and hyperparameter search."""

@@ -1,4 +1,4 @@
-"""Processes that this one starts."""
+"""Child processes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
-def in_words(status: int) -> str:
+def describe_exit(status: int) -> str:
     """How a process ended: 3 -> "with status 3", -9 -> "by SIGKILL"."""
     return f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
 
 
 def python_path() -> dict[str, str]:
-    """Variables that say where other processes look for modules: first where this package is.
+    """Environment variables that make other processes import modules from the folder of this package first.
 
-    Not first in the current folder, as -m would: a project may have a logging.py there. And not in an installed
-    package, which may be another one.
+    Not from the current folder, as -m would: a project may have a logging.py there. And not from an installed cnnlab,
+    which may be another version.
     """
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 def die_with_parent(number: int) -> None:
-    """Ask Linux to send this process a signal when the one that has started it ends."""
+    """Ask Linux to send this process a signal when its parent ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

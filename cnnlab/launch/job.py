@@ -1,8 +1,8 @@
-"""One job: train, and record how it ended; in this process, or in processes of its own. Takes no torch before training.
+"""One job: train, and record how it ended; in this process, or in processes of its own.
 
-A run on several devices gets processes of its own, in a sweep too: what was typed stays in a process that holds the
-run's lock and waits. `python -m cnnlab.launch.job RUN` is the first of them; Lightning starts the others by the same
-words. They read the configuration from the run directory, where it is resolved.
+A run on several devices gets processes of its own, in a sweep too: the process of the command holds the run's lock and
+waits. `python -m cnnlab.launch.job RUN` is the first of them; Lightning starts the others with the same command. They
+read the resolved configuration from the run directory. Does not import torch before training.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config import processes
+from cnnlab.config.errors import refuse
 from cnnlab.config.identity import changes, chosen, described, identity, run_path, targets
-from cnnlab.config.mistakes import refuse
 from cnnlab.config.objects import checked_config, data_source
 from cnnlab.config.options import UserError, folders, use_folders
 from cnnlab.config.processes import ABOUT, RANKS
 from cnnlab.config.values import job_config
-from cnnlab.console import doing, leave_notebook, outlive_terminal
-from cnnlab.launch.children import die_with_parent, in_words, python_path
+from cnnlab.console import announce, leave_notebook, outlive_terminal
+from cnnlab.launch.children import describe_exit, die_with_parent, python_path
 from cnnlab.runs import signals
 from cnnlab.runs.directory import BusyError, RunDirectory
 from cnnlab.runs.files import now
 from cnnlab.runs.log import log, logged
 from cnnlab.runs.provenance import code_digest
 from cnnlab.runs.signals import Interrupted, Pruned
-from cnnlab.runs.told import advice, reason, recall
+from cnnlab.runs.wording import advice, reason, recall
 from cnnlab.text import say
 
-LAST = "last"  # what a worker adds to its answer if it does no further job
-_gpu_lost = False  # after a CUDA error nothing works on the GPU in this process any more
+LAST = "last"  # added to a worker's answer if it will do no further job
+_gpu_lost = False  # after a CUDA error, the GPU no longer works in this process
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Job:
 
     Attributes:
         path: the run directory.
-        text: JSON: `config`, the configuration without its `hydra` node, resolved; `about`, what the summary says from
-            the start; `files`, what .hydra/ is to hold; `folders`, where the project's own options are.
+        text: JSON: `config`, the resolved configuration without its `hydra` node; `about`, what the summary begins
+            with; `files`, the files of .hydra/; `folders`, those of the project's own options.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class Job:
 
     @classmethod
     def of(cls, config: DictConfig, path: Path | None = None) -> Job:
-        """config: as composed, with its `hydra` node. path: where Hydra has made the run directory, if it has."""
+        """config: as composed, with its `hydra` node. path: the run directory, if Hydra has created it."""
         path, resolved = path or run_path(config), job_config(config)
         overrides = list(config.hydra.overrides.task)
         about = {
@@ -85,7 +85,7 @@ class Job:
 
     @functools.cached_property
     def config(self) -> DictConfig:
-        """Without its `hydra` node; nothing in it is left to be resolved."""
+        """The resolved configuration without its `hydra` node."""
         if self.content["folders"]:
             use_folders(self.content["folders"])
         return checked_config(self.content["config"])
@@ -100,7 +100,7 @@ class Job:
         except UserError as error:
             return refuse(error)
         except BusyError as error:
-            say(f"cnnlab: {error}. Type on_busy=wait to wait for it.", file=sys.stderr)
+            say(f"cnnlab: {error}. Use on_busy=wait to wait for it.", file=sys.stderr)
             return 1
 
     def attempt(self) -> int:
@@ -115,7 +115,7 @@ class Job:
             try:
                 status = open_or_return(self, run)
             except UserError:
-                run.end_rerun()  # which may be what it advises
+                run.end_rerun()  # the error may advise rerun=true
                 run.forget()
                 raise
             if config.rerun and status in (0, 1):
@@ -124,7 +124,7 @@ class Job:
 
 
 def open_or_return(job: Job, run: RunDirectory) -> int:
-    """Return a finished run, go on with an interrupted one, begin a new one; return the exit status.
+    """Return a finished run, resume an interrupted one, or start a new one. Returns the exit status.
 
     Raises: UserError.
     """
@@ -139,12 +139,12 @@ def open_or_return(job: Job, run: RunDirectory) -> int:
         and (summary.get("code_digest"), summary.get("data_digest")) == (code, digest)
     )
     if run.half_archived or (config.rerun and not resumed and (summary or run.checkpoints.exists())):
-        say(f"The old run is kept as {run.put_aside()}.")
+        say(f"The old run is kept as {run.archive()}.")
     elif summary.get("status") == "done":
         say(recall(run.path, summary, code, digest))
         return 0
     elif summary and summary.get("data_digest") != digest:
-        raise UserError(f"The data have changed since {run.path} was interrupted. Type rerun=true to train it anew.")
+        raise UserError(f"The data have changed since {run.path} was interrupted. Use rerun=true to train it again.")
     if config.rerun:
         run.begin_rerun("run")
     about = about | {"started": now(), "code_digest": code, "data_digest": digest}
@@ -154,9 +154,7 @@ def open_or_return(job: Job, run: RunDirectory) -> int:
 def run_job(config: DictConfig, run: RunDirectory, about: dict[str, Any], files: dict[str, str]) -> int:
     """Train; return the exit status: 0 done, 1 failed, 2 refused by its processes, 143 or 130 interrupted.
 
-    files: what .hydra/ is to hold.
-
-    Raises: UserError.
+    files: those of .hydra/. Raises: UserError.
     """
     with logged(run.path):
         try:
@@ -182,7 +180,7 @@ def train_and_record(config: DictConfig, run: RunDirectory, about: dict[str, Any
             raise
         except Interrupted as stop:
             return record_stop(run, about, stop)
-        except (Exception, SystemExit) as error:  # whatever it is, it is recorded, and the other jobs of the sweep run
+        except (Exception, SystemExit) as error:  # record anything, so that the other jobs of the sweep run
             earlier = signals.received()
             with signals.noted():
                 status = record_failure(run, about, error)
@@ -193,14 +191,11 @@ def train_and_record(config: DictConfig, run: RunDirectory, about: dict[str, Any
 
 def record_stop(run: RunDirectory, about: dict[str, Any], stop: Interrupted) -> int:
     summary = run.summary()
-    if summary.get("status") != "done":  # the signal may have come a moment after
+    if summary.get("status") != "done":  # the signal may have come just after the end
         reason = {"type": type(stop).__name__, "message": str(stop)}
         run.write_summary(about | summary | {"status": "interrupted", "error": reason})
-        if isinstance(stop, Pruned):
-            log.info(f"{stop}.")
-        else:
-            goes_on = "; saved. The same command goes on from here" if stop.saved else ". The same command goes on"
-            log.info(f"{stop}{goes_on}.")
+        saved = "; saved" if stop.saved else ""
+        log.info(f"{stop}." if isinstance(stop, Pruned) else f"{stop}{saved}. The same command resumes the run.")
     return stop.exit_status
 
 
@@ -217,20 +212,20 @@ def record_failure(run: RunDirectory, about: dict[str, Any], error: BaseExceptio
 
 
 def failed(error: BaseException) -> dict[str, Any]:
-    """What the summary of a failed run says about it."""
+    """What the summary of a failed run contains about the failure."""
     return {"status": "failed", "error": {"type": type(error).__name__, "message": str(error)}}
 
 
 def train_here(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> None:
-    """Read the data, which is where most goes wrong, then import torch and train."""
+    """Read the data, where most errors happen, then import torch and train."""
     from cnnlab.config.shape import offered
     from cnnlab.data.images import load_once
 
     processes.place(config.trainer).settle()
     leave_notebook()
     source = data_source(config.data)
-    doing(f"Loading the images of {type(source).__name__}, importing torch")
-    if (prepared := offered(source, "prepared")) and prepared.exists():  # torch is imported while they are read
+    announce(f"Loading the images of {type(source).__name__}, importing torch")
+    if (prepared := offered(source, "prepared")) and prepared.exists():  # import torch meanwhile
         Thread(target=importlib.import_module, args=("cnnlab.train.run",)).start()
     data = load_once(source)
     from cnnlab.train.run import train
@@ -239,30 +234,30 @@ def train_here(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> 
 
 
 def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:
-    """Train in processes of the run's own, and wait for them; signals are passed on."""
+    """Train in processes of the run's own and wait for them; they get the signals, too."""
     inherited = {name: value for name, value in os.environ.items() if name not in RANKS}
     environment = inherited | {ABOUT: json.dumps(about)} | python_path()
     child = subprocess.Popen(
         [sys.executable, "-m", "cnnlab.launch.job", str(run.path)],
         env=environment,
-        pass_fds=run.lock_descriptors,  # till the last process has saved, nobody else has the run
+        pass_fds=run.lock_descriptors,  # the run stays locked until the last process has saved
         preexec_fn=lambda: die_with_parent(signal.SIGTERM),
     )
     with signals.passed_on(lambda: [child]):
         status = child.wait()
     if status == 2:
         run.forget()
-    if status < 0 and signals.received() == -status:  # before it could note a signal
+    if status < 0 and signals.received() == -status:  # before it could handle signals
         return record_stop(run, about, Interrupted(-status, saved=False))
     if status not in (0, 1, 2, 130, 143):
-        return record_failure(run, about, ChildProcessError(f"the run's first process ended {in_words(status)}"))
+        return record_failure(run, about, ChildProcessError(f"the run's first process ended {describe_exit(status)}"))
     return status
 
 
 def serve() -> None:
-    """Do the jobs that come as lines of JSON, and answer each with its exit status; what they print goes nowhere."""
-    with os.fdopen(os.dup(1), "w") as answers, open(os.devnull, "w", encoding="utf-8") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
+    """Do the jobs that arrive as lines of JSON, answer each with its exit status, and discard what they print."""
+    with os.fdopen(os.dup(1), "w") as answers, open(os.devnull, "w", encoding="utf-8") as devnull:
+        os.dup2(devnull.fileno(), 1)
         with suppress(KeyboardInterrupt):
             for line in sys.stdin:
                 path, text = json.loads(line)
@@ -273,7 +268,7 @@ def serve() -> None:
 
 
 def main() -> None:
-    """What one of the processes of a run does; without a run, those of `serve`."""
+    """Train as one of the processes of the run that the command line names; without a run, `serve`."""
     outlive_terminal()
     if len(sys.argv) == 1:
         serve()

@@ -1,4 +1,4 @@
-"""What is told about the jobs of a sweep."""
+"""Progress messages about the jobs of a sweep."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -7,12 +7,12 @@ from pathlib import Path
 from cnnlab.config.options import UserError
 from cnnlab.launch.job import Job
 from cnnlab.runs.directory import RunDirectory
-from cnnlab.runs.told import duration, headline
+from cnnlab.runs.wording import duration, headline
 from cnnlab.text import say
 
 
-def tell(job: Job, left: int) -> None:
-    """A line for a job that has ended."""
+def report_ended(job: Job, left: int) -> None:
+    """Print a line about a job that has ended."""
     summary = RunDirectory(job.path).summary()
     status = summary.get("status", "not started")
     found = f", {headline(summary)}" if status == "done" else ""
@@ -20,14 +20,14 @@ def tell(job: Job, left: int) -> None:
 
 
 def differing(jobs: Sequence[Job]) -> dict[Path, str]:
-    """What was typed for each job and not for all of them, by its run directory: "optim=adam seed=1"."""
-    typed = {job.path: job.content["about"]["overrides"] for job in jobs}
-    common = set.intersection(*map(set, typed.values())) if typed else set()
-    return {path: " ".join(word for word in words if word not in common) for path, words in typed.items()}
+    """The overrides of each job that not all jobs have, by its run directory: "optim=adam seed=1"."""
+    overrides = {job.path: job.content["about"]["overrides"] for job in jobs}
+    common = set.intersection(*map(set, overrides.values())) if overrides else set()
+    return {path: " ".join(word for word in words if word not in common) for path, words in overrides.items()}
 
 
-def begin(job: Job, number: int, count: int, settings: str, seconds_left: float | None) -> None:
-    """A line for a job that is about to be done here."""
+def report_begin(job: Job, number: int, count: int, settings: str, seconds_left: float | None) -> None:
+    """Print a line about a job that is about to start in this process."""
     run = RunDirectory(job.path)
     epochs = len(run.rows())
     parts = [f"run {number} of {count}", settings]
@@ -38,12 +38,12 @@ def begin(job: Job, number: int, count: int, settings: str, seconds_left: float 
     say("\n" + ", ".join(filter(None, parts)))
 
 
-def stopped(jobs: Sequence[Job]) -> None:
-    """What is left of a sweep that is stopped, and how to go on."""
+def report_stopped(jobs: Sequence[Job]) -> None:
+    """Print what is done of a sweep that is stopped, and how to resume it."""
     done = sum(RunDirectory(job.path).summary().get("status") == "done" for job in jobs)
     say(f"{done} of {len(jobs)} runs are done. Run the same command again to resume the sweep.")
 
 
-def need(package: str) -> None:
+def require(package: str) -> None:
     if not importlib.util.find_spec(package):
-        raise UserError(f"This launcher needs {package}. Type pip install {package}.")
+        raise UserError(f"This launcher needs {package}. Use pip install {package}.")

@@ -8,12 +8,12 @@ from omegaconf import DictConfig
 from cnnlab.config.options import UserError
 from cnnlab.launch.children import python_path
 from cnnlab.launch.job import Job
-from cnnlab.launch.job_states import tell
+from cnnlab.launch.job_states import report_ended
 from cnnlab.launch.local import record_lost
 
 
 def on_ray(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None:
-    """Ray decides where; it begins a job again if its process or its machine is lost, at most ten times."""
+    """Do the jobs where Ray places them; a job whose process or machine is lost is restarted up to ten times."""
     import ray
 
     ours = {name: value for name, value in os.environ.items() if name.startswith("CNNLAB_")}
@@ -27,8 +27,8 @@ def on_ray(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None:
         gpus = settings.gpus if settings.gpus is not None else 0 if none else trainer.devices
         if settings.cpus > most["CPU"] or gpus > most["GPU"]:
             raise UserError(
-                f"A run needs {settings.cpus} cores and {gpus} GPUs, and no machine of this Ray has more than "
-                f"{most['CPU']:.0f} and {most['GPU']:.0f}. Type launcher.cpus= and launcher.gpus=."
+                f"A run needs {settings.cpus} cores and {gpus} GPUs, and no machine of this Ray cluster has more than "
+                f"{most['CPU']:.0f} and {most['GPU']:.0f}. Set launcher.cpus= and launcher.gpus=."
             )
         waiting[task.options(num_cpus=settings.cpus, num_gpus=gpus).remote(os.getcwd(), job)] = job
     try:
@@ -39,7 +39,7 @@ def on_ray(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None:
                     ray.get(ended)
                 except ray.exceptions.RayError as error:
                     record_lost(job, ChildProcessError(f"Ray could not do it: {error}"))
-                tell(job, len(waiting))
+                report_ended(job, len(waiting))
     finally:
         ray.shutdown()
 

@@ -1,8 +1,8 @@
-"""hydra/sweeper=optuna: a search, in which Optuna proposes the next run by what the earlier ones have reached.
+"""hydra/sweeper=optuna: a search, in which Optuna proposes the next run from the results of the earlier ones.
 
-The study is stored nowhere. A run is its configuration and Optuna's sampler is seeded, so the same command proposes the
-same trials in the same order and learns the same from the rows of those that are there already. Takes no torch, and
-Optuna only when a search starts.
+The study is not stored. A run is its configuration and Optuna's sampler is seeded, so the same command proposes the
+same trials in the same order and learns the same from the existing rows. Does not import torch, and imports Optuna only
+when a search starts.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import Trial
 
-NO_OPTUNA = "hydra/sweeper=optuna needs the package optuna, which is not installed. Type pip install optuna."
+NO_OPTUNA = "hydra/sweeper=optuna needs the package optuna, which is not installed. Use pip install optuna."
 
 
 def of_config(config: DictConfig) -> Search:
     """The search of a composed configuration.
 
-    What is typed comes before the search space in the sweeper's file: of that, a key which is typed, and a knob which
-    the typed option of its group does not have, is left out.
+    The command line overrides the search space in the sweeper's file, from which keys that it sets, and keys that the
+    option it chooses does not have, are left out.
     """
     sweeper = config.hydra.sweeper
     for name, lowest in (("num_trials", 1), ("seed", 0), ("prune_after", 1)):
         value = sweeper[name]
         if not ((isinstance(value, int) and value >= lowest) or (value is None and name == "prune_after")):
-            raise UserError(f"hydra.sweeper.{name}={value} is not allowed. Type a number from {lowest}.")
+            raise UserError(f"hydra.sweeper.{name}={value} is not allowed. Use a number from {lowest}.")
     if sweeper.params is not None and not isinstance(sweeper.params, DictConfig):
-        raise UserError(f"hydra.sweeper.params={sweeper.params} is no search space. Type hydra.sweeper.params=null.")
+        raise UserError(f"hydra.sweeper.params={sweeper.params} is not a search space. Use hydra.sweeper.params=null.")
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    typed = parser.parse_overrides(list(config.hydra.overrides.task))
-    keys = {override.key_or_group for override in typed}
-    ready = {str(key): value for key, value in (sweeper.params or {}).items() if key not in keys}
-    kept = [f"{key}={value}" for key, value in ready.items() if key.partition(".")[0] not in keys or _has(config, key)]
-    return Search([*parser.parse_overrides(kept), *typed], sweeper.seed, sweeper.prune_after, *selection(config))
+    given = parser.parse_overrides(list(config.hydra.overrides.task))
+    keys = {override.key_or_group for override in given}
+    space = {str(key): value for key, value in (sweeper.params or {}).items() if key not in keys}
+    kept = [f"{key}={value}" for key, value in space.items() if key.partition(".")[0] not in keys or _has(config, key)]
+    return Search([*parser.parse_overrides(kept), *given], sweeper.seed, sweeper.prune_after, *selection(config))
 
 
 def _has(config: DictConfig, path: str) -> bool:
@@ -63,25 +63,24 @@ def check_trial(config: DictConfig) -> None:
     """Raises: UserError for a configuration that cannot work, in a search or at all."""
     check(config)
     if not config.val_fraction:
-        raise UserError("A search chooses by held-out images, and with val_fraction=0 there are none.")
+        raise UserError("A search selects on held-out images: val_fraction=0 is not possible.")
     if config.trainer.devices != 1 or config.trainer.num_nodes != 1:
-        raise UserError("A search trains in this process, on one device. Type trainer.devices=1.")
+        raise UserError("A search trains in this process, on one device. Use trainer.devices=1.")
 
 
 class Search:
-    """What is varied, and a study over it.
+    """A search space, and an Optuna study over it.
 
     Args:
-        overrides: as typed. optim.lr=tag(log,interval(0.001,0.1)) is drawn on a logarithmic scale, model.hidden=
-            int(interval(50,500)) from whole numbers, choice(a,b), range(1,9) and a,b from what they list; anything else
-            holds for all trials.
+        overrides: of the command line. optim.lr=tag(log,interval(0.001,0.1)) is drawn on a logarithmic scale,
+            model.hidden=int(interval(50,500)) from whole numbers; choice(a,b), range(1,9) and a,b from lists; other
+            overrides apply to all trials.
         seed: of the sampler, Optuna's tree-structured Parzen estimator (J. Bergstra et al., 2011).
-        select_on, higher: the metric that is searched by, and whether its larger value is the better one.
-        prune_after: from this epoch on a run is given up when its best value of that so far is worse than the
-            median of the trials that were finished before, at this epoch, if there are five (Optuna's MedianPruner);
-            None: never.
+        select_on, higher: the metric to optimize, and whether higher is better.
+        prune_after: from this epoch on, a run is pruned when its best value so far is worse than the median of the
+            trials that were finished before, at this epoch, if there are five (Optuna's MedianPruner); None: never.
 
-    Raises: UserError if nothing is varied, or something in an impossible way, or if Optuna is not there.
+    Raises: UserError for an empty or impossible search space, or if Optuna is not installed.
     """
 
     def __init__(
@@ -102,9 +101,9 @@ class Search:
             f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in overrides if not o.is_sweep_override()
         ]
         if not self.varied:
-            raise UserError("A search needs something to vary. Type for example 'optim.lr=interval(0.001,0.1)'.")
+            raise UserError("A search needs something to vary. Use for example 'optim.lr=interval(0.001,0.1)'.")
         if "seed" in self.varied:
-            raise UserError("A search does not vary the seed: it would choose the luckiest. Type hydra.sweeper.seed=1.")
+            raise UserError("A search does not vary the seed: it would choose the luckiest. Use hydra.sweeper.seed=1.")
         self.space = {key: _distribution(override) for key, override in self.varied.items()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         pruners = optuna.pruners
@@ -115,30 +114,30 @@ class Search:
         )
 
     def corners(self) -> list[list[str]]:
-        """Trials to be checked: the first value of everything, then one other at a time."""
-        values = {key: _examples(override) for key, override in self.varied.items()}
-        first = {key: of_key[0] for key, of_key in values.items()}
-        changed = [first | {key: value} for key, of_key in values.items() for value in of_key[1:]]
-        return [self.typed(corner) for corner in (first, *changed)]
+        """The overrides of trials to be checked: the first value of everything, then another of one key at a time."""
+        examples = {key: _examples(override) for key, override in self.varied.items()}
+        first = {key: values[0] for key, values in examples.items()}
+        changed = [first | {key: value} for key, values in examples.items() for value in values[1:]]
+        return [self.overrides(corner) for corner in (first, *changed)]
 
-    def typed(self, values: Mapping[str, Any]) -> list[str]:
+    def overrides(self, values: Mapping[str, Any]) -> list[str]:
         return [*self.fixed, *(f"{key}={_text(value, self.varied[key])}" for key, value in values.items())]
 
     def propose(self) -> tuple[Trial, list[str]]:
         """The next trial, and the overrides of its run."""
         trial = self.study.ask(self.space)
-        return trial, self.typed(trial.params)
+        return trial, self.overrides(trial.params)
 
-    def was_hopeless(self, trial: Trial, run: RunDirectory) -> bool:
-        """Whether what there is already of a run would have been given up, after whichever epoch.
+    def would_have_been_pruned(self, trial: Trial, run: RunDirectory) -> bool:
+        """Whether the existing rows of a run would have been pruned, after any epoch.
 
-        So a trial counts as it did at first, though its run may have been trained to the end since.
+        So a trial counts as it did at first, even if its run was trained to the end since.
         """
         return self._judged(trial, run.rows(), finished=run.summary().get("status") == "done")
 
     @contextmanager
     def watching(self, trial: Trial) -> Iterator[None]:
-        """Within the block, the run of the trial asks after every epoch whether it is hopeless."""
+        """Within the block, the run of the trial asks after every epoch whether to stop."""
         signals.watch(partial(self._judged, trial))
         try:
             yield
@@ -146,27 +145,25 @@ class Search:
             signals.watch(None)
 
     def conclude(self, trial: Trial, run: RunDirectory) -> None:
-        """Tell the study how the run of a trial has ended; one that diverged counts as among the worst."""
+        """Tell the study how the run of a trial has ended; a diverged run counts as pruned."""
         from optuna.trial import TrialState
 
         summary = run.summary()
         if summary.get("status") == "done":
             self._judged(trial, run.rows(), finished=True)
             self.study.tell(trial, summary["metrics"][self.select_on])
-        elif summary.get("error", {}).get("type") == "DivergedError":
-            self.study.tell(trial, state=TrialState.PRUNED)
-        elif summary.get("error", {}).get("type") == "Pruned":
-            self.give_up(trial)
+        elif summary.get("error", {}).get("type") in ("DivergedError", "Pruned"):
+            self.prune(trial)
         else:
             self.study.tell(trial, state=TrialState.FAIL)
 
-    def give_up(self, trial: Trial) -> None:
+    def prune(self, trial: Trial) -> None:
         from optuna.trial import TrialState
 
         self.study.tell(trial, state=TrialState.PRUNED)
 
     def _judged(self, trial: Trial, rows: Sequence[Row], finished: bool = False) -> bool:
-        """Report the rows that are new, one by one, until one is hopeless; the last epoch of a run never is."""
+        """Report new rows one by one; return whether to prune at one of them, which is never a run's last epoch."""
         known = self.study.trials[trial.number].intermediate_values
         for row in rows:
             if int(row["epoch"]) not in known:
@@ -177,7 +174,7 @@ class Search:
 
 
 def _examples(override: Override) -> list[Any]:
-    """The ends of an interval and something between them; everything else as it is listed."""
+    """The ends of an interval and a value between them; all values of a list."""
     sweep = override.value()
     if not isinstance(sweep, IntervalSweep):
         return list(override.sweep_string_iterator())
@@ -185,8 +182,8 @@ def _examples(override: Override) -> list[Any]:
     if isinstance(start, int):
         return [start, end]
     middle = (start + end) / 2
-    uneven = math.floor(middle) + 0.5 if end - start >= 2 else middle  # refused where whole numbers are wanted
-    return [start, end, uneven]
+    fraction = math.floor(middle) + 0.5 if end - start >= 2 else middle  # refused if only integers are allowed
+    return [start, end, fraction]
 
 
 def _distribution(override: Override) -> BaseDistribution:
@@ -204,7 +201,7 @@ def _distribution(override: Override) -> BaseDistribution:
 
 
 def _text(value: Any, override: Override) -> str:
-    """As it is typed; a thousandth of an interval, or three digits on a logarithmic scale, make a name one can read."""
+    """A value for the command line, rounded to a thousandth of its interval, or to three digits on a log scale."""
     sweep = override.value()
     if not isinstance(value, float) or not isinstance(sweep, IntervalSweep) or value in (sweep.start, sweep.end):
         return f"{value:g}" if isinstance(value, float) else str(value)

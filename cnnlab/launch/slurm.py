@@ -15,23 +15,23 @@ from cnnlab.config.options import UserError
 from cnnlab.config.processes import place
 from cnnlab.launch.children import python_path
 from cnnlab.launch.job import Job
-from cnnlab.launch.job_states import need, tell
+from cnnlab.launch.job_states import report_ended, require
 from cnnlab.runs import signals
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.text import say
 
-LOST = ("closed by peer", "reset by peer", "imed out", "imeout", "NCCL")  # in an error: another process is gone
-# A job by the name that squeue gives it: 12, or 12_3. SLURM_JOB_ID alone can be the number of a whole array.
+LOST = ("closed by peer", "reset by peer", "imed out", "imeout", "NCCL")  # in an error message: another process died
+# The name of a job in squeue: 12, or 12_3. SLURM_JOB_ID alone can be the number of a whole array.
 OWN_NAME = '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"'
-# What the script does when a process was killed or has lost the others; if the script's node is lost, Slurm does it.
+# Requeues the job when a process was killed or has lost the others; if the script's node fails, Slurm requeues it.
 AGAIN = f'[ $? = 0 ] || [ "${{SLURM_RESTART_COUNT:-0}}" -ge 10 ] || scontrol requeue {OWN_NAME}'
 
 
-class OnSlurm:
-    """What every process of a Slurm job does.
+class SlurmTask:
+    """What every process of a Slurm job runs.
 
-    When its time is up, it has saved, and puts the job back into the queue. When another process of the job is gone, it
-    ends with an error, and the script puts the job back (see AGAIN).
+    When the time is up, the run has been saved, and the first process requeues the job. When another process of the job
+    has died, it ends with an error, and the script requeues the job (see AGAIN).
     """
 
     def __call__(self, job: Job) -> int:
@@ -39,14 +39,14 @@ class OnSlurm:
         trainer = job.config.trainer
         if status and place(trainer).is_first:
             if signals.received() in (signal.SIGUSR1, signal.SIGUSR2):
-                subprocess.run(f"scontrol requeue {OWN_NAME}", shell=True)  # what it refuses, it says
+                subprocess.run(f"scontrol requeue {OWN_NAME}", shell=True)  # it prints its own errors
             error = RunDirectory(job.path).summary().get("error", {}).get("message", "")
             if status == 1 and trainer.devices * trainer.num_nodes > 1 and any(sign in error for sign in LOST):
                 raise ConnectionError(error)
         return status
 
     def checkpoint(self, job: Job) -> Any:
-        """submitit asks for it when the time is up before training has begun."""
+        """Called by submitit if the time is up before training has start."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, job)
@@ -54,21 +54,21 @@ class OnSlurm:
 
 def slurm_ready() -> None:
     if not shutil.which("sbatch"):
-        raise UserError("There is no sbatch on this machine. Type launcher=slurm where jobs are submitted to Slurm.")
-    need("submitit")
+        raise UserError("There is no sbatch on this machine. Use launcher=slurm where jobs are submitted to Slurm.")
+    require("submitit")
 
 
 def on_slurm(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None:
-    """Submit what is not in the queue yet, as one array for every size of job, and wait for all."""
+    """Submit the jobs that are not queued yet, as one array for every size of job, and wait for all."""
     import submitit
 
     folder = jobs[0].path.parent / ".slurm"
     if wrong := {"%", "\\"} & set(str(folder.absolute())):
-        raise UserError(f"{folder} has {wrong.pop()} in its name, which Slurm replaces. Use another output_dir.")
+        raise UserError(f"{folder} contains {wrong.pop()}, which Slurm would replace. Use another output_dir.")
     known = {} if settings.dry_run else queue(tries=1)
     submitted = {id: job for job in jobs if (id := RunDirectory(job.path).queued_as) in known}
     if submitted:
-        print(f"{len(submitted)} of them are in the queue already", flush=True)
+        print(f"{len(submitted)} of them are already in the queue", flush=True)
     arrays: dict[tuple[int, int, int], list[Job]] = {}
     for job in jobs:
         if job not in submitted.values():
@@ -81,9 +81,9 @@ def on_slurm(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> Non
             print(executor._make_submission_file_text(executor._submitit_command_str, "ID"))
             continue
         try:
-            entries = executor.map_array(OnSlurm(), array)
+            entries = executor.map_array(SlurmTask(), array)
         except submitit.core.utils.FailedJobError as error:
-            raise UserError("sbatch refuses these jobs, in the words above. Look at launcher=slurm's keys.") from error
+            raise UserError("sbatch rejects these jobs, see above. Check the options of launcher=slurm.") from error
         for job, entry in zip(array, entries, strict=True):
             RunDirectory(job.path).note_queued(entry.job_id)
             submitted[entry.job_id] = job
@@ -92,32 +92,30 @@ def on_slurm(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> Non
     say(f"{len(submitted)} jobs in Slurm's queue; their output: {folder}")
     how = f"python -m cnnlab status {jobs[0].path.parent}"
     if not settings.wait:
-        print(f"How they are: {how}. The same command without wait=false waits for them and reports.")
+        print(f"To see their status: {how}. The same command without wait=false waits for them and writes the report.")
         sys.exit(0)
     try:
-        begun = time.monotonic()
+        start = time.monotonic()
         while submitted:
-            time.sleep(min(30, max(1, (time.monotonic() - begun) / 20)))  # Slurm's controller has others to answer
-            known = queue(tries=60)  # the controller may be busy, or just starting again
+            time.sleep(min(30, max(1, (time.monotonic() - start) / 20)))  # not to overload Slurm's controller
+            known = queue(tries=60)  # the controller may be busy or restarting
             for id in [id for id in submitted if id not in known]:
-                tell(submitted.pop(id), len(submitted))
+                report_ended(submitted.pop(id), len(submitted))
     except KeyboardInterrupt:
-        print(
-            f"\n{len(submitted)} jobs go on in the queue. How they are: {how}. Typed again, the command waits for them."
-        )
+        print(f"\n{len(submitted)} jobs continue. To see their status: {how}. The same command waits for them again.")
         sys.exit(130)
 
 
 def queue(tries: int) -> dict[str, str]:
-    """The user's jobs that Slurm knows, waiting or running: {"12_3": "PENDING"}."""
+    """The user's jobs that are waiting or running: {"12_3": "PENDING"}."""
     words = ["squeue", "--me", "--noheader", "--array", "--format", "%i %T"]
     for left in reversed(range(tries)):
         result = subprocess.run(words, capture_output=True, text=True)
         if result.returncode == 0:
             return dict(line.split() for line in result.stdout.splitlines())
         time.sleep(5 * bool(left))
-    said = " ".join(result.stderr.split())
-    raise UserError(f"squeue fails: {said}. Jobs that are submitted go on; type the same command later.")
+    message = " ".join(result.stderr.split())
+    raise UserError(f"squeue fails: {message}. Submitted jobs continue; run the same command again later.")
 
 
 def size(settings: DictConfig, job: Job) -> tuple[int, int, int]:
@@ -129,7 +127,7 @@ def size(settings: DictConfig, job: Job) -> tuple[int, int, int]:
 
 
 def parameters(settings: DictConfig, nodes: int, tasks: int, gpus: int) -> dict[str, Any]:
-    """What submitit makes an sbatch script of."""
+    """The parameters from which submitit writes an sbatch script."""
     given = {name: settings[name] for name in ("partition", "account", "qos", "constraint", "mem") if settings[name]}
     variables = python_path() | {"OMP_NUM_THREADS": str(settings.cpus_per_task)}
     return given | {
@@ -138,7 +136,7 @@ def parameters(settings: DictConfig, nodes: int, tasks: int, gpus: int) -> dict[
         "nodes": nodes,
         "ntasks_per_node": tasks,
         "cpus_per_task": settings.cpus_per_task,
-        # srun does not take the cores over from sbatch. When a process is killed, the others wait for it under NCCL.
+        # srun does not inherit the cores from sbatch. When a process is killed, the others would wait for it in NCCL.
         "srun_args": [f"--cpus-per-task={settings.cpus_per_task}", "--kill-on-bad-exit=1"],
         "array_parallelism": settings.max_running,
         "signal_delay_s": settings.save_before,
@@ -154,6 +152,6 @@ def parameters(settings: DictConfig, nodes: int, tasks: int, gpus: int) -> dict[
 
 
 def option(word: str) -> tuple[str, str | bool]:
-    """Of sbatch: reservation=night, or exclusive, which takes no value."""
+    """An option of sbatch: reservation=night, or exclusive, which takes no value."""
     name, _, value = word.removeprefix("--").partition("=")
     return name, value or True

@@ -1,8 +1,8 @@
-"""The jobs of a sweep: checked, done here in turn or where launcher=local, slurm or ray says, and compared in the end.
+"""The jobs of a sweep: checked, done here in turn or by launcher=local, slurm or ray, and compared at the end.
 
-Wherever a job goes, it is the text of its configuration. Doing it takes the lock of the run, and goes on from the last
-checkpoint: a job that is begun again, by a requeue or by a second command, is done once. Takes no torch before a job is
-done here, but to count GPUs.
+Wherever a job runs, it is the text of its configuration. Doing it takes the lock of the run and resumes from the last
+checkpoint: a job that is started again, by a requeue or by a second command, is done once. Does not import torch before
+a job is done here, except to count GPUs.
 """
 
 import os
@@ -20,7 +20,7 @@ from cnnlab.config.objects import data_source
 from cnnlab.config.options import UserError
 from cnnlab.config.processes import place
 from cnnlab.launch.job import Job
-from cnnlab.launch.job_states import begin, differing, need, stopped
+from cnnlab.launch.job_states import differing, report_begin, report_stopped, require
 from cnnlab.launch.local import locally
 from cnnlab.launch.ray import on_ray
 from cnnlab.launch.slurm import on_slurm, slurm_ready
@@ -33,11 +33,11 @@ from cnnlab.text import say
 
 
 def sweep(config: DictConfig, configs: Sequence[DictConfig]) -> None:
-    """Do the jobs, all of them checked before the first begins, and print and write what they have come to.
+    """Check all jobs, do them, and report the results.
 
     config: of the sweep. configs: of its jobs, with their `hydra` nodes.
 
-    Raises: UserError. Ends the process with status 1 if a run is not done in the end.
+    Raises: UserError. Ends the process with status 1 if a run is not done at the end.
     """
     for one in configs:
         check(one)
@@ -51,16 +51,16 @@ def sweep(config: DictConfig, configs: Sequence[DictConfig]) -> None:
     settings = config.get("launcher", {})
     ready, do = WAYS[settings.get("way", "in_turn")]
     ready()
-    note(config)
+    write_multirun(config)
     submits = not settings.get("dry_run")
     for one in configs:
         if config.rerun and submits:
-            begin_anew(one)
-        one.rerun = False  # a job that is begun again, by a requeue for example, goes on
+            archive_old(one)
+        one.rerun = False  # a job that is started again, by a requeue for example, resumes
     jobs = {job.path: job for job in map(Job.of, configs)}
     done = [path for path in jobs if RunDirectory(path).summary().get("status") == "done" and submits]
     for path in done:
-        jobs[path].do()  # says so
+        jobs[path].do()  # prints its result
     if to_do := [job for job in jobs.values() if job.path not in done]:
         do(settings, to_do, list(jobs.values()))
     for path in jobs:
@@ -69,25 +69,25 @@ def sweep(config: DictConfig, configs: Sequence[DictConfig]) -> None:
         sys.exit(1)
 
 
-def note(config: DictConfig) -> None:
-    """The configuration of the sweep, where Hydra's own sweeper writes it."""
+def write_multirun(config: DictConfig) -> None:
+    """Write the configuration of the sweep where Hydra's own sweeper does."""
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "multirun.yaml", OmegaConf.to_yaml(config))
 
 
-def begin_anew(config: DictConfig) -> None:
-    """Keep the old run of a job under another name, if there is one that this command has not begun itself."""
+def archive_old(config: DictConfig) -> None:
+    """Archive the old run of a job, unless this same command has already started it again."""
     run = RunDirectory(run_path(config))
-    today = {"code_digest": code_digest(targets(config)), "data_digest": data_source(config.data).digest()}
-    begun = today | run.summary()
-    if run.rerun_of == "sweep" and begun == begun | today:  # killed, and the same command again
+    current = {"code_digest": code_digest(targets(config)), "data_digest": data_source(config.data).digest()}
+    old = current | run.summary()
+    if run.rerun_of == "sweep" and old == old | current:  # killed, and the same command again
         return
     try:
         with run.owned(config.on_busy):
             run.refuse_other(identity(config))
             if run.half_archived or (run.path / "summary.json").exists() or run.checkpoints.exists():
-                say(f"The old run is kept as {run.put_aside()}.")
+                say(f"The old run is kept as {run.archive()}.")
             run.begin_rerun("sweep")
     except BusyError as error:
         say(f"cnnlab: {error}. Use on_busy=wait to wait for it.", file=sys.stderr)
@@ -97,7 +97,7 @@ def begin_anew(config: DictConfig) -> None:
 def report(paths: list[Path], trials: bool = False) -> bool:
     """Print the table and the answer, write the report; return whether all runs are done.
 
-    paths: run directories. trials: of a search, which gives runs up and bears bad ones: one that is done is enough.
+    paths: run directories. trials: they are those of a search, of which some may be pruned or fail: one must be done.
     """
     from cnnlab.report import page, table
     from cnnlab.report.answer import answer
@@ -105,33 +105,34 @@ def report(paths: list[Path], trials: bool = False) -> bool:
     from cnnlab.report.sweep import Sweep
 
     all_done = table.print_table(paths)
-    made = Sweep(*read(path for path in paths if (path / "summary.json").exists()))
-    if made.ranking:
-        say(answer(made))
-        say(f"Report: {os.path.relpath(page.write_beside(made, paths))}")
-    return all_done or bool(trials and made.ranking)
+    found = Sweep(*read(path for path in paths if (path / "summary.json").exists()))
+    if found.ranking:
+        say(answer(found))
+        say(f"Report: {os.path.relpath(page.write_beside(found, paths))}")
+    return all_done or bool(trials and found.ranking)
 
 
 def in_turn(settings: Any, jobs: list[Job], sweep: Sequence[Job] = ()) -> None:
-    """One after the other in this process; those that fail do not stop the others."""
+    """Do the jobs one after the other in this process; those that fail do not stop the others."""
     everything = list(sweep) or jobs
     numbers = {job.path: number for number, job in enumerate(everything, 1)}
     settings, began = differing(everything), time.monotonic()
     for ended, job in enumerate(jobs):
         if len(everything) > 1:
             left = (time.monotonic() - began) / ended * (len(jobs) - ended) if ended else None
-            begin(job, numbers[job.path], len(everything), settings[job.path], left)
+            report_begin(job, numbers[job.path], len(everything), settings[job.path], left)
         status = job.do()
-        number = signals.received()  # it may have come too late to interrupt this one
-        if status not in (0, 1, 2) or number:
-            stopped(everything)
-            sys.exit(status if status not in (0, 1, 2) else Interrupted(number).exit_status)
+        if status in (0, 1, 2) and (number := signals.received()):  # too late to interrupt this job
+            status = Interrupted(number).exit_status
+        if status not in (0, 1, 2):
+            report_stopped(everything)
+            sys.exit(status)
 
 
-# What must be there, and what does the jobs.
+# For every value of launcher.way: a check of what it needs, and the function that does the jobs.
 WAYS: dict[str, tuple[Callable[[], None], Callable[[Any, list[Job], Sequence[Job]], None]]] = {
     "in_turn": (lambda: None, in_turn),
     "local": (lambda: None, locally),
     "slurm": (slurm_ready, on_slurm),
-    "ray": (lambda: need("ray"), on_ray),
+    "ray": (lambda: require("ray"), on_ray),
 }

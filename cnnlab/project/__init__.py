@@ -1,1 +1,1 @@
-"""Projects on cnnlab: a new one that uses it, or a fork under another name. Does not import torch."""
+"""Projects: a new one that uses cnnlab, or a fork under another name. Does not import torch."""

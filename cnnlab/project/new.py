@@ -15,29 +15,26 @@ from cnnlab.config.options import PACKAGE, UserError
 from cnnlab.text import say
 
 TEMPLATE = Path(__file__).parent / "template"
-NAME = "my_project"  # in the template, in texts and paths
+NAME = "my_project"  # in the texts and paths of the template
 
 
 def new(arguments: argparse.Namespace) -> None:
     """Write a new project: a repository that uses cnnlab, with an option of its own of every kind, and their tests."""
-    folder = arguments.folder.absolute()
-    make(folder)
-    say(
-        f"{arguments.folder}: cd there, then make demo (four runs and their report) and make test. README.md says more."
-    )
+    make(arguments.folder.absolute())
+    say(f"{arguments.folder}: cd there, then make demo (four runs and their report) and make test. See README.md.")
 
 
 def make(folder: Path) -> None:
-    """Write the project, whose name is that of its folder, which appears by rename.
+    """Write the project with the name of its folder, which appears by rename.
 
-    Raises: UserError if the name cannot be that of a package, or the folder is there.
+    Raises: UserError if a package cannot have that name, or the folder exists.
     """
     name = folder.name
     check_name(name)
     if folder.exists() or folder.is_symlink():
-        raise UserError(f"{folder} is there already. Use another name, or move it away.")
+        raise UserError(f"{folder} already exists. Use another name, or move it away.")
     if not folder.parent.is_dir():
-        raise UserError(f"{folder.parent} is no folder. Make it first, or use another one.")
+        raise UserError(f"{folder.parent} is not a folder. Create it first, or use another one.")
     partial = folder.with_name(f".{name}.{secrets.token_hex(4)}.partial")
     try:
         for file in sorted(TEMPLATE.rglob("*.in")):
@@ -52,7 +49,7 @@ def make(folder: Path) -> None:
 
 
 def check_name(name: str) -> None:
-    """Raises: UserError for a name that cannot be that of a package, or is that of another one."""
+    """Raises: UserError for a name that a package cannot have, or that is in use."""
     good = name.isascii() and name.isidentifier() and name == name.lower() and not keyword.iskeyword(name)
     if not good or name.startswith("_"):
         close = "".join(character if character.isalnum() else "_" for character in name.lower()).strip("_")
@@ -61,28 +58,28 @@ def check_name(name: str) -> None:
             f"{name} cannot be the name of a Python package. Use lower-case letters, digits and underscores{advice}."
         )
     if name in sys.stdlib_module_names or name in ("conf", "outputs", "tests", "train", PACKAGE.name):
-        raise UserError(f"{name} is taken: Python, cnnlab or the files of a project use that name. Use another one.")
+        raise UserError(f"{name} is in use by Python, cnnlab or the files of a project. Use another name.")
     try:
         found = importlib.util.find_spec(name)
     except (ImportError, ValueError):
         found = None
     if found is not None and found.origin is not None:
-        raise UserError(f"{name} is an installed package ({found.origin}), which it would hide. Use another name.")
+        raise UserError(f"{name} would hide an installed package ({found.origin}). Use another name.")
 
 
 def requirement() -> str:
-    """How another project asks for this cnnlab: from where it was installed, or else by its version.
+    """The requirement by which another project installs this cnnlab: from the same source, or by its version.
 
-    Of a checkout that is its folder; otherwise what pip has noted (PEP 610: a folder, a file, or a repository and its
-    commit), or nothing if it came from a package index.
+    The source is the folder of a checkout, or what pip has recorded (PEP 610: a folder, a file, or a repository and its
+    commit); pip records nothing for a package index.
     """
     name = PACKAGE.name
     if (PACKAGE.parent / "pyproject.toml").exists():
         return f"{name} @ {PACKAGE.parent.as_uri()}"
     try:
-        noted = json.loads(importlib.metadata.distribution(name).read_text("direct_url.json") or "{}")
+        recorded = json.loads(importlib.metadata.distribution(name).read_text("direct_url.json") or "{}")
     except importlib.metadata.PackageNotFoundError:
-        noted = {}
-    if "vcs_info" in noted:
-        return f"{name} @ {noted['vcs_info']['vcs']}+{noted['url']}@{noted['vcs_info']['commit_id']}"
-    return f"{name} @ {noted['url']}" if "url" in noted else f"{name}~={__version__}"
+        recorded = {}
+    if "vcs_info" in recorded:
+        return f"{name} @ {recorded['vcs_info']['vcs']}+{recorded['url']}@{recorded['vcs_info']['commit_id']}"
+    return f"{name} @ {recorded['url']}" if "url" in recorded else f"{name}~={__version__}"

@@ -1,8 +1,8 @@
 """cnnlab rename NAME: a fork of cnnlab under another name.
 
-Package, plugins, command and environment variables are renamed in all files that git tracks but LICENSE, whose notice
-has to stay. Runs that were made under the old name are found under the new one: what identifies a run is neither where
-classes are defined nor where data are cached.
+Package, plugins, command and environment variables are renamed in all tracked files except LICENSE, whose notice has
+to stay. Runs that were made under the old name are still found: the identity of a run depends neither on where classes
+are defined nor on where data are cached.
 """
 
 import argparse
@@ -17,45 +17,40 @@ from cnnlab.text import say
 
 
 def rename(arguments: argparse.Namespace) -> None:
-    """Give a fork of cnnlab, the checkout that this is run from, a name of its own, everywhere in its files."""
+    """Rename a fork of cnnlab, the checkout that this is run from, everywhere in its files."""
     renamed(PACKAGE.parent, arguments.name)
-    say(
-        f"{PACKAGE.name} is {arguments.name} now. Look at git diff, install it (make removes and makes .venv anew: "
-        f"rm -r .venv; make test), and commit."
-    )
+    say(f"{PACKAGE.name} is now {arguments.name}. Check git diff, install it (rm -r .venv; make test), and commit.")
 
 
 def renamed(root: Path, name: str) -> None:
-    """Rename the package of a checkout.
+    """Rename the package of a checkout. root: its folder. name: the new name.
 
-    root: its folder. name: the new one.
-
-    Raises: UserError for a name that is none or taken, and if git does not say that all is committed.
+    Raises: UserError for a name that is invalid or in use, and for uncommitted changes.
     """
     check_name(name)
     old = PACKAGE.name
     try:
         if git(root, "status", "--porcelain"):
-            raise UserError(f"{root} has changes that are not committed. Commit them first: so git can undo this.")
+            raise UserError(f"{root} has uncommitted changes. Commit them first, so that git can undo this.")
         files = [root / path for path in git(root, "ls-files", "-z").split("\0")[:-1]]
     except (OSError, subprocess.CalledProcessError) as error:
-        raise UserError(f"{root} is no git repository of {old}. Use git clone, and run this there.") from error
+        raise UserError(f"{root} is not a git repository of {old}. Use git clone, and run this there.") from error
     for file in files:
         if file.name != "LICENSE" and not file.is_symlink() and file.is_file():
             replace(file, {old: name, old.upper(): name.upper()})
     for path in sorted({path for file in files for path in (file, *file.parents)}, key=lambda path: -len(path.parts)):
         if path.is_relative_to(root) and path != root and old in path.name:
             path.rename(path.with_name(path.name.replace(old, name)))
-    for folder in root.rglob("__pycache__"):  # of the modules that were renamed
+    for folder in root.rglob("__pycache__"):  # of the renamed modules
         if ".venv" not in folder.parts:
             shutil.rmtree(folder, ignore_errors=True)
-    if ruff := shutil.which("ruff", path=str(Path(sys.executable).parent)):  # imports have another order now
+    if ruff := shutil.which("ruff", path=str(Path(sys.executable).parent)):  # the order of imports has changed
         for words in (("check", "--quiet", "--select", "I", "--fix"), ("format", "--quiet")):
             subprocess.run([ruff, *words, str(root)], check=False, cwd=root)
 
 
 def replace(file: Path, words: dict[str, str]) -> None:
-    """Replace words in a text file, and leave other files alone."""
+    """Replace words in a file, if it is a text file."""
     try:
         before = after = file.read_bytes().decode()
     except UnicodeDecodeError:

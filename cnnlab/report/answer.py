@@ -13,7 +13,7 @@ from cnnlab.report.sweep import Place, Sweep
 from cnnlab.report.units import in_brackets, interval, is_accuracy, points, with_interval
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import BrokenFileError
-from cnnlab.runs.told import in_words
+from cnnlab.runs.wording import in_words
 
 MAX_NAMED = 4  # settings in a sentence
 

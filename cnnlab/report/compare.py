@@ -18,7 +18,7 @@ from cnnlab.report.units import bounds_of_difference, interval, is_accuracy, mea
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.named import named, names_a_run
 from cnnlab.runs.readers import BrokenFileError
-from cnnlab.runs.told import in_words
+from cnnlab.runs.wording import in_words
 
 
 def chosen(what: str, among: Path) -> Setting:

@@ -13,7 +13,7 @@ from cnnlab.config.identity import chosen, differences, run_path
 from cnnlab.config.objects import num_trained_on
 from cnnlab.report.runs import find, read
 from cnnlab.runs.directory import RunDirectory
-from cnnlab.runs.told import duration
+from cnnlab.runs.wording import duration
 from cnnlab.terminal import Table
 
 

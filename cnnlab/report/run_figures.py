@@ -21,7 +21,7 @@ from PIL import Image
 
 from cnnlab.runs.files import atomic_path
 from cnnlab.runs.log import log
-from cnnlab.runs.told import in_words
+from cnnlab.runs.wording import in_words
 
 PARTS = {"train": ("training", "C0"), "val": ("validation", "C1"), "test": ("test", "C3")}
 MAX_CLASSES = 60  # named in a confusion matrix; more are only numbered

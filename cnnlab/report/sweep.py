@@ -18,7 +18,7 @@ from cnnlab.report.statistics import Estimate
 from cnnlab.report.units import bounds_of_difference, mean_of
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import BrokenFileError
-from cnnlab.runs.told import in_words
+from cnnlab.runs.wording import in_words
 
 MAX_LISTED = 8  # values; more are shown as a range
 

@@ -13,7 +13,7 @@ from cnnlab.report.runs import Run, find, read, varied
 from cnnlab.report.units import is_accuracy, number
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import BrokenFileError
-from cnnlab.runs.told import duration, in_words
+from cnnlab.runs.wording import duration, in_words
 from cnnlab.terminal import Table
 from cnnlab.text import say
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 
 from cnnlab.report.statistics import Estimate, estimate
-from cnnlab.runs.told import in_words
-from cnnlab.runs.told import is_accuracy as is_accuracy
-from cnnlab.runs.told import number as number
-from cnnlab.runs.told import scale as scale
-from cnnlab.runs.told import written as written
+from cnnlab.runs.wording import in_words
+from cnnlab.runs.wording import is_accuracy as is_accuracy
+from cnnlab.runs.wording import number as number
+from cnnlab.runs.wording import scale as scale
+from cnnlab.runs.wording import written as written
 
 
 def heading(metric: str) -> str:

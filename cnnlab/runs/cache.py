@@ -1,11 +1,11 @@
-"""Files that are made once and read by every later run: decoded images, fitted statistics. Does not import torch.
+"""Files that are written once and read by every later run: decoded images, fitted statistics. Does not import torch.
 
-A cache is a convenience: what cannot be kept is made and used all the same. An entry is one file, a line with the
-SHA-256 of all that follows and of the file's name, then the content. It is used only if it has that digest, belongs to
-this user or to root, and can be written by nobody else. Any other one is reported, set aside and made anew.
+A cache is a convenience: what cannot be kept is computed and used all the same. An entry is one file: a line with the
+SHA-256 of the file's name and of all that follows, then the content. It is used only if the digest is right, it belongs
+to this user or to root, and nobody else can write to it. Otherwise it is reported, renamed and made again.
 
-Network file systems may give our files another owner (root_squash) or permissions of their own (CIFS). So an owner is
-also ours if a file that we write there has it; and where others could write whatever we keep, nothing is kept.
+Network file systems may give our files another owner (root_squash) or other permissions (CIFS). So an owner counts as
+ours if a file that we create there has it too, and where others could write to whatever we keep, nothing is kept.
 """
 
 import contextlib
@@ -28,18 +28,19 @@ HEAD = 65  # bytes: a SHA-256 in hexadecimal digits, and the end of the line
 
 
 class CacheError(Exception):
-    """An entry that is not to be used."""
+    """An entry that must not be used."""
 
 
 def cached(
     path: Path, make: Callable[[], T], write: Callable[[T, BinaryIO], object], read: Callable[[BinaryIO], T]
 ) -> T:
-    """What the entry `path` holds; made by one process, however many ask for it, if there is no such entry.
+    """The content of the entry `path`; if there is none, one process makes it, however many ask for it.
 
-    write, read: put the content into a file, and take it out again. `read` may raise ValueError for what it cannot use.
+    write, read: convert the content to a file and back. `read` may raise ValueError for a file that it cannot use.
     """
-    if _is_of_another_user(path):
-        path = path.with_name(f"{os.geteuid()}-{path.name}")
+    with contextlib.suppress(OSError):
+        if not _is_ours(path.stat(), path.parent):
+            path = path.with_name(f"{os.geteuid()}-{path.name}")
     with contextlib.suppress(FileNotFoundError, CacheError):
         return _load(path, read)
     with contextlib.ExitStack() as stack:
@@ -55,32 +56,25 @@ def cached(
         except FileNotFoundError:
             pass
         except CacheError as error:
-            log.warning(f"{path} {error}. It is not used but made anew, and kept as {path.name}.damaged if possible.")
+            log.warning(
+                f"{path} {error}. It is made again, and the old file is kept as {path.name}.damaged if possible."
+            )
             with contextlib.suppress(OSError):
                 path.replace(path.with_name(f"{path.name}.damaged"))
         value = make()
         if writable:
             _keep(path, value, write)
-            with contextlib.suppress(
-                FileNotFoundError, CacheError
-            ):  # as all others have it: mapped, if `read` does that
+            with contextlib.suppress(FileNotFoundError, CacheError):  # as others get it: memory-mapped, for example
                 return _load(path, read)
         return value
 
 
-def _is_of_another_user(path: Path) -> bool:
-    try:
-        return not _is_ours(path.stat(), path.parent)
-    except OSError:
-        return False
-
-
 def _is_ours(status: os.stat_result, folder: Path) -> bool:
-    return status.st_uid in (os.geteuid(), 0, getattr(_of_a_new_file(folder), "st_uid", 0))
+    return status.st_uid in (os.geteuid(), 0, getattr(_status_of_new_file(folder), "st_uid", 0))
 
 
-def _of_a_new_file(folder: Path) -> os.stat_result | None:
-    """The owner and the permissions that a file has there which only we may read and write; None if we cannot write."""
+def _status_of_new_file(folder: Path) -> os.stat_result | None:
+    """The owner and permissions that a private new file gets in this folder; None if we cannot write there."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".owner.") as file:
             return os.stat(file.name)
@@ -108,9 +102,9 @@ def _load(path: Path, read: Callable[[BinaryIO], T]) -> T:
 
 
 def _keep(path: Path, value: T, write: Callable[[T, BinaryIO], object]) -> None:
-    """Write an entry, in whose place there is none; the caller holds its lock."""
-    made = _of_a_new_file(path.parent)
-    if made and made.st_mode & 0o022:
+    """Write an entry that does not exist yet; the caller holds its lock."""
+    new = _status_of_new_file(path.parent)
+    if new and new.st_mode & 0o022:
         log.warning(f"Other users can write every file in {path.parent}, so nothing is kept there. Set cache_dir.")
         return
     for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # of a process that was killed
@@ -130,6 +124,6 @@ def _keep(path: Path, value: T, write: Callable[[T, BinaryIO], object]) -> None:
 
 
 def _digest(file: BufferedReader | BufferedRandom, name: str) -> bytes:
-    """The first line of an entry, from its content: what is left of the file."""
+    """The first line of an entry, computed from the rest of the file."""
     prefix = os.fsencode(name) + b"\0"
     return hashlib.file_digest(file, lambda: hashlib.sha256(prefix)).hexdigest().encode() + b"\n"

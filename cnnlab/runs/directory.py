@@ -1,18 +1,18 @@
-"""The files of a run directory: how they are written and read. Takes no torch.
+"""The files of a run directory: how they are written and read. Does not import torch.
 
     .hydra/           the composed configuration, as Hydra writes it
-    summary.json      what the run is and what came out; its `status` is running, done, failed or interrupted
+    summary.json      what the run is and its results; its `status` is running, done, failed or interrupted
     metrics.csv       one row per epoch
-    predictions.npz   of the test images: predicted labels, at the best epoch, their probabilities, true labels; or, for
-                      several labels and for numbers, outputs and targets
+    predictions.npz   for the test images, at the best epoch: predicted labels, their probabilities and the true labels;
+                      for multilabel data and regression, outputs and targets
     train.log         what was printed
-    source.diff       how the source files differed from the commit that the summary names, if they did
+    source.diff       uncommitted changes to the source files, if there were any
     checkpoints/      last.ckpt, previous.ckpt, best.ckpt, each with its SHA-256
-    *.png             pictures made from the files above
-    .lock, .holder    while a process has the run: who; .queued: the job of Slurm that was submitted for it
-    .rerun            while a command with rerun=true is not done; .archive.old0: the part that is archived so far
+    *.png             figures made from the files above
+    .lock, .holder    the process that trains the run; .queued: the Slurm job that was submitted for it
+    .rerun            exists until a command with rerun=true is done; .archive.old0: the part that is archived so far
 
-Files appear by rename: a reader sees the old one or the new one, never half of one.
+Files appear by rename: a reader sees the old file or the new one, never half of one.
 """
 
 from __future__ import annotations
@@ -43,36 +43,36 @@ if TYPE_CHECKING:
 
 
 class CheckpointError(Exception):
-    """A checkpoint that is not what was written, or does not fit."""
+    """A checkpoint that is damaged, or does not fit."""
 
 
 class BusyError(Exception):
-    """Another process holds the run directory."""
+    """Another process has the run directory."""
 
 
 class RunDirectory:
     """The directory of one run, named by its configuration.
 
     Args:
-        path: the directory; made when something is written.
+        path: the directory, which is created when something is written.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self.lock_descriptors: tuple[int, ...] = ()  # a process that has them holds the directory too
+        self.lock_descriptors: tuple[int, ...] = ()  # a process that inherits them holds the lock too
 
     @contextmanager
     def owned(self, on_busy: str = "wait") -> Iterator[None]:
-        """Hold the directory: a second process with the same configuration waits here, or fails.
+        """Lock the directory: a second process with the same configuration waits here, or fails.
 
-        Raises: BusyError if another process holds it and on_busy is "fail".
+        Raises: BusyError if another process has it and on_busy is "fail".
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock, holder = lock_file(self.path / ".lock"), self.path / ".holder"
         try:
             with contextlib.suppress(Timeout):
-                lock.acquire(timeout=0.1)  # long enough to clear away what a dead process has left
+                lock.acquire(timeout=0.1)  # long enough to remove the lock file of a dead process
             if not lock.is_locked:
                 who = " ".join(self._note(".holder")) or "another process"
                 if on_busy == "fail":
@@ -84,7 +84,7 @@ class RunDirectory:
                     partial.unlink(missing_ok=True)
             write_text(holder, f"process {os.getpid()} on {socket.gethostname()} since {now()}")
             if isinstance(lock, FileLock) and (descriptor := lock._context.lock_file_fd) is not None:
-                self.lock_descriptors = (os.dup(descriptor),)  # of filelock's own one, a fork has none
+                self.lock_descriptors = (os.dup(descriptor),)  # filelock closes its own in a fork
             yield
         finally:
             for descriptor in self.lock_descriptors:
@@ -95,7 +95,7 @@ class RunDirectory:
             lock.release()
 
     def _note(self, name: str) -> list[str]:
-        """The words of a small file that is there while the run is trained; none if there is no such file."""
+        """The words of a small file that exists while the run is trained; none if there is no such file."""
         try:
             return readers.read_text(self.path / name).split()
         except (FileNotFoundError, BrokenFileError):
@@ -103,15 +103,12 @@ class RunDirectory:
 
     @property
     def host(self) -> str:
-        """Where the process runs that holds the directory, as far as its note says; empty if there is no note."""
+        """The host of the process that has the directory, as its note says; empty if there is no note."""
         return "".join(self._note(".holder")[3:4])
 
     @property
     def held(self) -> bool:
-        """Whether a process holds the directory, as far as its note says: the lock itself is not touched.
-
-        A process on another host is taken to be alive.
-        """
+        """Whether a process has the directory, as its note says; one on another host is assumed to be alive."""
         match self._note(".holder"):
             case [_, number, _, host, *_] if host != socket.gethostname():
                 return True
@@ -120,14 +117,14 @@ class RunDirectory:
                     os.kill(int(number), 0)
                 except ProcessLookupError:
                     return False
-                except PermissionError:  # it is somebody else's
-                    return True
+                except PermissionError:  # another user's process
+                    pass
                 return True
         return False
 
     @property
     def queued_as(self) -> str:
-        """The last job of Slurm that was submitted for the run, 12_3; empty if none was."""
+        """The last Slurm job that was submitted for the run, "12_3"; empty if there was none."""
         return "".join(self._note(".queued")[:1])
 
     def note_queued(self, job: str) -> None:
@@ -136,7 +133,7 @@ class RunDirectory:
 
     @property
     def is_lost(self) -> bool:
-        """Whether somebody has removed the directory, or the working directory, since the run began."""
+        """Whether the directory, or the working directory, was removed during the run."""
         try:
             os.getcwd()
         except FileNotFoundError:
@@ -146,29 +143,24 @@ class RunDirectory:
     def forget(self) -> None:
         """Remove the directory if no run was recorded in it."""
         if not any((self.path / name).exists() for name in ("summary.json", "summary.json.damaged", "checkpoints")):
-            for file in (
-                *(self.path / ".hydra").glob("*.yaml"),
-                self.path / "train.log",
-                self.path / ".lock",
-                self.path / ".holder",
-                self.path / ".queued",
-                self.path / ".rerun",
-            ):
+            notes = (self.path / name for name in ("train.log", ".lock", ".holder", ".queued", ".rerun"))
+            for file in (*(self.path / ".hydra").glob("*.yaml"), *notes):
                 file.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 (self.path / ".hydra").rmdir()
             self.remove_if_empty()
 
     def remove_if_empty(self) -> None:
-        """Remove the directory and the one that it is in, as far as nothing else is there."""
+        """Remove the directory and its parent, if they are empty."""
         for folder in (self.path, self.path.parent):
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
-    def put_aside(self) -> Path:
-        """Move everything into a directory of another name, so that the run can be trained anew.
+    def archive(self) -> Path:
+        """Move everything into a directory of another name, so that the run can be trained again.
 
-        That directory gets its name when all is in it; killed before, the run is `half_archived`, and this goes on.
+        The directory gets its final name at the end. If the process is killed before, the run is `half_archived`, and
+        the next call completes it.
         """
         self._archive.mkdir(exist_ok=True)
         kept = (".lock", ".holder", ".queued", ".rerun", self._archive.name)
@@ -176,10 +168,10 @@ class RunDirectory:
             if entry.name not in kept:
                 entry.rename(self._archive / entry.name)
         number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
+        while (archived := self.path.with_name(f"{self.path.name}.old{number}")).exists():
             number += 1
-        self._archive.rename(aside)
-        return aside
+        self._archive.rename(archived)
+        return archived
 
     @property
     def _archive(self) -> Path:
@@ -191,18 +183,18 @@ class RunDirectory:
 
     @property
     def rerun_of(self) -> str:
-        """Which command with rerun=true has begun the run anew and has not ended yet: "run", "sweep", or neither."""
+        """What has started the run again with rerun=true and is not done yet: "run", "sweep", or neither."""
         return "".join(self._note(".rerun")[:1])
 
     def begin_rerun(self, of: str) -> None:
-        """Note that the run has been begun anew, of "run" or "sweep": the same command, when killed, resumes it."""
+        """Note that a "run" or a "sweep" has started the run again, so that the same command resumes it when killed."""
         write_text(self.path / ".rerun", of)
 
     def end_rerun(self) -> None:
         (self.path / ".rerun").unlink(missing_ok=True)
 
     def summary(self) -> dict[str, Any]:
-        """What summary.json says; empty if there is none, or none that can be read."""
+        """The content of summary.json; empty if there is none, or none that can be read."""
         try:
             return self.read_summary()
         except BrokenFileError:
@@ -213,7 +205,7 @@ class RunDirectory:
         return read_summary(self.path / "summary.json")
 
     def archive_damaged_summary(self) -> None:
-        """Rename a summary that cannot be read, as is done with damaged checkpoints, and say so."""
+        """Rename a summary that cannot be read, as with damaged checkpoints, and report it."""
         try:
             self.read_summary()
         except BrokenFileError as error:
@@ -222,13 +214,13 @@ class RunDirectory:
             say(f"{os.path.relpath(self.path)}: {error.reason}; it is kept as {archived.name}.")
 
     def refuse_other(self, identity: str) -> None:
-        """Raises: UserError if the directory holds a run of another configuration than that with this identity."""
+        """Raises: UserError if the directory contains a run whose configuration has another identity."""
         summary = self.summary()
         name, found = summary.get("run", self.path.name), summary.get("identity", identity)
         if (name, found) != (self.path.name, identity):
             raise UserError(
-                f"{self.path} holds another run ({name}, made with a configuration of hash {found[:8]}, not "
-                f"{identity[:8]}). It is left as it is. Use another output_dir or name, or move that run away."
+                f"{self.path} contains another run ({name}, whose configuration has the hash {found[:8]}, not "
+                f"{identity[:8]}). It is left untouched. Use another output_dir or name, or move that run away."
             )
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -236,28 +228,22 @@ class RunDirectory:
         write_text(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
 
     def config(self) -> dict[str, Any]:
-        """The configuration as plain containers, in which nothing is resolved.
-
-        Raises: FileNotFoundError, BrokenFileError.
-        """
+        """The configuration in plain containers, unresolved. Raises: FileNotFoundError, BrokenFileError."""
         return readers.read_config(self.path / ".hydra" / "config.yaml")
 
     def write_hydra(self, files: Mapping[str, str]) -> None:
-        """The files of .hydra/, by name. Only config.yaml is ever read; it is resolved, all others are for people."""
+        """Write the files of .hydra/. Only config.yaml, which is resolved, is ever read; the others are for people."""
         folder = self.path / ".hydra"
         folder.mkdir(exist_ok=True)
         for name, text in files.items():
             write_text(folder / name, text)
 
     def metrics(self) -> list[Row]:
-        """The rows of metrics.csv; a value that was not measured is left out of its row.
-
-        Raises: FileNotFoundError, BrokenFileError.
-        """
+        """The rows of metrics.csv, as `readers.read_metrics`. Raises: FileNotFoundError, BrokenFileError."""
         return readers.read_metrics(self.path / "metrics.csv")
 
     def rows(self) -> list[Row]:
-        """As `metrics`; none if there is no metrics.csv, or none that can be read."""
+        """As `metrics`; empty if metrics.csv does not exist or cannot be read."""
         try:
             return self.metrics()
         except (FileNotFoundError, BrokenFileError):
@@ -274,10 +260,7 @@ class RunDirectory:
             writer.writerows(rows)
 
     def predictions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For the test images, at the best epoch: predicted labels, true labels, the predictions' probability.
-
-        (N,) each. Raises: FileNotFoundError, BrokenFileError.
-        """
+        """As `predictions.read`: predicted labels, true labels, and the predictions' probability."""
         classes = self.summary().get("data", {}).get("classes")
         return predictions.read(self.path / "predictions.npz", len(classes) if classes else None)
 

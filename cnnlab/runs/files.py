@@ -15,12 +15,12 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock
 
-MISSING = (EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP)  # what file systems answer that cannot lock, or cannot flush a folder
+UNSUPPORTED = (EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP)  # errors of file systems that cannot lock, or flush a folder
 
 
 @contextmanager
 def atomic_path(path: Path, mode: int = 0o666) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the name `path`, flushed to the disk, if the block succeeds.
+    """A path to write to; the file is flushed to the disk and renamed to `path` if the block succeeds.
 
     mode: the permissions of the new file, before the umask is applied.
     """
@@ -42,34 +42,34 @@ def _flush(path: Path) -> None:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in MISSING:
+            if error.errno not in UNSUPPORTED:
                 raise
         finally:
             os.close(descriptor)
 
 
 def lock_file(path: Path) -> BaseFileLock:
-    """A lock between processes: by flock, which the operating system drops when its holder dies.
+    """A lock between processes, by flock, which the operating system releases when its holder dies.
 
-    On file systems without it, as on some network mounts, a file that is there while the lock is held. What a process
-    that has died on this machine leaves there is removed by the next one; what is left by another machine is not.
+    On file systems without flock, as on some network mounts, a file stands for the lock. A file left by a process that
+    died on this machine is removed by the next one; a file left by another machine is not.
     """
     with tempfile.TemporaryFile(dir=path.parent) as probe:
         try:
             fcntl.flock(probe, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno not in MISSING:
+            if error.errno not in UNSUPPORTED:
                 raise
             return SoftFileLock(path)
     return FileLock(path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file by rename, in UTF-8 whatever the locale; a byte of a file name that is no text is escaped."""
+    """Write a text file by rename, in UTF-8 whatever the locale; bytes of file names that are not text are escaped."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def now() -> str:
-    """The time of day with its zone, ISO 8601."""
+    """The current time with its zone, in ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")

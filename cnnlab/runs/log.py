@@ -1,4 +1,4 @@
-"""What a run prints, on the terminal and in train.log."""
+"""What a run prints, to the terminal and to train.log."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("cnnlab")
 
 
-def of_thread(failure: threading.ExceptHookArgs) -> None:
-    """What a thread could not write is one line: TensorBoard's raises it again where it is used."""
+def log_thread_error(failure: threading.ExceptHookArgs) -> None:
+    """Log an OSError of a thread in one line: TensorBoard's writer raises it again where it is used."""
     if isinstance(failure.exc_value, OSError):
         log.warning(f"A thread ended: {type(failure.exc_value).__name__}: {failure.exc_value}")
     else:
@@ -29,20 +29,17 @@ def of_thread(failure: threading.ExceptHookArgs) -> None:
 
 
 class Console(logging.Handler):
-    """Prints through sys.stdout as it is at that time: a live progress bar stands in for it while it is shown.
-
-    A traceback goes to the file alone.
-    """
+    """Prints to the current sys.stdout, which a live progress bar replaces; tracebacks go to the file only."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(record.getMessage())
 
 
 class LogFile(logging.FileHandler):
-    """What cannot be written, on a full disk or into a directory that was removed, has been printed."""
+    """Drops what cannot be written, on a full disk or in a removed directory: it has been printed."""
 
     def _open(self) -> TextIOWrapper:
-        if Path(self.baseFilename).is_fifo():  # which would wait for somebody who reads it
+        if Path(self.baseFilename).is_fifo():  # opening it would wait for a reader
             raise OSError("train.log is a FIFO")
         return super()._open()
 
@@ -70,7 +67,7 @@ def logged(folder: Path) -> Iterator[None]:
     log.propagate = False
     for handler in (console, file):
         log.addHandler(handler)
-    before, threading.excepthook = threading.excepthook, of_thread
+    before, threading.excepthook = threading.excepthook, log_thread_error
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Which runs there are below a folder, and which one a name stands for. Does not import torch."""
+"""Finds the runs below a folder, and the run that a name stands for. Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from cnnlab.config.options import UserError
 from cnnlab.runs.directory import RunDirectory
 
-HERE = Path("outputs")  # where runs are looked for
-SHOWN = 5  # candidates, where a name stands for several
+HERE = Path("outputs")  # the default folder of runs
+SHOWN = 5  # candidates that are listed if a name is ambiguous
 
 
 def find(folders: Iterable[Path]) -> Iterator[Path]:
-    """Run directories: the folders themselves, or what lies below them, in order and once; no archived ones."""
+    """The run directories among these folders and below them, sorted and without duplicates; no archived ones."""
     seen = set()
     for folder in folders:
         if (folder / "summary.json").exists():
@@ -32,9 +32,8 @@ def find(folders: Iterable[Path]) -> Iterator[Path]:
 def named(name: str | os.PathLike[str], among: Path = HERE) -> Path:
     """The run directory that a name stands for.
 
-    name: a path; otherwise, of a run below `among`, its directory's name or the first characters of its hash, at least
-        four; or `latest`, the run that was written to last; or `best`, the finished run with the best value of what it
-        was selected by.
+    name: a path; or, for a run below `among`, its directory's name or at least four characters of its hash; `latest`,
+        the run that was written to last; or `best`, the finished run with the best value of the selection metric.
 
     Raises: UserError if there is no such run, or if there are several.
     """
@@ -52,21 +51,21 @@ def named(name: str | os.PathLike[str], among: Path = HERE) -> Path:
     if len(found) > 1:
         raise UserError(f"{text} names {len(found)} runs: {listed(found)}. Use the path of one of them.")
     if not found:
-        where = f"no run in {among}" if among.is_dir() else f"there is no folder {among}, in which no run"
+        where = f"no run in {among} has that name or hash" if among.is_dir() else f"there is no folder {among}"
         raise UserError(
-            f"{text} names no run: it is no folder, and {where} has that name, or a hash that begins with it. Use a "
-            f"path, a name or a hash (at least four characters) that python -m cnnlab ls shows; or latest, or best."
+            f"{text} names no run: it is not a folder, and {where}. Use a path, a name or a hash (at least four "
+            f"characters) that python -m cnnlab ls shows; or latest, or best."
         )
     return found[0]
 
 
 def names_a_run(text: str, among: Path = HERE) -> bool:
-    """Whether a word is for `named`, and no setting or override: names of runs have equals signs too."""
+    """Whether a word is a name for `named` rather than an override: names of runs contain equals signs too."""
     return "=" not in text or Path(text).is_dir() or any(run.name == text for run in find([among]))
 
 
 def _best(runs: Sequence[Path], among: Path) -> Path:
-    """The best of the finished runs. Raises: UserError if there is none, or if they were not measured alike."""
+    """The best of the finished runs. Raises: UserError if there is none, or if they cannot be compared."""
     done: list[tuple[Path, dict[str, Any]]] = [
         (run, summary) for run in runs if (summary := RunDirectory(run).summary()).get("status") == "done"
     ]
@@ -84,5 +83,5 @@ def _best(runs: Sequence[Path], among: Path) -> Path:
 
 
 def listed(items: Sequence[object]) -> str:
-    """The first few, in words: a, b, ..."""
+    """The first few: a, b, ..."""
     return ", ".join(map(str, items[:SHOWN])) + ", ..." * (len(items) > SHOWN)

@@ -1,4 +1,4 @@
-"""predictions.npz: what a network says about the test images, at the best epoch."""
+"""predictions.npz: the predictions for the test images, at the best epoch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MAX_IMAGES = 10_000_000
 
 
 def read(path: Path, num_classes: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For the test images, at the best epoch: predicted labels, true labels, the predictions' probability; (N,) each.
+    """Predicted labels, true labels and the predictions' probability; (N,) each.
 
-    Raises: FileNotFoundError; BrokenFileError, also for labels that are none of `num_classes`, if that is known.
+    Raises: FileNotFoundError; BrokenFileError, also for labels beyond `num_classes`, if that is known.
     """
     content = read_bytes(path, LARGEST)
     try:
@@ -36,26 +36,18 @@ def read(path: Path, num_classes: int | None) -> tuple[np.ndarray, np.ndarray, n
             raise ValueError(f"there are {num_classes} classes, and labels beyond them")
         if not ((confidence >= 0) & (confidence <= 1)).all():
             raise ValueError("a probability is not between 0 and 1")
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        ValueError,
-        KeyError,
-        NotImplementedError,  # of zipfile, for an archive of a version or with flags that it does not know
-        EOFError,
-        RuntimeError,
-    ) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, RuntimeError) as error:
         raise BrokenFileError(path, f"is not a file of predictions ({' '.join(str(error).split())})") from error
     return predicted, labels, confidence
 
 
 def _array(archive: zipfile.ZipFile, name: str, kind: str) -> np.ndarray:
-    """One array, read after its size was seen to be what its header says. kind: of its type, as numpy names it."""
+    """One array, whose size is checked before memory is allocated. kind: of its dtype."""
     import numpy as np
 
     member = archive.getinfo(name)
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{name} is compressed in another way")
+        raise ValueError(f"{name} is compressed by an unknown method")
     with archive.open(member) as file:
         np.lib.format.read_magic(cast(Any, file))
         shape, _, dtype = np.lib.format.read_array_header_1_0(cast(Any, file))
@@ -64,7 +56,7 @@ def _array(archive: zipfile.ZipFile, name: str, kind: str) -> np.ndarray:
         values = file.read(shape[0] * dtype.itemsize)
         if len(values) != shape[0] * dtype.itemsize:
             raise ValueError(f"{name} is cut off")
-    return np.frombuffer(values, dtype).copy()  # which can be written to, as torch expects
+    return np.frombuffer(values, dtype).copy()  # a writable copy, as torch expects
 
 
 def confusion(path: Path, num_classes: int) -> np.ndarray:
@@ -78,9 +70,9 @@ def confusion(path: Path, num_classes: int) -> np.ndarray:
 
 
 def write(path: Path, targets: np.ndarray, *answers: np.ndarray) -> None:
-    """Compactly: where there are at most 256 classes, four bytes for an image before compression.
+    """Write compactly: with up to 256 classes, four bytes per image before compression.
 
-    answers: as cnnlab.train.classifier has them; of labels and numbers they are kept as `outputs` beside `targets`.
+    answers: as in cnnlab.train.classifier; for multilabel data and regression, `outputs` to be kept beside `targets`.
     """
     import numpy as np
 

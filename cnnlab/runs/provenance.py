@@ -1,4 +1,4 @@
-"""Of which code a result is: digests of sources, versions of packages, the commit. Does not import torch."""
+"""Which code made a result: digests of sources, versions of packages, the commit. Does not import torch."""
 
 import ast
 import functools
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parents[1]
-INSTALLED = {"site-packages", "dist-packages"}  # folders of what pip and Debian install
+INSTALLED = {"site-packages", "dist-packages"}  # where pip and Debian install packages
 
-AFTERWARDS = (  # what is done with runs, and what starts them
+AFTERWARDS = (  # code that starts runs or uses finished ones, and cannot change a result
     *("project/", "report/", "use/", "__main__.py", "cli.py", "main.py", "python.py", "terminal.py"),
     *("testing.py", "config/overrides.py"),
     *(f"launch/{name}.py" for name in ("job_states", "local", "ray", "slurm", "sweep")),
@@ -23,10 +23,10 @@ AFTERWARDS = (  # what is done with runs, and what starts them
 
 @functools.cache
 def code_digest(targets: frozenset[str] = frozenset()) -> str:
-    """SHA-256 over the source files that can change a result, and the versions of the packages that are installed.
+    """SHA-256 over the source files that can change a result, and the versions of installed packages.
 
-    targets: the classes and functions of a run, by their import paths. Of a project's own, the whole package counts,
-        and whatever else of the project its files import.
+    targets: the classes and functions of a run, by their import paths. For those of a project, its whole package
+        counts, and whatever else of the project it imports.
     """
     sha = hashlib.sha256()
     for file in sorted(PACKAGE.rglob("*.py")):
@@ -42,14 +42,14 @@ def code_digest(targets: frozenset[str] = frozenset()) -> str:
 
 
 def _collect(package: str, found: dict[str, bytes]) -> None:
-    """Add the sources of a package and of what it imports of the project, or its version; nothing is imported."""
+    """Add the sources of a package and of what it imports from the project, or its version; imports nothing."""
     if package in found or package in sys.stdlib_module_names or package == PACKAGE.name:
         return
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
         spec = None
-    if spec is None:  # which is told when it is used
+    if spec is None:  # reported when it is used
         return
     places = [Path(place) for place in spec.submodule_search_locations or [spec.origin or ""]]
     if INSTALLED & set(places[0].parts):
@@ -64,7 +64,7 @@ def _collect(package: str, found: dict[str, bytes]) -> None:
 
 
 def _version(package: str) -> str:
-    """Of the distribution of that name, or of those that the package is from, which takes longer to find out."""
+    """The version of the distribution of that name, or of those that contain the package, which is slower to find."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -73,7 +73,7 @@ def _version(package: str) -> str:
 
 
 def _imported(source: bytes) -> Iterator[str]:
-    """The packages that a source file imports, wherever in it."""
+    """The packages that a source file imports, anywhere in it."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
@@ -87,7 +87,7 @@ def _imported(source: bytes) -> Iterator[str]:
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """The commit of the source code, and whether files differ from it; empty outside a repository."""
+    """The commit of the source code, and whether there are uncommitted changes; empty outside a repository."""
     try:
         return {"commit": _git("rev-parse", "HEAD").strip(), "dirty": bool(_git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
@@ -95,10 +95,10 @@ def git_state() -> dict[str, Any]:
 
 
 def source_changes() -> str:
-    """How the project's code differs from the commit, as `git diff` writes it; empty if it does not.
+    """The uncommitted changes to the code, as `git diff` writes them; empty if there are none.
 
-    The code is this package, conf/, hydra_plugins/ and train.py, with files that git does not track yet. Whatever else
-    has changed may be private: a first line, which `git apply` skips, says how many files that are.
+    The code is this package, conf/, hydra_plugins/ and train.py, with untracked files. Other changed files may be
+    private: a first line, which `git apply` skips, gives only their number.
     """
     code = (PACKAGE.name, "conf", "hydra_plugins", "train.py")
     elsewhere = (".", *(f":(exclude){name}" for name in code))
@@ -115,7 +115,7 @@ def source_changes() -> str:
 
 
 def _git(*arguments: str, statuses: tuple[int, ...] = (0,)) -> str:
-    """What git says in the folder of the source code. Raises: CalledProcessError if it ends otherwise."""
+    """The output of git in the folder of the source code. Raises: CalledProcessError for another exit status."""
     command = ["git", "-C", str(PACKAGE.parent), *arguments]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if result.returncode not in statuses:

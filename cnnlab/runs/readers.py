@@ -1,6 +1,6 @@
-"""Reading the files of a run directory, whoever wrote them. Does not import torch.
+"""Reads the files of a run directory, whoever wrote them. Does not import torch.
 
-A run directory may come from a colleague, from a crash or from an attacker. What is in it is data: the readers look at
+A run directory may come from a colleague, from a crash or from an attacker. Its content is data: the readers open
 regular files only, bound sizes before they allocate memory, and check types and ranges. Each one returns what it
 promises or raises BrokenFileError. Checkpoints, which need torch, are read in cnnlab/train/checkpoint.py.
 """
@@ -15,34 +15,30 @@ import stat
 from collections.abc import Iterator
 from errno import EINVAL
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from cnnlab.config.options import UserError
 
-if TYPE_CHECKING:
-    pass
-
-
 MEGABYTE = 2**20
 SUMMARY_BYTES = METRICS_BYTES = 64 * MEGABYTE
 CONFIG_BYTES = MEGABYTE
-CONFIG_EVENTS = 20_000  # of YAML's parser: every key and every value is one
+CONFIG_EVENTS = 20_000  # of the YAML parser: one for every key and value
 MAX_DEPTH = 32
 Row = dict[str, float]
 
 
 class BrokenFileError(UserError):
-    """A file that is not what was written, or never was ours; `reason` says why, without the folder."""
+    """A file that is damaged, or was written by something else; `reason` says why, without the folder."""
 
     def __init__(self, path: Path, what: str):
         self.reason = f"{path.name} {what}"
-        super().__init__(f"{path} {what}. Use another run, or train this one anew with rerun=true.")
+        super().__init__(f"{path} {what}. Use another run, or train this one again with rerun=true.")
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """Open a file for reading. Raises: OSError, also for a FIFO, a device or a folder, which might never end."""
+    """Open a file for reading. Raises: OSError, also for a FIFO or a device, which might never end, or a folder."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -73,10 +69,10 @@ def read_text(path: Path, limit: int = 4096) -> str:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What .hydra/config.yaml says: mappings with text as keys, lists, text, numbers, booleans and null.
+    """The content of .hydra/config.yaml: mappings with text as keys, lists, text, numbers, booleans and null.
 
     Nothing is resolved: an interpolation is text. Aliases and tags, which OmegaConf never writes, are refused: with
-    them, a small file can be a large tree.
+    them, a small file can expand to a large tree.
 
     Raises: FileNotFoundError, BrokenFileError.
     """
@@ -113,7 +109,7 @@ def _not_plain(node: Any) -> Iterator[str]:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of metrics.csv, one for each epoch from 1; a value that was not measured is left out of its row.
+    """The rows of metrics.csv, one per epoch from 1; a value that was not measured is missing from its row.
 
     Raises: FileNotFoundError, BrokenFileError.
     """

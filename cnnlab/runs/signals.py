@@ -1,8 +1,8 @@
-"""Signals that ask a run to stop: while it trains, a handler only notes the first one, and the loop saves and stops.
+"""Signals that ask a run to stop: during training, a handler only notes the first one, and the loop saves and stops.
 
-Ctrl-C (SIGINT), SIGTERM, SIGHUP (the terminal was closed) and SIGUSR1/2, which clusters send ahead of a time limit. One
-that is ignored stays ignored: nohup, disown, and `&` in a script. Before there is anything to save, the first one ends
-the run; while it saves, a second one does, later than a second after the first; one more ends the process.
+They are Ctrl-C (SIGINT), SIGTERM, SIGHUP (the terminal was closed) and SIGUSR1/2, which clusters send before a time
+limit. An ignored signal stays ignored: nohup, disown, and `&` in a script. Before there is anything to save, the first
+signal ends the run. While it saves, a second one does, if it comes more than a second later; one more ends the process.
 """
 
 import os
@@ -19,18 +19,18 @@ from cnnlab.runs.readers import Row
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
-SAME_REQUEST = 1.0  # seconds; torchrun and Slurm pass on what the terminal has sent to all processes already
+SAME_REQUEST = 1.0  # seconds: torchrun and Slurm forward a signal that the terminal has already sent to all processes
 
 _received = 0
 _received_at = 0.0
 
 
 class Interrupted(BaseException):
-    """The run stops because of a signal. Like KeyboardInterrupt it is no error.
+    """The run stops because of a signal. Like KeyboardInterrupt, it is not an error.
 
     Args:
         number: of the signal.
-        saved: whether the run has been saved; otherwise it goes on from its last checkpoint.
+        saved: whether the run has been saved; otherwise it resumes from its last checkpoint.
     """
 
     def __init__(self, number: int, saved: bool = True):
@@ -39,41 +39,41 @@ class Interrupted(BaseException):
 
     @property
     def exit_status(self) -> int:
-        """130 for Ctrl-C, 143 for the others: what was asked for is done, and typing the command again goes on."""
+        """130 for Ctrl-C, 143 for the others: the run was stopped as requested, and the same command resumes it."""
         return 130 if self.number == signal.SIGINT else 143
 
 
 class Pruned(Interrupted):
-    """The run has been saved and stops, because the search that started it gives it up."""
+    """The run has been saved and stops, because the search that started it prunes it."""
 
     def __init__(self) -> None:
-        BaseException.__init__(self, "given up: half of the search's finished trials were better by this epoch")
+        BaseException.__init__(self, "pruned: half of the search's finished trials were better by this epoch")
 
     exit_status = 0
 
 
-_hopeless: Callable[[Sequence[Row]], bool] | None = None
+_judge: Callable[[Sequence[Row]], bool] | None = None
 
 
 def watch(judge: Callable[[Sequence[Row]], bool] | None) -> None:
-    """Let a search judge the rows of the runs in this process; None: no longer."""
-    global _hopeless
-    _hopeless = judge
+    """Let a search judge the runs in this process by their rows; None: no longer."""
+    global _judge
+    _judge = judge
 
 
-def hopeless(rows: Sequence[Row]) -> bool:
-    """Whether a run with these rows should be given up, in the eyes of the search that has started it."""
-    return _hopeless is not None and _hopeless(rows)
+def should_prune(rows: Sequence[Row]) -> bool:
+    """Whether the search that has started a run with these rows prunes it."""
+    return _judge is not None and _judge(rows)
 
 
 def received() -> int:
-    """The number of the signal that asked to stop, 0 if none did."""
+    """The number of the signal that was received, or 0."""
     return _received
 
 
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Within the block the signals are handled so, but for those that are ignored."""
+    """Within the block, this handles the signals, except ignored ones."""
     global _received
     _received = 0
     if threading.current_thread() is not threading.main_thread():  # where no handler can be set
@@ -90,17 +90,17 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 
 def noted() -> AbstractContextManager[None]:
-    """Within the block the first signal is noted, and `received` tells it; a second one raises Interrupted."""
+    """Within the block, the first signal is only noted, for `received`; a second one raises Interrupted."""
     return _handled(_note)
 
 
 def raised() -> AbstractContextManager[None]:
-    """Within the block the first signal raises Interrupted; a second one ends the process."""
+    """Within the block, the first signal raises Interrupted; a second one ends the process."""
     return _handled(_raise)
 
 
 def passed_on(processes: Callable[[], Iterable[subprocess.Popen[Any]]]) -> AbstractContextManager[None]:
-    """Within the block signals go to these processes, and `received` tells the last one."""
+    """Within the block, signals are sent to these processes; `received` returns the last one."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         global _received

@@ -1,4 +1,4 @@
-"""summary.json: what it holds, and how it is read."""
+"""summary.json: its schema, and how it is read."""
 
 from __future__ import annotations
 
@@ -10,43 +10,27 @@ from typing import Any
 
 from cnnlab.runs.readers import MAX_DEPTH, SUMMARY_BYTES, BrokenFileError, read_text
 
-PLAIN = object()  # stands for whatever JSON can say
-# What summary.json holds, as far as anything here reads it: {str: kind} has any keys, {"name": kind} these, if present.
+PLAIN = object()  # any JSON value
+# The keys of summary.json that are read here. {str: kind} may have any keys; those of {"name": kind} may be missing.
 SUMMARY: dict[str, Any] = {
-    "run": str,
-    "id": str,
+    **dict.fromkeys(("run", "id", "started", "identity", "setting", "code_digest", "data_digest", "selected_on"), str),
+    **dict.fromkeys(("seed", "num_weights", "best_epoch", "epochs_done", "peak_memory"), int),
+    **dict.fromkeys(("train_seconds", "images_per_second"), float),
     "status": ("running", "done", "failed", "interrupted"),
+    "select_mode": ("max", "min"),
     "choices": {str: str},
     "changes": {str: PLAIN},
     "overrides": [str],
-    "seed": int,
-    "started": str,
-    "identity": str,
-    "setting": str,
-    "code_digest": str,
-    "data_digest": str,
-    "num_weights": int,
+    "metrics": {str: float},
     "data": {
-        "num_train": int,
-        "num_held_out": int,
-        "num_test": int,
+        **dict.fromkeys(("num_train", "num_held_out", "num_test", "channels"), int),
+        **dict.fromkeys(("fingerprint", "split"), str),
         "task": ("multiclass", "multilabel", "regression"),
-        "channels": int,
         "image_size": [int],
         "input_size": [int],
         "classes": [str],
-        "fingerprint": str,
-        "split": str,
     },
     "environment": {"device": str, "num_devices": int, "num_threads": int, "precision": str},
-    "selected_on": str,
-    "select_mode": ("max", "min"),
-    "best_epoch": int,
-    "epochs_done": int,
-    "metrics": {str: float},
-    "train_seconds": float,
-    "images_per_second": float,
-    "peak_memory": int,
     "error": {"type": str, "message": str},
 }
 NEEDED = ("run", "choices", "changes", "seed", "status")
@@ -54,7 +38,7 @@ WHEN_DONE = ("metrics", "selected_on", "select_mode", "best_epoch", "train_secon
 
 
 def misfits(value: Any, kind: Any, where: str) -> Iterator[str]:
-    """What is wrong with a value that was read from JSON, in words: "summary.json: seed is not a whole number"."""
+    """What is wrong with a value that was read from JSON: "seed is not a whole number"."""
     if kind is PLAIN:
         if depth_of(value) > MAX_DEPTH:
             yield f"{where} is nested too deeply"
@@ -79,29 +63,20 @@ def misfits(value: Any, kind: Any, where: str) -> Iterator[str]:
     elif kind is str:
         if not isinstance(value, str):
             yield f"{where} is not text"
-    elif (
-        isinstance(value, bool) or not isinstance(value, int | kind) or (isinstance(value, int) and abs(value) >= 2**63)
-    ):
+    elif isinstance(value, bool) or not isinstance(value, int | kind) or (type(value) is int and abs(value) >= 2**63):
         yield f"{where} is not a {'whole ' * (kind is int)}number"
 
 
 def depth_of(value: Any) -> int:
     """How deeply lists and mappings are nested."""
-    level, depth = [value], 0
-    while level := [
-        item
-        for node in level
-        if isinstance(node, dict | list)
-        for item in (node.values() if isinstance(node, dict) else node)
-    ]:
-        depth += 1
-    return depth
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return max((1 + depth_of(item) for item in items), default=0)
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """What summary.json says; empty if there is none.
+    """The content of summary.json; empty if there is none.
 
-    Raises: BrokenFileError, also if it lacks what every run of its status has.
+    Raises: BrokenFileError, also if a key is missing that every run with its status has.
     """
     try:
         text = read_text(path, SUMMARY_BYTES)
@@ -111,20 +86,21 @@ def read_summary(path: Path) -> dict[str, Any]:
         raise BrokenFileError(path, "is empty")
     try:
         summary = json.loads(text)
+        wrong = next(misfits(summary, SUMMARY, ""), "")
     except (ValueError, RecursionError) as error:
         raise BrokenFileError(path, f"is not JSON ({' '.join(str(error).split())})") from error
-    if wrong := next(misfits(summary, SUMMARY, ""), ""):
-        raise BrokenFileError(path, f"is not a run's: {wrong or 'it'}" if summary else "is not a run's")
+    if wrong:
+        raise BrokenFileError(path, f"is not the summary of a run: {wrong.strip()}")
     needed = NEEDED + WHEN_DONE * (summary.get("status") == "done")
     if missing := [key for key in needed if key not in summary]:
-        raise BrokenFileError(path, f"has no {', '.join(missing)}: it is another program's or an older version's")
+        raise BrokenFileError(path, f"has no {', '.join(missing)}: another program or an older version wrote it")
     if summary["status"] == "done" and (wrong := _inconsistent(summary)):
         raise BrokenFileError(path, f"contradicts itself: {wrong}")
     return summary
 
 
 def _inconsistent(summary: Mapping[str, Any]) -> str:
-    """What cannot be in the summary of a finished run; empty if nothing is wrong."""
+    """What is wrong in the summary of a finished run; empty if nothing is."""
     classes, metrics, name = summary["data"].get("classes", ()), summary["metrics"], summary["selected_on"]
     if len(classes) < (2 if summary["data"].get("task") == "multiclass" else 1):
         return f"it has {len(classes)} classes"

@@ -213,7 +213,7 @@ class Records(Checkpoint):
         """Between two epochs. Raises: Interrupted for a signal, Pruned if the run's search prunes it."""
         signal = signals.received()
         unfinished = trainer.is_global_zero and len(self.rows) < (trainer.max_epochs or 0) and not trainer.should_stop
-        hopeless = unfinished and signals.hopeless(self.rows)
+        hopeless = unfinished and signals.should_prune(self.rows)
         if trainer.world_size > 1:
             hopeless, signal = agreed(hopeless, signal, device=trainer.strategy.root_device)
         if signal or hopeless:

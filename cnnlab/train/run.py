@@ -30,7 +30,7 @@ from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.files import write_text
 from cnnlab.runs.log import log
 from cnnlab.runs.provenance import code_digest, git_state, source_changes
-from cnnlab.runs.told import headline
+from cnnlab.runs.wording import headline
 from cnnlab.train import checkpoint
 from cnnlab.train.checkpoint import CheckpointFiles
 from cnnlab.train.machine import (

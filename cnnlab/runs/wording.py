@@ -1,4 +1,4 @@
-"""What is said about a finished run."""
+"""How metrics, times and failures are written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# What a failure calls for, by the type of its error or by words in it.
+# What to do about a failure, by the type of its error or by words in its message.
 ADVICE = {
     "OutOfMemoryError": "Use a smaller batch_size, or resident=host to keep the images in host memory",
     "AcceleratorError": "CUDA_LAUNCH_BLOCKING=1 shows which operation failed. Further runs get a process of their own",
@@ -17,27 +17,27 @@ ADVICE = {
 
 
 def advice(error: BaseException) -> str:
-    """What to do about a failure; empty if only its log can tell."""
-    said = f"{type(error).__name__} {error}"
-    return next((ADVICE[words] for words in ADVICE if words in said), "")
+    """What to do about a failure; empty if only its log helps."""
+    text = f"{type(error).__name__} {error}"
+    return next((ADVICE[words] for words in ADVICE if words in text), "")
 
 
 def reason(error: BaseException) -> str:
-    """A failure: type and message, of which a traceback of another process is left to the log."""
-    said = str(error)
-    if "Traceback (most recent call last)" in said:
-        said = next((line for line in reversed(said.splitlines()) if re.match(r"\w[\w.]*: ", line)), said)
-    return f"{type(error).__name__}: {said}"
+    """The type and message of an error, without the traceback of another process."""
+    text = str(error)
+    if "Traceback (most recent call last)" in text:
+        text = next((line for line in reversed(text.splitlines()) if re.match(r"\w[\w.]*: ", line)), text)
+    return f"{type(error).__name__}: {text}"
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """What a finished run has come to: the metric that it was selected by, on the test images if it is known there."""
+    """The result of a finished run: the selection metric, on the test images if it was measured there."""
     name = reported(summary)
     return f"{in_words(name)} {written(name, summary['metrics'][name])}"
 
 
 def reported(summary: Mapping[str, Any]) -> str:
-    """The metric that a finished run is reported by: of the test images, "test/acc", if it was measured there."""
+    """The metric that a finished run is reported by: on the test images, "test/acc", if it was measured there."""
     selected = summary["selected_on"]
     tested = f"test/{selected.partition('/')[2]}"
     return tested if tested in summary["metrics"] else selected
@@ -53,7 +53,7 @@ def is_accuracy(metric: str) -> bool:
 
 
 def scale(metric: str) -> float:
-    """The factor between a value and the number that is written."""
+    """The factor between a value and the number that is shown."""
     return 100.0 if is_accuracy(metric) else 1.0
 
 
@@ -76,14 +76,8 @@ def duration(seconds: float) -> str:
 
 def recall(path: Path, summary: dict[str, Any], code: str, data: str) -> str:
     """One line for a run that was finished before; it says whether code or data have changed since."""
-    changed = [
-        name
-        for name, then, today in (
-            ("source code", summary.get("code_digest"), code),
-            ("data", summary.get("data_digest"), data),
-        )
-        if then != today
-    ]
-    note = f" But the {' and the '.join(changed)} changed since: rerun=true trains it anew." if changed else ""
+    changed = ["source code"] if summary.get("code_digest") != code else []
+    changed += ["data"] if summary.get("data_digest") != data else []
+    note = f" But the {' and the '.join(changed)} changed since: rerun=true trains it again." if changed else ""
     when = f"; started {summary['started']}" if "started" in summary else ""
     return f"{os.path.relpath(path)}: done before, {headline(summary)}{when}.{note}"
