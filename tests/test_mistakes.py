@@ -46,6 +46,7 @@ MISTAKES = {
     ),
     "two nodes, alone": ("trainer.num_nodes=2", ["num_nodes=2", "launcher=slurm", "torchrun"]),
     "more words than images": ("model=bow model.num_words=9001 data=shapes", ["num_words=9001", "9000"]),
+    "option in another spelling": ("data=FashionMNIST", ["Did you mean data=fashion_mnist?"]),
     "even filter": ("aug=blur aug.blur.kernel_size=4", ["kernel_size=4", "kernel_size % 2 == 1"]),
     "patch larger than the image": ("model=bow model.patch_size=33 data=shapes", ["patch_size=33", "32"]),
     "mistyped precision": ("trainer.precision=bf16-mxed", ["precision=bf16-mxed", "'bf16-mixed'"]),

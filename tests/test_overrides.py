@@ -149,7 +149,7 @@ def test_help_on_one_group(capsys):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_option_says_what_it_is(group):
-    assert [option for option in options(group) if not description(f"{group}/{option}")] == []
+    assert [option for option in options(group) if not description(f"{group}/{option}").endswith((".", ")", ":"))] == []
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def _by_name(group: str) -> str:
 
 def _unknown(given: str, offers: str, options: Sequence[str], prefix: str) -> str:
     wrong = re.split(r"[.=]", given)[-1]
-    close = difflib.get_close_matches(wrong, options, n=1)
-    advice = f"Did you mean {prefix}{close[0]}?" if close else HELP
+    alike = {re.sub(r"[-_]", "", option).lower(): option for option in options}
+    close = difflib.get_close_matches(re.sub(r"[-_]", "", wrong).lower(), alike, n=1)
+    advice = f"Did you mean {prefix}{alike[close[0]]}?" if close else HELP
     return f"{given}: there is no '{wrong}'. {offers} {', '.join(options)}. {advice}"

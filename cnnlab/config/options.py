@@ -21,6 +21,7 @@ run's identity; on a line of its own, it does so for the whole option.
 """
 
 import functools
+import itertools
 import os
 import re
 import sys
@@ -170,13 +171,12 @@ def comments_of_file(name: str) -> dict[str, str]:
 
 
 def description(name: str) -> str:
-    """The first line of comment in an option's file; empty if it does not begin with one."""
-    for line in _path(name).read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        if not line.startswith("# @package"):
-            return line.lstrip("# ")
-    return ""
+    """The comment that an option's file begins with, up to the end of the sentence that its first line ends in."""
+    comment = itertools.takewhile(lambda line: line.startswith("#"), _path(name).read_text("utf-8").splitlines())
+    first, *more = [line.lstrip("# ") for line in comment if not line.startswith("# @package")] or [""]
+    if more and not first.endswith("."):
+        first = f"{first} {more[0].partition('. ')[0].removesuffix('.')}."
+    return first
 
 
 def _with_inherited(name: str) -> list[Path]:
