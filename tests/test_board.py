@@ -116,11 +116,20 @@ def test_scalars_of_training_and_held_out_images_share_a_chart(board, sweep):
     tags = asked(board, "data/plugin/scalars/tags")
     for run in runs:
         assert {"train/loss", "train/acc", "val/loss", "val/acc", "lr", "final/test/acc"} <= set(tags[run])
+        assert not [tag for tag in tags[run] if tag.startswith("final/last")]
         points = asked(board, f"data/plugin/scalars/scalars?run={run}&tag=val/acc")
         assert [step for _, step, _ in points] == [1, 2, 3]
     layout = asked(board, "data/plugin/custom_scalars/layout")
     charts = {chart["title"]: chart["multiline"]["tag"] for chart in layout["category"][0]["chart"]}
     assert charts == {"loss": ["train/loss", "val/loss"], "accuracy": ["train/acc", "val/acc"]}
+
+
+def test_what_was_typed_and_the_whole_configuration_are_text(board):
+    for run in asked(board, "data/runs"):
+        [typed] = asked(board, f"data/plugin/text/text?run={run}&tag=overrides/text_summary")
+        assert "data=shapes" in typed["text"]
+        [config] = asked(board, f"data/plugin/text/text?run={run}&tag=config/text_summary")
+        assert "num_train: 400" in config["text"]
 
 
 def test_choices_and_final_metrics_of_every_run(board):

@@ -1,5 +1,6 @@
 """The TensorBoard logger: curves of training and held-out images together, hyperparameters, figures."""
 
+import textwrap
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ class TensorBoard(TensorBoardLogger):
         }
         self.experiment.add_custom_scalars({f"training and {held_out}": together})
         self.add_png("samples", step=0)
+        for name in ("overrides", "config"):
+            if (file := Path(self.save_dir, ".hydra", f"{name}.yaml")).exists():
+                self.experiment.add_text(name, textwrap.indent(file.read_text(encoding="utf-8"), "    "))
 
     def go_on(self, until: float, rewritten: Collection[str]) -> None:
         """Copy the scalars that callbacks had logged up to a time, except for those that are logged again.
@@ -63,8 +67,8 @@ class TensorBoard(TensorBoardLogger):
         self.experiment.add_image("filters", tiled(filters.numpy()), epoch, dataformats="HWC")
 
     def close_run(self, hyperparameters: dict[str, Any], metrics: dict[str, float], step: int) -> None:
-        """Log the hyperparameters with the final metrics, and the figures of the run."""
-        final = {f"final/{name}": value for name, value in metrics.items()}
+        """Log the hyperparameters with the metrics of the best epoch, and the figures of the run."""
+        final = {f"final/{name}": value for name, value in metrics.items() if not name.startswith("last/")}
         for page in hparams(hyperparameters, final):
             self.experiment._get_file_writer().add_summary(page)
         for name, value in final.items():
