@@ -157,7 +157,7 @@ def test_the_peak_of_memory_is_that_of_one_run():
 def trained(folder: Path, *words: str) -> dict:
     config = configuration(["data=shapes", "data.num_train=100", "data.num_test=20", "batch_size=10", *words])
     data = load_once(data_source(config.data))
-    return run.train(
+    return run.train_run(
         ours(config), RunDirectory(folder), data, {"overrides": [], "choices": {}, "changes": {}, "run": ""}
     )
 

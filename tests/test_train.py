@@ -24,7 +24,7 @@ from cnnlab.config.options import CONF, options
 from cnnlab.config.shape import Shape
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.train.parts import make_network
-from cnnlab.train.run import train
+from cnnlab.train.run import train_run
 
 SMALL = (
     "data=shapes",
@@ -45,7 +45,7 @@ def train_here(path: Path, *overrides: str, small: tuple[str, ...] = SMALL) -> d
     about = {"run": path.name, "choices": {}, "changes": {}, "overrides": []}
     run = RunDirectory(path)
     run.path.mkdir(exist_ok=True)
-    return train(config, run, instantiate(config.data).load(), about)
+    return train_run(config, run, instantiate(config.data).load(), about)
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -302,7 +302,7 @@ def test_every_option_trains_one_batch(tmp_path, group, option):
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     about = {"run": "run", "choices": {}, "changes": {}, "overrides": []}
-    summary = train(config, run, instantiate(config.data).load(), about)
+    summary = train_run(config, run, instantiate(config.data).load(), about)
     assert summary["status"] == "done"
     assert all(math.isfinite(value) for value in summary["metrics"].values())
     if chosen not in ("callbacks=ema", "model=timm"):  # a checkpoint that hardly moves; layers that begin as zeros

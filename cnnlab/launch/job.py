@@ -228,9 +228,9 @@ def train_here(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> 
     if (prepared := offered(source, "prepared")) and prepared.exists():  # import torch meanwhile
         Thread(target=importlib.import_module, args=("cnnlab.train.run",)).start()
     data = load_once(source)
-    from cnnlab.train.run import train
+    from cnnlab.train.run import train_run
 
-    train(config, run, data, about)
+    train_run(config, run, data, about)
 
 
 def in_processes(run: RunDirectory, about: dict[str, Any]) -> int:

@@ -48,7 +48,7 @@ from cnnlab.train.trainer import check_monitors, check_optimizer, make_callbacks
 FITTED_ON = 10_000  # training images for the `fit` of a network, before training
 
 
-def train(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[str, Any]) -> dict[str, Any]:
+def train_run(config: DictConfig, run: RunDirectory, data: DataSet, about: Mapping[str, Any]) -> dict[str, Any]:
     """Train one configuration to the end, from its last checkpoint if there is one; return the summary.
 
     config: as composed, without the `hydra` node. run: its directory, owned by this process. data: its images.
