@@ -194,8 +194,10 @@ def record_stop(run: RunDirectory, about: dict[str, Any], stop: Interrupted) -> 
     if summary.get("status") != "done":  # the signal may have come just after the end
         reason = {"type": type(stop).__name__, "message": str(stop)}
         run.write_summary(about | summary | {"status": "interrupted", "error": reason})
-        saved = "; saved" if stop.saved else ""
-        log.info(f"{stop}." if isinstance(stop, Pruned) else f"{stop}{saved}. The same command resumes the run.")
+        if isinstance(stop, Pruned):
+            log.info(f"{stop}.")
+        else:
+            log.info(f"{stop}{'; saved' * stop.saved}. The same command resumes the run.")
     return stop.exit_status
 
 
