@@ -1,6 +1,7 @@
 """The study's figures. Does not import torch."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -50,10 +51,11 @@ def draw(path: Path, curves: Mapping[str, Sequence[Run]], beside: Mapping[str, S
     axes[0].set_ylim(0, MOST)
     axes[1].set_ylim(0, 1)
     figure.suptitle(title, fontsize=10)
+    num = len(curves) + len(beside)
     figure.legend(
         *axes[0].get_legend_handles_labels(),
         loc="outside lower center",
-        ncols=max(len(curves) + len(beside), 2),
+        ncols=max(math.ceil(num / (1 + (num > 5))), 2),  # below each other: a setting's training and test curve
         fontsize=8,
     )
     save(figure, path)

@@ -12,7 +12,7 @@ from cnnlab.report.page import markdown_table
 from cnnlab.report.statistics import estimate
 from cnnlab.runs.files import write_text
 from study import calibration, measures
-from study.claims import AS_STATED, Judgement, judge
+from study.claims import AS_STATED, Claim, Judgement, judge
 from study.figures import draw, draw_settings
 from study.results import Results, Run, by_variant, refuse_mixed
 from study.terms import NOT_MEASURED, NOTES, QUICK, READING, TERMS
@@ -277,10 +277,10 @@ def spread(values: Iterable[float | None], digits: int) -> str:
 
 def section(figure: str, curves: Mapping[str, Sequence[Run]], judgements: Sequence[Judgement]) -> list[str]:
     """A figure, what it shows, and what became of the report's claims about it."""
-    verdicts: dict[str, list[str]] = {}
+    verdicts: dict[Claim, list[str]] = {}
     for one in judgements:
         found = one.finding
-        verdicts.setdefault(one.claim.says, []).append(f"**{found.verdict if found.num else found.number}**")
+        verdicts.setdefault(one.claim, []).append(f"**{found.verdict if found.num else found.number}**")
     return [
         f"### {heading(figure)}",
         "",
@@ -289,7 +289,7 @@ def section(figure: str, curves: Mapping[str, Sequence[Run]], judgements: Sequen
         wrapped(outcome(figure, curves)),
         "",
         *([wrapped(NOTES[figure]), ""] if figure in NOTES else []),
-        *(f"- {says}: {f'; with {CALIBRATED}: '.join(found)}" for says, found in verdicts.items()),
+        *(f"- {claim.says}: {f'; with {CALIBRATED}: '.join(found)}" for claim, found in verdicts.items()),
         "",
     ]
 

@@ -94,9 +94,10 @@ CURVES: Mapping[str, Mapping[str, str]] = {
 def variants() -> list[Variant]:
     """All of them, in the order in which they are run. `best` is left out while there is no such experiment."""
     found = {
+        **STATED,
         **{candidate(change): ("experiment=fig03", change) for change in CANDIDATES},
         **{calibrated(key): (first, CALIBRATED, *rest) for key, (first, *rest) in STATED.items()},
-        **STATED,
+        **STATED,  # again, for what has its own optimizer
         **{f"lr={rate}": ("experiment=fig01", f"optim.lr={rate}") for rate in RATES},
         **{f"batch={size}": ("experiment=fig02", f"batch_size={size}") for size in SIZES if size not in OF_SIZE},
         LONGER: (f"experiment={BASELINE}", "trainer.max_epochs=60"),
