@@ -655,7 +655,7 @@ def test_killed_it_goes_on_and_when_done_it_trains_nothing(command, tmp_path):
     words = ["-m", "study", "--quick", "--seeds", "1", "--only", f"fig03,fig04,{ONE_EPOCH}", *SMALL]
     environment = {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, *words], env=os.environ | environment, stdout=subprocess.DEVNULL)
-    until(lambda: any('"done"' in path.read_text() for path in tmp_path.glob("outputs/*/*/summary.json")), 120, process)
+    until(lambda: any('"done"' in path.read_text() for path in tmp_path.glob("outputs/*/*/summary.json")), 300, process)
     process.kill()
     process.wait()
     result = command(*words, **environment)
