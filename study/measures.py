@@ -1,8 +1,8 @@
-"""What the claims' words mean, as formulas over a run's rows. Takes no torch.
+"""The terms of the claims, as formulas over a run's rows. Does not import torch.
 
-Accuracies and differences of accuracies are in points: percent of the images. What a run says of its training images
-was measured while it trained, on what crops, flips, mixed labels and dropout left of them; so they are evaluated once
-more, as they are, with the last weights.
+Accuracies and differences of accuracies are in points: percent of the images. The training accuracy of an epoch is
+measured during training, with crops, flips, mixed labels and dropout; so the training images are evaluated once more,
+unchanged, with the last weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from scipy.signal import savgol_filter
 
 from study.results import Run
 
-TARGET = 0.95  # of the smaller of two best test accuracies
+TARGET = 0.95  # of a best test accuracy
 GAP = 5.0  # points between training and test accuracy that are called overfitting
 FLAT = 1.0  # points that a curve that has flattened still gains
 RISING = 2  # a curve that flattens only in its last epochs is still rising
@@ -47,17 +47,17 @@ def accuracy(run: Run, part: str = "test") -> list[float]:
 
 
 def final(run: Run) -> float:
-    """Test accuracy at the last epoch, in points. Of a training that failed as diverged: what guessing has."""
+    """Test accuracy at the last epoch, in points; that of guessing for a training that diverged."""
     return 10.0 if run.failed else 100 * float(run.facts["last_test_acc"])
 
 
 def at_best(run: Run) -> float:
-    """Test accuracy at the best epoch, in points; of a run that is done."""
+    """Test accuracy at the best epoch of a finished run, in points."""
     return 100 * float(run.facts["best_test_acc"])
 
 
 def gap(run: Run) -> float | None:
-    """Training minus test accuracy of the last weights, in points, both on images as they are."""
+    """Training minus test accuracy of the last weights, in points, both on unchanged images."""
     trained = run.number("reevaluated_train_acc")
     return None if trained is None else 100 * trained - final(run)
 
@@ -65,7 +65,7 @@ def gap(run: Run) -> float | None:
 def onset(run: Run) -> int | None:
     """The first epoch whose training accuracy is more than GAP points above the test accuracy; None: there is none.
 
-    Of a run that disturbs neither images nor network.
+    For runs without augmentation and dropout.
     """
     pairs = zip(accuracy(run, "train"), accuracy(run), strict=True)
     return next((epoch for epoch, (train, test) in enumerate(pairs, 1) if train - test > GAP), None)
@@ -113,6 +113,20 @@ def lead(first: Run, second: Run) -> float | None:
     assert one is not None
     assert other is not None
     return one - other
+
+
+def epochs_to_own_target(run: Run) -> float | None:
+    """Epochs to TARGET x the run's own best test accuracy, by its smooth curve; None if it has learned nothing."""
+    if diverges(run):
+        return None
+    curve = smooth(accuracy(run))
+    return epochs_to(curve, TARGET * max(curve))
+
+
+def steps_to_own_target(run: Run, size: int) -> float | None:
+    """The same in training steps with batches of this size."""
+    epochs = epochs_to_own_target(run)
+    return None if epochs is None else epochs * float(run.facts["num_train"]) / size
 
 
 def flattens(values: Sequence[float]) -> int | None:

@@ -1,7 +1,7 @@
-"""What is kept of the study's runs: a row for every run in runs.csv, one for every epoch in epochs.csv. Takes no torch.
+"""What is kept of the study's runs: a row for every run in runs.csv, one for every epoch in epochs.csv.
 
 The files grow from session to session and from machine to machine: the run directories need not survive. Everything on
-the page is computed from them.
+the page is computed from them. Does not import torch.
 """
 
 import csv
@@ -21,7 +21,7 @@ FACTS = (  # columns of runs.csv
     "seed",
     "run",  # the end of its directory's name: the hash of its configuration
     "status",  # done, or diverged: that is a result too
-    "settings",  # what differs from train.py's defaults, but for the seed and where the pictures are
+    "settings",  # what differs from train.py's defaults, except the seed and where the images are
     "commit",  # ending in + if files differed from it
     "code",
     "device",
@@ -77,6 +77,7 @@ class Run:
 
 
 Results = dict[str, dict[int, Run]]  # variant, seed
+ONE = ("fingerprint", "code", "precision", "torch")  # what all runs of a folder share
 
 
 def has_result(path: Path) -> bool:
@@ -142,17 +143,28 @@ def read(folder: Path) -> dict[tuple[str, int], Run]:
     return {run.key: run for run in runs}
 
 
-def write(folder: Path, runs: Iterable[Run]) -> None:
-    """Write both files by rename; runs.csv last, as it says what is there.
+def refuse_mixed(runs: Iterable[Run], folder: Path) -> None:
+    """As reports of cnnlab do, average only over runs of the same code; and never over two commits.
 
-    Raises: UserError if the runs are on different pictures.
+    The device may differ: it decides times, which are compared on one device only. Raises: UserError.
     """
+    runs = list(runs)
+    groups = [(name, "", runs) for name in ONE]
+    groups += [("commit", f" of {key}", list(seeds.values())) for key, seeds in by_variant(runs).items()]
+    for name, setting, group in groups:
+        found = {run.facts[name].rstrip("+") or "unknown": run for run in group}
+        if len(found) > 1:
+            told = ", ".join(f"{run.facts['variant']} seed {run.key[1]}: {value}" for value, run in found.items())
+            raise UserError(
+                f"{folder / 'runs.csv'} would average over runs{setting} that differ in {name} ({told}). Use --out "
+                "FOLDER output_dir=FOLDER for a study of its own, or delete the rows and the run directories of either."
+            )
+
+
+def write(folder: Path, runs: Iterable[Run]) -> None:
+    """Write both files by rename; runs.csv last, as it says what is there. Raises: UserError for `refuse_mixed`."""
     ordered = sorted(runs, key=lambda run: run.key)
-    if len(found := {run.facts["fingerprint"] for run in ordered}) > 1:
-        raise UserError(
-            f"{folder} would hold runs on different pictures (fingerprints {', '.join(sorted(found))}), and they are "
-            f"not compared. Type --out FOLDER for a study of its own."
-        )
+    refuse_mixed(ordered, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "epochs.csv") as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""What is run: every curve of every figure as words for train.py. Takes no torch."""
+"""What is run: every curve of every figure as words for train.py. Does not import torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,32 +9,15 @@ from cnnlab.config.identity import differences
 from cnnlab.config.options import CONF
 
 BASELINE = "fig03"
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One setting.
-
-    Attributes:
-        key: its name in the files.
-        words: for train.py. Neighbours that differ in the last word's value alone are one sweep.
-        over_seeds: whether it is run with further seeds, as a difference to it needs; what a single run shows does not.
-    """
-
-    key: str
-    words: tuple[str, ...]
-    over_seeds: bool = True
-
-
-RATES = ("0.0001", "0.001", "0.01", "0.1")
+CANDIDATES = ("optim.momentum=0.5", "optim.momentum=0.9", "optim.lr=0.02", "batch_size=64")  # single changes of it
+CALIBRATED = "batch_size=64"  # the one with which it is most like the report's figure 3: study/calibration.py checks
+RATES = ("0.0001", "0.001", "0.01", "0.1", "0.3", "1", "3")
+LARGE = RATES[3:]  # raised until training breaks
 SIZES = ("16", "32", "64", "128", "256")
 ADAM_RATES = ("0.001", "0.01")
 LONGER = "longer"  # the baseline for three times as many epochs
-MOMENTUM = "momentum"  # the baseline with momentum 0.9, with which it overfits, as the report's does
-WITH_MOMENTUM = {
-    figure: f"{figure}-{MOMENTUM}" for figure in ("fig07", "fig08", "fig09", "fig11")
-}  # and what is to help
 ZCA, BY_CHANNEL = "zca", "pca-by-channel"  # what else may be meant by PCA whitening
+HIGHER = "fig09-higher"  # a falling rate that starts twice as high, and is 0.0075 in the last epoch
 ONE_EPOCH = "one-epoch"
 SEARCH = "search"  # for the best recipe: where it began, and single changes of that
 BEST = "best"
@@ -49,53 +32,85 @@ CHANGES = {
     "zca": "norm=zca",
     "test_flips": "test_flips=true",
 }
+# What is compared with the baseline, as the report states it.
+STATED: Mapping[str, tuple[str, ...]] = {
+    **{f"fig{number:02}": (f"experiment=fig{number:02}",) for number in range(3, 14)},
+    ZCA: ("experiment=fig05", "norm=zca"),
+    BY_CHANNEL: ("experiment=fig05", "norm.per=channel"),
+    HIGHER: ("experiment=fig09", "optim.lr=0.02"),
+    **{f"adam-lr={rate}": ("experiment=fig10", f"optim.lr={rate}") for rate in ADAM_RATES},
+}
 
-# The curves of every figure, named by what is typed besides experiment=figNN.
+
+@dataclass(frozen=True)
+class Variant:
+    """One setting.
+
+    Attributes:
+        key: its name in the files.
+        words: for train.py.
+    """
+
+    key: str
+    words: tuple[str, ...]
+
+    @property
+    def over_seeds(self) -> bool:
+        """Whether it is run with all seeds, as everything is that a verdict hangs on; the search has none."""
+        return not self.key.startswith(SEARCH)
+
+
+def candidate(change: str) -> str:
+    """The key of the baseline with a change."""
+    return f"{BASELINE}+{change}"
+
+
+def calibrated(key: str) -> str:
+    """The key of a stated setting with the calibrated baseline's change. Adam keeps its own rate and momentum."""
+    own_optimizer = STATED[key][0] == "experiment=fig10" and CALIBRATED.startswith("optim")
+    return key if own_optimizer else f"{key}+{CALIBRATED}"
+
+
+# The curves of every figure, named by what is set besides experiment=figNN.
 # What figures 1 and 2 share with others is one run: a run is its configuration.
+FURTHER: Mapping[str, Mapping[str, str]] = {
+    "fig03": {**{change: candidate(change) for change in CANDIDATES}, "trainer.max_epochs=60": LONGER},
+    "fig05": {"norm=zca": ZCA, "norm.per=channel": BY_CHANNEL},
+    "fig09": {"optim.lr=0.02": HIGHER},
+    "fig10": {f"optim.lr={rate}": f"adam-lr={rate}" for rate in ADAM_RATES},
+}
+OF_SIZE = {"32": "lr=0.01", "64": candidate("batch_size=64"), "128": BASELINE}
 CURVES: Mapping[str, Mapping[str, str]] = {
     "fig01": {rate: f"lr={rate}" for rate in RATES},
-    "fig02": {size: {"32": "lr=0.01", "128": BASELINE}.get(size, f"batch={size}") for size in SIZES},
-    **{f"fig{number:02}": {"": f"fig{number:02}"} for number in range(3, 14)},
-    "fig03": {"as stated": BASELINE, "trainer.max_epochs=60": LONGER, "optim=sgd_momentum": MOMENTUM},
-    "fig05": {"as stated": "fig05", "norm=zca": ZCA, "norm.per=channel": BY_CHANNEL},
-    **{figure: {"as stated": figure, "optim=sgd_momentum": key} for figure, key in WITH_MOMENTUM.items()},
-    "fig10": {"as stated": "fig10", **{f"optim.lr={rate}": f"adam-lr={rate}" for rate in ADAM_RATES}},
+    "fig02": {size: OF_SIZE.get(size, f"batch={size}") for size in SIZES},
+    **{
+        figure: {"as stated": figure, CALIBRATED: calibrated(figure), **FURTHER.get(figure, {})}
+        for figure in STATED
+        if (f"experiment={figure}",) == STATED[figure]
+    },
 }
 
 
 def variants() -> list[Variant]:
     """All of them, in the order in which they are run. `best` is left out while there is no such experiment."""
-    return [
-        *(Variant(figure, (f"experiment={figure}",)) for figure in list(CURVES)[2:]),
-        *(Variant(f"lr={rate}", ("experiment=fig01", f"optim.lr={rate}"), over_seeds=False) for rate in RATES),
-        *(
-            Variant(key, ("experiment=fig02", f"batch_size={size}"), over_seeds=False)
-            for size, key in CURVES["fig02"].items()
-            if key.startswith("batch")
-        ),
-        *(
-            Variant(f"adam-lr={rate}", ("experiment=fig10", f"optim.lr={rate}"), over_seeds=False)
-            for rate in ADAM_RATES
-        ),
-        *(
-            Variant(key, (f"experiment={figure}", "optim=sgd_momentum"))
-            for figure, key in {BASELINE: MOMENTUM, **WITH_MOMENTUM}.items()
-        ),
-        Variant(LONGER, (f"experiment={BASELINE}", "trainer.max_epochs=60"), over_seeds=False),
-        Variant(ZCA, ("experiment=fig05", "norm=zca")),
-        Variant(BY_CHANNEL, ("experiment=fig05", "norm.per=channel")),
-        Variant(ONE_EPOCH, ("experiment=fig01", "optim.lr=0.01", "trainer.max_epochs=1")),
-        Variant(SEARCH, ("experiment=search",), over_seeds=False),
-        *(
-            Variant(f"{SEARCH} {change}", ("experiment=search", word), over_seeds=False)
-            for change, word in CHANGES.items()
-        ),
-        *([Variant(BEST, (f"experiment={BEST}",))] if (CONF / "experiment" / f"{BEST}.yaml").exists() else []),
-    ]
+    found = {
+        **STATED,
+        **{candidate(change): ("experiment=fig03", change) for change in CANDIDATES},
+        **{calibrated(key): (first, CALIBRATED, *rest) for key, (first, *rest) in STATED.items()},
+        **STATED,  # again, for what has its own optimizer
+        **{f"lr={rate}": ("experiment=fig01", f"optim.lr={rate}") for rate in RATES},
+        **{f"batch={size}": ("experiment=fig02", f"batch_size={size}") for size in SIZES if size not in OF_SIZE},
+        LONGER: (f"experiment={BASELINE}", "trainer.max_epochs=60"),
+        ONE_EPOCH: ("experiment=fig01", "optim.lr=0.01", "trainer.max_epochs=1"),
+        SEARCH: ("experiment=search",),
+        **{f"{SEARCH} {change}": ("experiment=search", word) for change, word in CHANGES.items()},
+        **({BEST: (f"experiment={BEST}",)} if (CONF / "experiment" / f"{BEST}.yaml").exists() else {}),
+    }
+    return [Variant(key, words) for key, words in found.items()]
 
 
 def settings(config: DictConfig) -> str:
-    """What a configuration changes, as words, without the seed and the places of things: "norm=pca val_fraction=0.0".
+    """What a configuration changes, as words, without seed, data folder and trainer: "norm=pca val_fraction=0.0".
 
     config: with its `hydra` node.
     """

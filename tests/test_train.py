@@ -410,5 +410,5 @@ def test_real_pictures_are_learned(pictures, command):
     )
     assert result.returncode == 0, result.stderr
     summary = json.loads((only_run(Path("outputs/runs")) / "summary.json").read_text())
-    assert summary["data"]["num_train"] == 45_000
-    assert summary["metrics"]["test/acc"] > 0.55
+    assert summary["data"]["num_train"] == 10_000
+    assert summary["metrics"]["test/acc"] > 0.38
