@@ -324,7 +324,7 @@ def test_what_slurm_refuses_is_said(slurm, tmp_path):
     wrong = tmp_path / "slurm.conf"
     wrong.write_text("Nonsense=1\n")
     for partition, environment, said in (
-        ("nowhere", slurm.environment, r"(sbatch: error: .*\n)+cnnlab: sbatch refuses .*\n"),
+        ("nowhere", slurm.environment, r"(sbatch: error: .*\n)+cnnlab: sbatch rejects .*\n"),
         ("all", {"SLURM_CONF": str(wrong)}, r"cnnlab: squeue fails.*\n"),
     ):
         words = (*SMALL, "optim=sgd,adam", "launcher=slurm", f"launcher.partition={partition}")

@@ -102,7 +102,7 @@ def test_what_was_changed_in_a_configuration_is_typed():
         ("model=cn", "Did you mean model=cnn"),
         ("optim.lr=-1", "optim.lr=-1 is not allowed"),
         ("lr=1", "Did you mean optim.lr"),
-        ("-m", "-m cannot be read"),
+        ("-m", "-m cannot be parsed"),
         ("optim=sgd,adam", "sgd,adam"),
         ("launcher=local", "launcher=local is for sweeps"),
         ("hydra/sweeper=optuna", "A search has many runs"),
