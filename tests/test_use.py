@@ -324,7 +324,8 @@ def on_real_pictures(pictures, tmp_path_factory: pytest.TempPathFactory) -> dict
             for file in sorted(kind.iterdir())[:num]:
                 (folder / "root" / part / kind.name / file.name).symlink_to(file)
     zygote, made = Zygote(folder), {}
-    small = (f"data.root={folder}/root", "trainer.max_epochs=1", "trainer.accelerator=cpu", "logger=none")
+    network = ("model.channels=[16,16,16]", "model.hidden=64")
+    small = (f"data.root={folder}/root", "trainer.max_epochs=1", "trainer.accelerator=cpu", "logger=none", *network)
     for norm, aug in itertools.product(NORMS, ("none", "crop_flip")):
         typed = ("data=image_folder", f"norm={norm}", f"aug={aug}", f"name={norm}-{aug}", *small)
         assert zygote.run(folder / "outputs", command=typed)["status"] == 0, said(folder / "outputs")
