@@ -11,32 +11,31 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 from statistics import median
 
-POLICIES = {"default": "", "passive": "PASSIVE", "active": "ACTIVE"}
+POLICIES = {"default": "", "passive": "PASSIVE"}
 BUSY = "while True: pass"
 
 
 def steps(batch_size: int, seconds: float) -> float:
-    """Images/s of training steps, after some to warm up."""
+    """Images/s of a training step, the median over some seconds."""
     import torch
     import torch.nn.functional as F
     from contenders import network
+    from torch.utils.benchmark import Timer
 
     net = network().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, fused=True)
     images = torch.randn(batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch_size,))
-    num, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds or num < 3:
-        if num == 3:
-            begun = elapsed
+
+    def step() -> None:
         optimizer.zero_grad()
         F.cross_entropy(net(images), labels).backward()
         optimizer.step()
-        num += 1
-    return (num - 3) * batch_size / (elapsed - begun) if num > 3 else num * batch_size / elapsed
+
+    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+    return batch_size / timer.blocked_autorange(min_run_time=seconds).median
 
 
 def measured(policy: str, threads: int, batch_size: int, neighbours: int, seconds: float) -> float:

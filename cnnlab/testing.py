@@ -32,8 +32,9 @@ from omegaconf import OmegaConf
 import cnnlab
 from cnnlab.config.identity import chosen, identity, left_out
 from cnnlab.config.objects import data_source, instantiate
-from cnnlab.config.options import GROUPS, LISTED, files, folders, leaves, option_file
+from cnnlab.config.options import GROUPS, LISTED, VARIABLE, files, folders, leaves, option_file
 from cnnlab.data.images import load_once
+from cnnlab.launch.children import python_path
 from cnnlab.runs.directory import RunDirectory
 
 TIMES = ("epoch_seconds", "images_per_second")
@@ -163,10 +164,10 @@ def _digest_elsewhere(given: list[str]) -> str:
         "import sys, cnnlab\nfrom cnnlab.config.objects import data_source\n"
         "print('digest', data_source(cnnlab.compose(sys.argv[1:]).data).digest())"
     )
-    environment = os.environ | {"PYTHONHASHSEED": "123", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    project = {VARIABLE: os.pathsep.join(map(str, folders()[:-1]))}
     result = subprocess.run(
         [sys.executable, "-c", code, *given],
-        env=environment | {"CNNLAB_CONF": os.pathsep.join(map(str, folders()[:-1]))},
+        env=os.environ | python_path() | project | {"PYTHONHASHSEED": "123"},
         capture_output=True,
         text=True,
         check=False,

@@ -47,7 +47,8 @@ class LogFile(logging.FileHandler):
         with contextlib.suppress(OSError):
             super().emit(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, overrides logging.Handler's
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the name in logging.Handler
+        """Called by `emit` of the base class, which catches what a write raises and would print its traceback."""
         if not isinstance(sys.exception(), OSError):
             super().handleError(record)
 

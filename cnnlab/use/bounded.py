@@ -51,5 +51,6 @@ def _on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     try:
         args, kwargs = tree_map_only(Tensor, lambda value: torch.empty_like(value, device="meta"), (args, kwargs))
         return func(*args, **kwargs)
+    # reads values (RuntimeError), has no implementation on the meta device, or takes no argument `device` (TypeError)
     except (RuntimeError, NotImplementedError, TypeError):
         return None
