@@ -1,6 +1,6 @@
 """What people train small networks with instead of cnnlab, written as they write it, and the limit; one a process.
 
-    limit         a bare PyTorch loop over resident, normalised float images, always in the same order: the precision
+    limit         a bare PyTorch loop over resident, normalized float images, always in the same order: the precision
                   and memory layout of cnnlab, the fused optimizer, no augmentation, no files. On a GPU its step is a
                   CUDA graph.
     template      lightning-hydra-template: torchvision transforms, one picture at a time, in DataLoader workers;
@@ -13,7 +13,7 @@
                   and prints at every step
 
 All train the network of the report, of which `cnnlab` computes the same function, with SGD, and augment by crops of the
-image padded by 4, mirror images and normalisation.
+image padded by 4, mirror images and normalization.
 
     python benchmarks/contenders.py limit --cache-dir FOLDER --images 20000 --out FILE
 

@@ -134,7 +134,7 @@ def draw(path: Path, found: dict[str, Points]) -> None:
         axis, of = axes["sweep"], values["sweep"]
         axis.plot(of["size"], of["seconds"], "o-", label="whole command")
         proportional = [of["seconds"][-1] * size / of["size"][-1] for size in of["size"]]
-        axis.plot(of["size"], proportional, ":", color="grey", label="in proportion to the largest")
+        axis.plot(of["size"], proportional, ":", color="gray", label="in proportion to the largest")
         axis.set(xlabel="jobs of a sweep", ylabel="seconds", xscale="log", yscale="log")
         axis.legend()
     if "report" in found:

@@ -7,7 +7,7 @@ alike; a ratio is that of one round, and the table has its median over the round
 
     training      images/s from the end of one epoch to the end of the next, checkpoint, log and ten held-out images
                   included: `norm=standard aug=pad_crop_flip`. The first epoch of every command is warm-up.
-    pipeline      making batches alone: crop, flip, normalise; against a DataLoader with two workers
+    pipeline      making batches alone: crop, flip, normalize; against a DataLoader with two workers
     whitening     an epoch with norm=pca over one with norm=standard, where nothing random precedes it, and with crops
     start         from typing to the checkpoint after the first step, data cached, over `python -c "import lightning"`
     sweep         four runs of all images, whole command, over four times the seconds that one of them was fitting

@@ -1,10 +1,10 @@
-"""How threads that wait for each other cost time: a training step with and without a busy neighbour process.
+"""How threads that wait for each other cost time: a training step with and without a busy neighbor process.
 
     python benchmarks/threads.py [--rounds 3] [--seconds 6]
 
 The steps are those of the bare loop of contenders.py, in float32. Every combination of wait policy and number of
 threads is a process of its own, as OpenMP reads its variables once, and all of them are measured in every round; the
-table has the medians, in images/s. The neighbours compute in Python, one process for each.
+table has the medians, in images/s. The neighbors compute in Python, one process for each.
 """
 
 import argparse
@@ -38,10 +38,10 @@ def steps(batch_size: int, seconds: float) -> float:
     return batch_size / timer.blocked_autorange(min_run_time=seconds).median
 
 
-def measured(policy: str, threads: int, batch_size: int, neighbours: int, seconds: float) -> float:
+def measured(policy: str, threads: int, batch_size: int, neighbors: int, seconds: float) -> float:
     """The same in a process of its own, beside so many others."""
     own = {"OMP_NUM_THREADS": str(threads)} | ({"OMP_WAIT_POLICY": policy} if policy else {})
-    busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(neighbours)]
+    busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(neighbors)]
     try:
         words = [sys.executable, __file__, "--step", str(batch_size), "--seconds", str(seconds)]
         return float(subprocess.run(words, env=os.environ | own, capture_output=True, text=True, check=True).stdout)
@@ -63,13 +63,13 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     rows = [(name, threads) for threads in sorted({cores, 1}, reverse=True) for name in POLICIES if threads > 1]
     rows.append(("default", 1))
-    columns = [(size, neighbours) for size in (16, 128) for neighbours in (0, 1)]
+    columns = [(size, neighbors) for size in (16, 128) for neighbors in (0, 1)]
     found: dict[tuple[str, int, int, int], list[float]] = {}
     for _ in range(options.rounds):
         for name, threads in rows:
-            for size, neighbours in columns:
-                rate = measured(POLICIES[name], threads, size, neighbours, options.seconds)
-                found.setdefault((name, threads, size, neighbours), []).append(rate)
+            for size, neighbors in columns:
+                rate = measured(POLICIES[name], threads, size, neighbors, options.seconds)
+                found.setdefault((name, threads, size, neighbors), []).append(rate)
     print(f"{'wait policy':12} {'threads':>7}", *(f"batch {size}, {busy} busy" for size, busy in columns))
     for name, threads in rows:
         rates = (median(found[name, threads, size, busy]) for size, busy in columns)

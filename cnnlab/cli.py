@@ -1,4 +1,4 @@
-"""python -m cnnlab VERB: everything besides training."""
+"""`cnnlab VERB`: everything besides training."""
 
 import argparse
 import os
@@ -17,11 +17,11 @@ from cnnlab.runs.directory import CheckpointError
 from cnnlab.runs.named import HERE
 from cnnlab.use.verbs import anatomy, compare, evaluate, export, fetch, ls, predict, report, show, status
 
-RUN = "a run directory, its name or the beginning of its hash, as python -m cnnlab ls shows them; latest; best"
+RUN = "a run directory, its name or the beginning of its hash, as 'cnnlab ls' shows them; latest; best"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m cnnlab", description="Everything besides training.")
+    parser = argparse.ArgumentParser("cnnlab", description="Everything besides training.")
     parser.add_argument("--config-dir", action="append", default=[], metavar="FOLDER", help="with options of your own")
     parser.add_argument("--version", action="version", version=f"cnnlab {__version__}")
     parser.set_defaults(function=lambda _: parser.print_help())

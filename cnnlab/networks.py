@@ -1,6 +1,6 @@
 """The network of the lab report and its baselines. Plain torch.
 
-A network maps normalised images to logits. It may have a method `fit(images)`, which is called with training images
+A network maps normalized images to logits. It may have a method `fit(images)`, which is called with training images
 before the training starts.
 """
 
@@ -31,7 +31,7 @@ class ConvNet(nn.Sequential):
         channels: filters of each convolution.
         kernel_size: odd height and width of every filter.
         hidden: neurons of the first fully connected layer, fc4.
-        batch_norm: whether batch normalisation follows every convolution.
+        batch_norm: whether batch normalization follows every convolution.
         dropout: probability that a neuron of fc4 is zeroed in training.
         fully_convolutional: whether fc4 and fc5 are convolutions.
     """
@@ -105,7 +105,7 @@ class Linear(nn.Sequential):
 class VisualWords(nn.Module):
     """The share of an image's patches that are nearest to each word: (B, C, H, W) float -> (B, num_words).
 
-    The words are the k-means centres of whitened patches of training images (A. Coates, H. Lee and A. Ng, 2011).
+    The words are the k-means centers of whitened patches of training images (A. Coates, H. Lee and A. Ng, 2011).
 
     Args:
         num_words: size of the dictionary.
@@ -126,7 +126,7 @@ class VisualWords(nn.Module):
         self.register_buffer("words", torch.zeros(num_words, num_values))
 
     def fit(self, images: Tensor, num_patches: int = 100_000, eps: float = 0.1) -> None:
-        """Learn the words: normalised training images (N, C, H, W) float32."""
+        """Learn the words: normalized training images (N, C, H, W) float32."""
         per_image = math.ceil(num_patches / len(images))
         chosen = []
         for chunk in images.split(500):
@@ -165,7 +165,7 @@ class VisualWords(nn.Module):
 class BagOfWords(nn.Module):
     """A bag of visual words with a linear support vector machine (lab report, question 12).
 
-    Every patch of an image counts for the nearest of `num_words` words. The standardised counts are classified by
+    Every patch of an image counts for the nearest of `num_words` words. The standardized counts are classified by
     num_classes * (num_words + 1) learned weights.
 
     (B, in_channels, height, width) float -> logits (B, num_classes).
@@ -184,7 +184,7 @@ class BagOfWords(nn.Module):
         self.svm = nn.Linear(num_words, num_classes)
 
     def fit(self, images: Tensor) -> None:
-        """Learn the words: normalised training images (N, C, H, W) float32."""
+        """Learn the words: normalized training images (N, C, H, W) float32."""
         self.words.fit(images)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class BagOfWords(nn.Module):
 
 
 def k_means(samples: Tensor, num_centers: int, num_iterations: int = 20) -> Tensor:
-    """Lloyd's algorithm, starting from random samples: (N, D) -> (num_centers, D). A centre without samples stays."""
+    """Lloyd's algorithm, starting from random samples: (N, D) -> (num_centers, D). A center without samples stays."""
     centers = samples[torch.randperm(len(samples))[:num_centers].to(samples.device)]
     for _ in range(num_iterations):
         half_norms = centers.square().sum(1) / 2

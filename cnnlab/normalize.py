@@ -1,7 +1,7 @@
-"""Normalisation: pixels in, float32 out, with statistics of the training images only.
+"""Normalization: pixels in, float32 out, with statistics of the training images only.
 
 Statistics are buffers: they move with the module, are part of the checkpoint, and are used in training, validation,
-test and prediction. They are computed on images as evaluation sees them: whole, or cropped to the centre.
+test and prediction. They are computed on images as evaluation sees them: whole, or cropped to the center.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from cnnlab.runs.log import log
 
 
 class Normalization(nn.Module):
-    """The interface of a normalisation. Its `extra_repr` must name its arguments: they are part of the cache key.
+    """The interface of a normalization. Its `extra_repr` must name its arguments: they are part of the cache key.
 
     Attributes:
         once: whether it is so expensive that it is applied to the whole data set once, if nothing random precedes it.
@@ -38,7 +38,7 @@ class Normalization(nn.Module):
 
     @abstractmethod
     def inverse(self, images: Tensor) -> Tensor:
-        """Normalised images -> pixels, float32 in [0, 255]."""
+        """Normalized images -> pixels, float32 in [0, 255]."""
 
     def restore(self, statistics: Mapping[str, Tensor]) -> None:
         """Use these statistics, from `state_dict`."""
@@ -223,7 +223,7 @@ class Whitening(Normalization):
 
     @abstractmethod
     def _matrix(self, scaled: Tensor) -> Tensor:
-        """The matrix by which centred vectors are multiplied, from the scaled components (D, K)."""
+        """The matrix by which centered vectors are multiplied, from the scaled components (D, K)."""
 
     def _vectors(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, H * W * C), or (B * H * W, C) if every pixel is a vector."""
@@ -261,7 +261,7 @@ class PCA(Whitening):
     """Whitened components in place of the pixels, by descending variance, padded with zeros.
 
     With per=channel they are channels. With per=pixel they fill the image in the order (C, H, W), as with torchvision's
-    LinearTransformation: neighbouring values are unrelated.
+    LinearTransformation: neighboring values are unrelated.
     """
 
     def _matrix(self, scaled: Tensor) -> Tensor:

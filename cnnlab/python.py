@@ -1,6 +1,6 @@
 """What `import cnnlab` offers: compose, train, load, runs, report. Imports torch only when it is needed.
 
-These functions do what train.py and `python -m cnnlab` do, in a program or a notebook: with the same configurations and
+These functions do what train.py and `cnnlab VERB` do, in a program or a notebook: with the same configurations and
 run directories, and the same checks, which raise UserError here. A run is given by its path, the name of its directory,
 the beginning of its hash, "latest" or "best" (see cnnlab.runs.named), or as the Result that `train` has returned.
 """

@@ -1,7 +1,7 @@
 """A network that needs few epochs on small images, after K. Jordan's airbench94 (2024). Plain torch.
 
 Its first layer is fixed: 2x2 filters that whiten patches of the training images, and their negatives. Three groups of
-two 3x3 convolutions follow, which are initialised as the identity. Their batch norm has no trained scales, and its
+two 3x3 convolutions follow, which are initialized as the identity. Their batch norm has no trained scales, and its
 biases have a much higher learning rate.
 """
 
@@ -30,7 +30,7 @@ class Whitening(nn.Conv2d):
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
-        """Learn the filters: normalised training images (N, C, H, W) float32."""
+        """Learn the filters: normalized training images (N, C, H, W) float32."""
         size, count = self.kernel_size[0], 0
         second = torch.zeros(self.in_channels * size**2, self.in_channels * size**2, dtype=torch.float64)
         for chunk in images.split(1000):
@@ -45,7 +45,7 @@ class Whitening(nn.Conv2d):
 
 
 class Convolution(nn.Sequential):
-    """A 3x3 convolution initialised as the identity, optional pooling, batch norm without a scale, and GELU."""
+    """A 3x3 convolution initialized as the identity, optional pooling, batch norm without a scale, and GELU."""
 
     def __init__(self, in_channels: int, channels: int, momentum: float, pool: bool):
         super().__init__()
@@ -101,7 +101,7 @@ class SpeedNet(nn.Sequential):
         self.add_module("fc", nn.Linear(channels, num_classes, bias=False))
 
     def fit(self, images: Tensor) -> None:
-        """Learn the first layer: normalised training images (N, C, H, W) float32."""
+        """Learn the first layer: normalized training images (N, C, H, W) float32."""
         self.whitening.fit(images)
 
     def forward(self, images: Tensor) -> Tensor:

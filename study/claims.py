@@ -65,7 +65,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """A claim, and what came out against one of the two baselines."""
 
     claim: Claim
@@ -131,7 +131,7 @@ CLAIMS = (
         ("over 60 epochs, overfitting begins a little before epoch 20", begins_to_overfit_near(17, LONGER)),
         ("over 60 epochs, test accuracy has flattened near epoch 15", flattens_near(15, LONGER)),
     ),
-    Claim("fig04", "question 19", "normalisation makes training faster", faster("fig04")),
+    Claim("fig04", "question 19", "normalization makes training faster", faster("fig04")),
     Claim("fig04", "question 19", "... and steadier", steadier("fig04")),
     Claim("fig05", "question 21", "PCA whitening can make convergence better", faster("fig05")),
     Claim("fig05", "question 21", "... and takes nearly twice the time", same_speed("fig05", "fig06")),
@@ -171,7 +171,7 @@ CLAIMS = (
     Claim("fig11", "question 29", "dropout reduces overfitting", overfits_less("fig11")),
     Claim("fig11", "question 29", "... delays it much", delays_overfitting("fig11")),
     Claim("fig11", "question 29", "... and does not end it", still_overfits("fig11")),
-    Claim("fig12", "question 34", "batch normalisation converges faster", faster("fig12")),
+    Claim("fig12", "question 34", "batch normalization converges faster", faster("fig12")),
     Claim("fig12", "question 34", "... to a better accuracy", better("fig12")),
     Claim("fig12", "question 34", "... and a lower held-out loss", less(measures.LAST_LOSS, "fig12")),
     Claim("fig12", "question 34", "its test curve is unsteady early", more(measures.EARLY_ROUGHNESS, "fig12")),
@@ -187,14 +187,14 @@ def with_calibrated_baseline(results: Results) -> Results:
     return {key: results[calibrated(key)] for key in STATED if calibrated(key) in results}
 
 
-def judge(results: Results) -> list[Judgement]:
+def judge(results: Results) -> list[Judgment]:
     """What became of every claim: against the baseline as stated and, from figure 4 on, against the calibrated one.
 
     The p-values of what the report claims are corrected together, over both baselines.
     """
     views = {AS_STATED: results, CALIBRATED: with_calibrated_baseline(results)}
     made = [
-        Judgement(claim, baseline, claim.way.find(view))
+        Judgment(claim, baseline, claim.way.find(view))
         for claim in CLAIMS
         for baseline, view in views.items()
         if baseline == AS_STATED or claim.figure > BASELINE

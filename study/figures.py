@@ -24,8 +24,8 @@ MOST = 2.4  # where the loss axis ends; guessing has 2.3
 def draw(path: Path, curves: Mapping[str, Sequence[Run]], beside: Mapping[str, Sequence[Run]], title: str) -> None:
     """Loss and accuracy over epochs in the report's form: training dashed, held-out solid.
 
-    A colour for each of several labels; for a single one, a colour for each part. beside: the runs that it is
-    compared with, whose test curves are drawn in grey.
+    A color for each of several labels; for a single one, a color for each part. beside: the runs that it is
+    compared with, whose test curves are drawn in gray.
     """
     figure = matplotlib.figure.Figure(figsize=(9, 3.8), layout="constrained")
     axes = figure.subplots(1, 2)

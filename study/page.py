@@ -12,7 +12,7 @@ from cnnlab.report.page import markdown_table
 from cnnlab.report.statistics import estimate
 from cnnlab.runs.files import write_text
 from study import calibration, measures
-from study.claims import AS_STATED, Claim, Judgement, judge
+from study.claims import AS_STATED, Claim, Judgment, judge
 from study.figures import draw, draw_settings
 from study.results import Results, Run, by_variant, refuse_mixed
 from study.terms import NOT_MEASURED, NOTES, QUICK, READING, TERMS
@@ -34,7 +34,7 @@ def write(folder: Path, runs: Iterable[Run], quick: bool) -> Path:
     results = by_variant(runs)
     if not quick:
         calibration.check(results)
-    judgements = judge(results)
+    judgments = judge(results)
     shown = figures_of(results)
     for figure, curves in shown.items():
         alone = figure in ("fig01", "fig02", BASELINE, BEST)
@@ -47,7 +47,7 @@ def write(folder: Path, runs: Iterable[Run], quick: bool) -> Path:
         )
     in_figure = {key: list(results[key].values()) for key in in_order(results) if key != ONE_EPOCH}
     draw_settings(folder / "settings.png", in_figure)
-    said, asked = ([one for one in judgements if one.claim.asked_here is here] for here in (False, True))
+    said, asked = ([one for one in judgments if one.claim.asked_here is here] for here in (False, True))
     text = [
         *head(results, quick),
         *summary(said),
@@ -61,7 +61,7 @@ def write(folder: Path, runs: Iterable[Run], quick: bool) -> Path:
     ]
     text += ["## The figures", "", "Lines are means over seeds; bands reach from the lowest to the highest seed.", ""]
     for figure, curves in shown.items():
-        text += section(figure, curves, [one for one in judgements if one.claim.figure == figure])
+        text += section(figure, curves, [one for one in judgments if one.claim.figure == figure])
     write_text(folder / "README.md", "\n".join(text).rstrip() + "\n")
     return folder / "README.md"
 
@@ -140,7 +140,7 @@ def head(results: Results, quick: bool) -> list[str]:
     return text
 
 
-def summary(said: Sequence[Judgement]) -> list[str]:
+def summary(said: Sequence[Judgment]) -> list[str]:
     """How many of the report's claims hold, before and after correction for their number."""
     corrections = ("uncorrected", "Benjamini-Hochberg", "Holm")
     counts = {
@@ -175,11 +175,11 @@ def calibration_section(results: Results, quick: bool) -> list[str]:
     return ["## The calibrated baseline", "", wrapped(text), "", *table, ""]
 
 
-def claims_table(title: str, says: str, judgements: Sequence[Judgement]) -> list[str]:
-    of_report = not judgements[0].claim.asked_here
+def claims_table(title: str, says: str, judgments: Sequence[Judgment]) -> list[str]:
+    of_report = not judgments[0].claim.asked_here
     rows = [["fig.", *["in the report"] * of_report, says, "baseline", "measured here", "found", "n", "verdict", "p"]]
     rows[0] += ["BH", "Holm"] * of_report
-    for one in judgements:
+    for one in judgments:
         claim, found = one.claim, one.finding
         corrected = [p_value(found.corrected and found.corrected[place]) for place in (0, 1)]
         rows.append(
@@ -275,10 +275,10 @@ def spread(values: Iterable[float | None], digits: int) -> str:
     return in_words(estimate(measured), form=f".{digits}f") if measured else ""
 
 
-def section(figure: str, curves: Mapping[str, Sequence[Run]], judgements: Sequence[Judgement]) -> list[str]:
+def section(figure: str, curves: Mapping[str, Sequence[Run]], judgments: Sequence[Judgment]) -> list[str]:
     """A figure, what it shows, and what became of the report's claims about it."""
     verdicts: dict[Claim, list[str]] = {}
-    for one in judgements:
+    for one in judgments:
         found = one.finding
         verdicts.setdefault(one.claim, []).append(f"**{found.verdict if found.num else found.number}**")
     return [

@@ -123,7 +123,7 @@ def command(tmp_path: Path, forks: Callable[[], Any]) -> Command:
 
 @pytest.fixture
 def verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Do what `python -m cnnlab WORDS...` does, without another start of Python."""
+    """Do what `cnnlab WORDS...` does, without another start of Python."""
     from cnnlab import cli
 
     def do(*words: str | Path) -> subprocess.CompletedProcess[str]:

@@ -187,7 +187,7 @@ def test_cutout_equals_torchvisions_erase():
         assert result[row].equal(reference.erase(images[row], top, left, bottom - top, right - left, zero))
 
 
-def test_cutouts_centre_is_anywhere():
+def test_cutouts_center_is_anywhere():
     box = Cutout(7).draw(generator(), 32_000, (32, 32))["box"]
     covered = torch.zeros(32)
     for x in range(32):
@@ -200,7 +200,7 @@ def test_cutouts_centre_is_anywhere():
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("size", [32, 27])
 def test_trivial_augment_equals_torchvision(name, size):
-    """Every strength in both directions; colours within one level of 255 after torchvision's own roundings."""
+    """Every strength in both directions; colors within one level of 255 after torchvision's own roundings."""
     steps = torch.arange(NUM_STEPS).repeat(2)
     signs = torch.tensor([1, -1]).repeat_interleave(NUM_STEPS)
     smooth = F.avg_pool2d(IMAGES[:2].float(), 9, 1, 4)[..., :size, :size].sub_(60).mul_(1.7).clamp_(0, 255).byte()

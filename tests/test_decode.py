@@ -105,14 +105,14 @@ def test_ink_on_transparent_ground_is_seen_on_the_background(tmp_path, backgroun
     assert tuple(pixels[7, 0].tolist()) == expected
 
 
-def test_sixteen_bits_of_grey_are_scaled_and_more_are_refused(tmp_path):
+def test_sixteen_bits_of_gray_are_scaled_and_more_are_refused(tmp_path):
     values = np.array([[0, 128, 129, 65_535]], np.uint16).repeat(4, 0)
-    Image.fromarray(values).save(tmp_path / "grey.png")
-    assert read_image(tmp_path / "grey.png", (4, 4)).pixels[0, :, 0].tolist() == [0, 0, 1, 255]
+    Image.fromarray(values).save(tmp_path / "gray.png")
+    assert read_image(tmp_path / "gray.png", (4, 4)).pixels[0, :, 0].tolist() == [0, 0, 1, 255]
     for kind in (np.int32, np.float32):
-        Image.fromarray(values.astype(kind)).save(tmp_path / "grey.tif")
-        with pytest.raises(ValueError, match="grey values of 32 bits"):
-            read_image(tmp_path / "grey.tif", (4, 4))
+        Image.fromarray(values.astype(kind)).save(tmp_path / "gray.tif")
+        with pytest.raises(ValueError, match="gray values of 32 bits"):
+            read_image(tmp_path / "gray.tif", (4, 4))
 
 
 def test_what_a_format_loses_is_told(tmp_path):

@@ -40,7 +40,7 @@ from cnnlab.data.images import cached_data
 
 [ARCHIVE] = CIFAR10.files
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-WAYS_OUT = ("python -m cnnlab fetch", f"copy {ARCHIVE} to", "data=image_folder", "data=shapes")
+WAYS_OUT = ("cnnlab fetch", f"copy {ARCHIVE} to", "data=image_folder", "data=shapes")
 
 
 # ------------------------------------------------------------------------------------------------------- archives

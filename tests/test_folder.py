@@ -56,7 +56,7 @@ def test_pixels_labels_and_classes(tmp_path):
 
 def test_other_sizes_and_modes_are_resized_and_become_rgb(tmp_path):
     write_pictures(tmp_path / "root", size=(40, 30))
-    Image.new("L", (64, 64), 77).save(tmp_path / "root" / "train" / "cat" / "grey.png")
+    Image.new("L", (64, 64), 77).save(tmp_path / "root" / "train" / "cat" / "gray.png")
     Image.new("P", (16, 16)).save(tmp_path / "root" / "train" / "cat" / "palette.png")
     Image.new("RGBA", (16, 16), (10, 20, 30, 255)).save(tmp_path / "root" / "train" / "cat" / "rgba.png")
     Image.new("RGB", (50, 50), (9, 9, 9)).save(tmp_path / "root" / "train" / "cat" / "upper.JPG", "jpeg")
@@ -260,7 +260,7 @@ def test_how_long_decoding_takes_is_said_at_its_beginning_if_it_is_long(tmp_path
     assert re.search(said, capsys.readouterr().err)
 
 
-def test_grey_transparent_and_non_square(tmp_path):
+def test_gray_transparent_and_non_square(tmp_path):
     """Independent of the reader: what Pillow converts and resizes."""
     root = tmp_path / "root"
     write_pictures(root, size=(40, 30))
@@ -270,11 +270,11 @@ def test_grey_transparent_and_non_square(tmp_path):
     with_alpha = source(root, image_size=[30, 40], channels=4)
     assert (with_alpha.shape.size, with_alpha.shape.channels) == ((30, 40), 4)
     assert np.array_equal(with_alpha.load().train.pixels[0].transpose(1, 2, 0), np.asarray(half_seen))
-    grey = source(root, image_size=[15, 20], channels=1).load().train
-    assert grey.pixels.shape == (6, 1, 15, 20)
+    gray = source(root, image_size=[15, 20], channels=1).load().train
+    assert gray.pixels.shape == (6, 1, 15, 20)
     with Image.open(root / "train" / "cat" / "1.png") as image:
         expected = np.asarray(image.convert("L").resize((20, 15), Image.Resampling.BICUBIC))
-    assert np.array_equal(grey.pixels[1, 0], expected)
+    assert np.array_equal(gray.pixels[1, 0], expected)
     for wrong in (0, [30], [30, 40, 3], [30, 0], "32"):
         with pytest.raises(ValueError, match="neither a whole number from 1 to 4096 nor"):
             source(root, image_size=wrong)
@@ -367,7 +367,7 @@ def within_a_limit(root: Path, megabytes: int) -> tuple[bool, float]:
 
 
 def test_a_folder_larger_than_a_memory_limit_is_decoded_measured_and_drawn(tmp_path):
-    """147 MB of pixels with 96 MB of memory: from the files on, through normalisation, to every batch of an epoch."""
+    """147 MB of pixels with 96 MB of memory: from the files on, through normalization, to every batch of an epoch."""
     root = tmp_path / "root"
     for part, num in (("train", 1500), ("test", 4)):
         for shade, name in ((50, "cat"), (150, "dog")):

@@ -71,7 +71,7 @@ MISTAKES = {
     "mistyped key in a sweep": ("-m optim.lrr=1,2", ["optim.lrr", "lr, momentum", "Did you mean optim.lr?"]),
     "mistyped top-level key": ("batchsize=8", ["batchsize", "seed, batch_size", "Did you mean batch_size?"]),
     "knob without its group": ("lr=0.1", ["lr", "Did you mean optim.lr?"]),
-    "added key": ("+colour=red", ["colour", "python train.py --help"]),
+    "added key": ("+color=red", ["color", "python train.py --help"]),
     "momentum for Adam": ("optim=adam optim.momentum=0.9", ["optim.momentum", "lr, betas, eps"]),
     "no option": ("optim=null", ["optim=null", "adamw, lion, muon, nadam, radam, rmsprop, sgd"]),
     "deleted group": ("~optim", ["optim", "adamw, lion, muon, nadam, radam, rmsprop, sgd"]),
@@ -183,7 +183,7 @@ def test_one_paragraph_says_what_to_type(command, typed, said):
 
 
 def write_pictures(layout: dict[str, int], size: int = 9) -> Path:
-    """A folder with so many pictures in each of its sub-folders; every picture is another shade of grey."""
+    """A folder with so many pictures in each of its sub-folders; every picture is another shade of gray."""
     root = Path("pictures").absolute()
     for folder, num in layout.items():
         (root / folder).mkdir(parents=True)

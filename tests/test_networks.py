@@ -103,7 +103,7 @@ def test_linear_has_30_730_weights():
 
 
 def test_k_means_is_about_as_good_as_scikit_learn():
-    """The mean squared distance to the nearest centre, 5% apart at most."""
+    """The mean squared distance to the nearest center, 5% apart at most."""
     generator = torch.Generator().manual_seed(0)
     samples = torch.randn(3000, 6, generator=generator) + 4 * torch.randn(20, 6, generator=generator).repeat(150, 1)
     torch.manual_seed(0)

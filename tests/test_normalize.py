@@ -233,7 +233,7 @@ TRAINER = SimpleNamespace(
 
 
 @pytest.mark.parametrize("aug", [{}, {"cutmix": CutMix()}])
-def test_normalising_the_whole_set_once_gives_the_batches_of_normalising_each(aug, tmp_path, monkeypatch):
+def test_normalizing_the_whole_set_once_gives_the_batches_of_normalizing_each(aug, tmp_path, monkeypatch):
     def batches() -> tuple[list, set[str]]:
         data = ImageData(
             data_of(PIXELS[:200].numpy(), PIXELS[:30].numpy()), ZCA(), aug, batch_size=8, cache_dir=tmp_path

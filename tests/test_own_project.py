@@ -26,7 +26,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def typed(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """python -m cnnlab WORDS in a folder."""
+    """cnnlab WORDS in a folder."""
     environment = {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environment
     command = [sys.executable, "-m", "cnnlab", *words]
     return subprocess.run(
@@ -134,7 +134,7 @@ def test_mistakes_are_one_paragraph(project, words, said):
 def test_help_lists_what_a_project_brings(project):
     said = typed(project, "train", "--help").stdout
     assert [
-        name for name in ("tower", "grey", "autoencoder", "f1_of_labels", "halves", "focal") if name not in said
+        name for name in ("tower", "gray", "autoencoder", "f1_of_labels", "halves", "focal") if name not in said
     ] == []
 
 
@@ -196,8 +196,8 @@ FAST = (
     *("checkpoint.every_n_steps=3", "optim=adafactor"),
 )
 BROUGHT = {
-    "own crop and mixer, a hundred grey classes, a head with a rate of its own, Lightning's average": (
-        *("data=grey", "data.num_train=1200", "data.num_test=200", "model=tower", "model.head_rate=10"),
+    "own crop and mixer, a hundred gray classes, a head with a rate of its own, Lightning's average": (
+        *("data=gray", "data.num_train=1200", "data.num_test=200", "model=tower", "model.head_rate=10"),
         *("metrics=[acc,top5,f1,auroc]", "aug=[rows,halves]", "callbacks=[average,rates]"),
         *("optim=sgd", "sched=cyclic", "norm=standard"),
     ),
@@ -278,7 +278,7 @@ def test_fetched_images_do_not_depend_on_the_number_of_workers(zygote, own, tmp_
 
 
 def test_distillation_depends_on_what_the_teacher_is(zygote, verb, own, tmp_path):
-    common = (*FAST, "data=grey", "data.num_train=1000", "model=tower", "norm=standard", "trainer.max_epochs=1")
+    common = (*FAST, "data=gray", "data.num_train=1000", "model=tower", "norm=standard", "trainer.max_epochs=1")
     teachers = []
     for seed in (0, 1):
         teacher = tmp_path / f"teacher{seed}"
@@ -326,24 +326,24 @@ def test_what_only_watches_is_no_part_of_the_run(zygote, own, tmp_path):
         ),
         (("data=labels", "model=tower", "loss=bce"), "metrics.acc is for data that are multiclass"),
         (("data=numbers", "model=tower", "loss=mse", "metrics=mae", "aug=cutmix"), "aug=cutmix is for data that are"),
-        (("data=grey", "model=tower", "metrics=[acc,f1]", "select_on=val/f2"), "select_on=val/f2 is not measured"),
+        (("data=gray", "model=tower", "metrics=[acc,f1]", "select_on=val/f2"), "select_on=val/f2 is not measured"),
         (("data=numbers", "model=cnn", "loss=mse", "metrics=mae", "select_on=val/mae"), "lower values are better"),
-        (("data=grey", "model=tower", "loss=mse"), "does not accept outputs"),
-        (("module=autoencoder", "data=grey", "model=hourglass"), "takes no argument metrics"),
-        (("experiment=autoencoder", "data=grey", "test_flips=true"), "test_flips=True: own.modules.Autoencoder takes"),
+        (("data=gray", "model=tower", "loss=mse"), "does not accept outputs"),
+        (("module=autoencoder", "data=gray", "model=hourglass"), "takes no argument metrics"),
+        (("experiment=autoencoder", "data=gray", "test_flips=true"), "test_flips=True: own.modules.Autoencoder takes"),
         (
-            ("experiment=autoencoder", "data=grey", "aug=rows", "aug.rows.num_rows=29"),
+            ("experiment=autoencoder", "data=gray", "aug=rows", "aug.rows.num_rows=29"),
             "num_rows=29 is more than the 28",
         ),
-        (("data=grey", "model=tower", "aug=[rows,crop_flip]"), "Several crops are chosen"),
-        (("data=grey", "model=hourglass"), "returns (1, 1, 28, 40) for one image"),
-        (("data=grey", "model=cnn", "model.channels=[1,1,1,1,1]"), "images of 28x40 pixels cannot be halved 5 times"),
+        (("data=gray", "model=tower", "aug=[rows,crop_flip]"), "Several crops are chosen"),
+        (("data=gray", "model=hourglass"), "returns (1, 1, 28, 40) for one image"),
+        (("data=gray", "model=cnn", "model.channels=[1,1,1,1,1]"), "images of 28x40 pixels cannot be halved 5 times"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_does_not_fit_together_is_one_sentence(zygote, own, tmp_path, words, what):
     output = tmp_path / "outputs"
-    sized = (*FAST, "data.num_train=1200") if "data=grey" in words else FAST
+    sized = (*FAST, "data.num_train=1200") if "data=gray" in words else FAST
     assert zygote.run(output, command=(*sized, *words), environment=own)["status"] == 2, said(output)
     assert what in said(output)
     assert said(output).count("\n") == 1

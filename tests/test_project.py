@@ -115,7 +115,7 @@ def test_it_asks_for_the_cnnlab_that_wrote_it(monkeypatch, tmp_path, noted, requ
 
 NOT_SHAPES = '''
 class Bars(Stripes):
-    """Wide colour images of three classes."""
+    """Wide color images of three classes."""
 
     @property
     def shape(self) -> Shape:
@@ -288,7 +288,7 @@ def test_only_a_repository_is_renamed(tmp_path):
 
 
 def test_every_name_of_the_contract_is_there():
-    names = set(re.findall(r"`(cnnlab(?:\.\w+)+)`", (ROOT / "docs" / "contract.md").read_text()))
+    names = set(re.findall(r"`(cnnlab(?:\.\w+)+)`", (ROOT / "docs" / "api.md").read_text()))
     assert len(names) > 15
     for name in sorted(names):
         module, _, last = name.rpartition(".")

@@ -154,7 +154,7 @@ def test_without_a_network_one_paragraph_says_what_to_do(option, server, monkeyp
     assert said.startswith(f"{made.title} is not in {Path('cache').absolute() / option} and could not be fetched")
     ways = (
         "Connection refused",
-        f"'python -m cnnlab fetch data={option}'",
+        f"'cnnlab fetch data={option}'",
         *made.files,
         "data=image_folder",
         "data=shapes",

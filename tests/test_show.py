@@ -1,4 +1,4 @@
-"""`python -m cnnlab show` draws what the network sees, originals above."""
+"""`cnnlab show` draws what the network sees, originals above."""
 
 import numpy as np
 from PIL import Image
@@ -25,7 +25,7 @@ def test_show_writes_and_names_a_sheet(command, tmp_path):
     assert command("-m", "cnnlab", "show", "aug=cutmx").returncode == 2
 
 
-def test_samples_are_denormalised_and_below_their_originals(tmp_path):
+def test_samples_are_denormalized_and_below_their_originals(tmp_path):
     data = Shapes(200, 50).load()
     module = ImageData(data, ZCA(), {"crop_flip": CropFlip(28, flip_probability=0)}, batch_size=8, cache_dir=tmp_path)
     originals, seen = samples(module, 20)

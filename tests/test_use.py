@@ -316,7 +316,7 @@ def test_classes_are_matched_by_name(trained):
 
 @pytest.fixture(scope="module")
 def on_real_pictures(pictures, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run directory for every normalisation and crop size, trained on 2,000 pictures; 1,000 are its test images."""
+    """A run directory for every normalization and crop size, trained on 2,000 pictures; 1,000 are its test images."""
     folder = tmp_path_factory.mktemp("real")
     for part, num in (("train", 200), ("test", 100)):
         for kind in (pictures / part).iterdir():

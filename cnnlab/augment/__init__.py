@@ -7,7 +7,7 @@ images and parameters and runs on the device. Augmentations are applied by stage
     GEOMETRY   moves pixels
     COLOR      changes their values
     QUALITY    degrades them as a camera does: blur, noise
-               (normalisation)
+               (normalization)
     ERASE      removes parts
     MIX        combines images and labels, each image with the one before it in the batch
 """

@@ -25,7 +25,7 @@ class Stage(IntEnum):
 class Augmentation(ABC):
     """The interface of an augmentation.
 
-    `apply` takes and returns images (B, C, H, W) float32, except for crops and mixers; before normalisation they are
+    `apply` takes and returns images (B, C, H, W) float32, except for crops and mixers; before normalization they are
     pixels in [0, 255]. Its other arguments are what `draw` returned under their names, with B rows.
 
     An augmentation may also have `of_images(generator, index, epoch)`, like `draw` for parameters that depend on the

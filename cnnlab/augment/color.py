@@ -1,4 +1,4 @@
-"""Colour, noise, blur: augmentations that change the values of pixels."""
+"""Color, noise, blur: augmentations that change the values of pixels."""
 
 import functools
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ class Color(Augmentation):
 
     def apply(self, images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
         images = blend(images, torch.zeros_like(images), brightness)
-        images = blend(images, grey(images).mean((1, 2, 3), keepdim=True), contrast)
-        return blend(images, grey(images), saturation)
+        images = blend(images, gray(images).mean((1, 2, 3), keepdim=True), contrast)
+        return blend(images, gray(images), saturation)
 
 
 def blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     return torch.lerp(other, images, factor[:, None, None, None]).clamp_(0, 255)
 
 
-def grey(images: Tensor) -> Tensor:
+def gray(images: Tensor) -> Tensor:
     """Luma (ITU-R BT.601) of three channels, or the mean of any other number: (B, C, H, W) -> (B, 1, H, W)."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)

@@ -9,13 +9,13 @@ from cnnlab.augment.base import Crop, Size, by
 
 
 class CropFlip(Crop):
-    """Random crops and left-right flips; the centre crop at evaluation.
+    """Random crops and left-right flips; the center crop at evaluation.
 
     Args:
         size: height and width of the crop, in pixels: one number, or two.
         padding: pixels added around the image before cropping.
         padding_mode: "reflect", mirrored at the edge, or "constant", black. Black borders shift the statistics of batch
-            normalisation away from those of the whole images seen at evaluation.
+            normalization away from those of the whole images seen at evaluation.
         flip_probability: probability that an image is flipped.
         alternating_flips: whether each image is flipped in every other epoch, starting with a random half of them,
             instead of at random, so that two epochs show it both ways (K. Jordan, 2024).
@@ -83,7 +83,7 @@ class CropFlip(Crop):
         return _gather(images, index, rows.clamp(0, height - 1), columns.clamp(0, width - 1)) * inside[..., None]
 
     def center(self, images: Tensor) -> Tensor:
-        """The centre of each image: (B, H, W, C) -> (B, h, w, C)."""
+        """The center of each image: (B, H, W, C) -> (B, h, w, C)."""
         top, left = (round((whole - part) / 2) for whole, part in zip(images.shape[1:3], self.size, strict=True))
         return images[:, top : top + self.size[0], left : left + self.size[1]]
 

@@ -12,7 +12,7 @@ from cnnlab.augment.crop import checked_padding
 
 
 class Affine(Augmentation):
-    """Rotation, translation, scaling and shearing about the centre.
+    """Rotation, translation, scaling and shearing about the center.
 
     Args:
         degrees: the angle is uniform between -degrees and degrees.

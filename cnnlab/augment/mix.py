@@ -7,12 +7,12 @@ from cnnlab.augment.base import Augmentation, Mixer, Size, Stage, by
 
 
 class Cutout(Augmentation):
-    """Sets a square of every image to 0 after normalisation, which with norm=standard is the mean colour.
+    """Sets a square of every image to 0 after normalization, which with norm=standard is the mean color.
 
     Source: T. DeVries and G. Taylor, Improved Regularization of CNNs with Cutout, 2017.
 
     Args:
-        size: height and width of the square, in pixels; its centre can be anywhere, so it may reach over the edge.
+        size: height and width of the square, in pixels; its center can be anywhere, so it may reach over the edge.
     """
 
     stage = Stage.ERASE

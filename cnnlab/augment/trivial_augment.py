@@ -1,4 +1,4 @@
-"""TrivialAugment: one change of geometry or colour per image, of random strength.
+"""TrivialAugment: one change of geometry or color per image, of random strength.
 
 Source: S. Müller and F. Hutter, TrivialAugment, ICCV 2021, with the changes and strengths of torchvision's
 TrivialAugmentWide. All 14 changes are computed for the whole batch, and each image keeps the one that was drawn for it.
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnnlab.augment.base import Augmentation, Size, Stage
-from cnnlab.augment.color import blend, constant, grey
+from cnnlab.augment.color import blend, constant, gray
 from cnnlab.augment.geometry import inverse_matrix
 
 NUM_STEPS = 31  # of strength
@@ -78,8 +78,8 @@ class TrivialAugment(Augmentation):
 
         factor, level = 1 + strength, strength[:, None, None, None]
         images = where("brightness", blend(images, torch.zeros_like(images), factor))
-        images = where("color", blend(images, grey(images).floor(), factor))
-        images = where("contrast", blend(images, grey(images).floor().mean((1, 2, 3), keepdim=True), factor))
+        images = where("color", blend(images, gray(images).floor(), factor))
+        images = where("contrast", blend(images, gray(images).floor().mean((1, 2, 3), keepdim=True), factor))
         images = where("sharpness", blend(images, smooth(images), factor))
         step = 2 ** (8 - level.clamp(2, 8))
         images = where("posterize", (images / step).floor() * step)
@@ -89,7 +89,7 @@ class TrivialAugment(Augmentation):
 
 
 def smooth(images: Tensor) -> Tensor:
-    """The mean of the 3x3 neighbourhood with weight 5 for the centre; pixels at the edge stay."""
+    """The mean of the 3x3 neighborhood with weight 5 for the center; pixels at the edge stay."""
     channels = images.shape[1]
     kernel = constant((1.0, 1.0, 1.0, 1.0, 5.0, 1.0, 1.0, 1.0, 1.0), images.device).view(3, 3) / 13
     middle = F.conv2d(images, kernel.expand(channels, 1, 3, 3), groups=channels)

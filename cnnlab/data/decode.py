@@ -86,21 +86,21 @@ def converted(image: Image.Image, size: tuple[int, int], background: str = "blac
     """The pixels of an image, (H, W, C) uint8.
 
     It is rotated upright by its EXIF data and resized, without keeping its aspect ratio, by Pillow's antialiased
-    bicubic filter. Transparent parts show the background. 16-bit grey is scaled to 8 bits.
+    bicubic filter. Transparent parts show the background. 16-bit gray is scaled to 8 bits.
 
-    size: height and width. background: a name or #rrggbb, as in CSS. channels: 3 for RGB, 1 for grey, 4 for RGBA.
+    size: height and width. background: a name or #rrggbb, as in CSS. channels: 3 for RGB, 1 for gray, 4 for RGBA.
 
-    Raises: ValueError for 32-bit or floating-point grey, whose range is unknown.
+    Raises: ValueError for 32-bit or floating-point gray, whose range is unknown.
     """
     import numpy as np
 
     mode = MODES[channels]
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I", "F"):
-        raise ValueError(f"grey values of 32 bits (Pillow's mode {image.mode}): save it with 8 or 16 bits")
+        raise ValueError(f"gray values of 32 bits (Pillow's mode {image.mode}): save it with 8 or 16 bits")
     if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # rounded; 65,535 becomes 255
+        gray = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))  # rounded; 65,535 becomes 255
     if image.has_transparency_data and mode != "RGBA":
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)

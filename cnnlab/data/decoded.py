@@ -36,8 +36,8 @@ class EncodedImages(ABC):
     Args:
         folder: of the cache.
         image_size: height and width in pixels, one number or both; other sizes are resized (bicubic, antialiased).
-        channels: 3 for RGB, 1 for grey, 4 for RGBA.
-        background: colour behind transparent images: a name, or #rrggbb.
+        channels: 3 for RGB, 1 for gray, 4 for RGBA.
+        background: color behind transparent images: a name, or #rrggbb.
         unreadable: "stop" with an error at an image that cannot be decoded, or "skip" and count it.
     """
 

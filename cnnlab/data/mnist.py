@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class MNIST(Published):
-    """60,000 training and 10,000 test images of handwritten digits, 28x28, greyscale."""
+    """60,000 training and 10,000 test images of handwritten digits, 28x28, grayscale."""
 
     title, name = "MNIST", "mnist"
     files = (
@@ -43,7 +43,7 @@ class MNIST(Published):
 
 
 class FashionMNIST(MNIST):
-    """60,000 training and 10,000 test images of clothing, 28x28, greyscale."""
+    """60,000 training and 10,000 test images of clothing, 28x28, grayscale."""
 
     title, name = "Fashion-MNIST", "fashion_mnist"
     classes = (

@@ -1,6 +1,6 @@
 """The data pipeline: the data set lives on the device, a step slices the epoch's plan, and batches are made there.
 
-resident uint8 images -> crop and flip, in one gather -> geometry, colour -> normalise -> erase, mix -> the network
+resident uint8 images -> crop and flip, in one gather -> geometry, color -> normalize -> erase, mix -> the network
 
 The batches of several steps are made in one pass, `ImageData.make`, so that its small kernels are launched once for all
 of them.
@@ -111,7 +111,7 @@ class ImageData(LightningDataModule):
         return len(self.train_index) // self.batch_size
 
     def setup(self, stage: str) -> None:
-        """Move images, targets and statistics to the device; normalise the whole data set if that is worth it."""
+        """Move images, targets and statistics to the device; normalize the whole data set if that is worth it."""
         assert self.trainer is not None
         self.device = self.trainer.strategy.root_device
         in_memory = self.resident == "device" and not is_fetched(self.data.train)
@@ -125,7 +125,7 @@ class ImageData(LightningDataModule):
             self.normalize_once()
 
     def normalize_once(self) -> None:
-        """Normalise all images of the parts in which nothing random precedes the normalisation."""
+        """Normalize all images of the parts in which nothing random precedes the normalization."""
         home, num = self.home, evaluated_together(self.device, self.stored.size)
         train, test = self.images["train"], self.images["test"]
         parts = {"val": self.held_out_index, "test": torch.arange(len(test.targets))}
@@ -239,7 +239,7 @@ class ImageData(LightningDataModule):
         return images, targets
 
     def normalized_images(self, batch: Plan, pixels: Tensor | None) -> Tensor:
-        """The images for rows of the plan, up to their normalisation."""
+        """The images for rows of the plan, up to their normalization."""
         index = batch["index"]
         if "train" in self.normalized:
             return upload(self.normalized["train"][index], self.device)
@@ -268,11 +268,11 @@ class ImageData(LightningDataModule):
         return self.evaluation_images(part, index, pixels), targets
 
     def evaluation_images(self, part: str, index: Tensor, pixels: Tensor | None = None) -> Tensor:
-        """Images as the network sees them at evaluation: cropped to the centre, normalised."""
+        """Images as the network sees them at evaluation: cropped to the center, normalized."""
         return self.norm(upload(self.cropped(part, index, pixels), self.device))
 
     def cropped(self, part: str, index: Tensor, pixels: Tensor | None = None) -> Tensor:
-        """Images of a part, whole or cropped to the centre: (B, C, h, w) uint8, on the device of the data set."""
+        """Images of a part, whole or cropped to the center: (B, C, h, w) uint8, on the device of the data set."""
         if pixels is None:
             pixels = self.images[part].pixels[index]
         if self.crop is not None:
@@ -280,11 +280,11 @@ class ImageData(LightningDataModule):
         return pixels.permute(0, 3, 1, 2)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The statistics of the normalisation."""
+        """The statistics of the normalization."""
         return self.norm.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Restore the statistics; if they differ, normalise again the images that are normalised once."""
+        """Restore the statistics; if they differ, normalize again the images that are normalized once."""
         before = self.norm.state_dict() if self.normalized else {}
         differ = any(not torch.equal(state_dict[name].cpu(), values.cpu()) for name, values in before.items())
         self.norm.restore(state_dict)

@@ -122,7 +122,7 @@ class Published(ABC):
             failures = [f"{self.folder} cannot be written to: {error.strerror}"]
         raise UserError(
             f"{self.title} is not in {self.folder} and could not be fetched ({'; '.join(failures)}). There are three "
-            f"ways out: run 'python -m cnnlab fetch data={self.name}' on a machine with a network and copy {self._all} "
+            f"ways out: run 'cnnlab fetch data={self.name}' on a machine with a network and copy {self._all} "
             f"to {self.folder}; train on your own images with data=image_folder data.root=FOLDER; or use the generated "
             f"images of data=shapes."
         )

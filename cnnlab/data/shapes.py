@@ -2,7 +2,7 @@
 
 Each image shows one filled shape on a textured background with clutter and noise. A shape is defined by its signed
 distance function (negative inside; see I. Quilez, "2D distance functions"), evaluated for all images of a class at
-once. Position, size, rotation and colours are random; flipping an image left to right keeps its label.
+once. Position, size, rotation and colors are random; flipping an image left to right keeps its label.
 
 It is hard enough to tell methods apart: with Adam at 0.001 and batches of 64 (`data=shapes optim=adam optim.lr=0.001
 batch_size=64`, seed 0, bf16), the accuracies on training and test images are 0.976 and 0.881 after 20 epochs; with
@@ -70,7 +70,7 @@ class Shapes:
 
 
 def draw(labels, size: int, noise: float, clutter: int, generator):
-    """Draw images of the labelled shapes: labels (N,) int64 -> (N, size, size, 3) float32 in [0, 1]."""
+    """Draw images of the labeled shapes: labels (N,) int64 -> (N, size, size, 3) float32 in [0, 1]."""
     import torch
 
     num = len(labels)
@@ -95,14 +95,14 @@ def draw(labels, size: int, noise: float, clutter: int, generator):
         cover = (0.5 - distance * size / 2 / softness).clamp_(0, 1)[..., None]
         return image + cover * (color - image)
 
-    # the background: a gradient between two colours, with stripes
+    # the background: a gradient between two colors, with stripes
     first, second = uniform(0, 0.5, 1, 1, 3), uniform(0, 0.5, 1, 1, 3)
     turn, frequency, phase = uniform(0, math.tau, 1, 1), uniform(2, 9, 1, 1), uniform(0, math.tau, 1, 1)
     along = x * turn.cos() + y * turn.sin()
     image = first + (along[..., None] * 0.35 + 0.5) * (second - first)
     image = image + uniform(0, 0.12, 1, 1, 1) * torch.sin(along * frequency + phase)[..., None]
 
-    for _ in range(clutter):  # bars of any length, rotation and colour
+    for _ in range(clutter):  # bars of any length, rotation and color
         u, v, radius = place(0.08, 0.3, 1.0)
         swap = uniform(0, 1, 1, 1) < 0.5
         u, v = torch.where(swap, v, u), torch.where(swap, u, v)

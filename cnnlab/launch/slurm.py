@@ -90,7 +90,7 @@ def on_slurm(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> Non
     if settings.dry_run:
         sys.exit(0)
     say(f"{len(submitted)} jobs in Slurm's queue; their output: {folder}")
-    how = f"python -m cnnlab status {jobs[0].path.parent}"
+    how = f"cnnlab status {jobs[0].path.parent}"
     if not settings.wait:
         print(f"To see their status: {how}. The same command without wait=false waits for them and writes the report.")
         sys.exit(0)

@@ -136,7 +136,7 @@ def write_cells(axis: Axes, cells: np.ndarray, form: str, dark: float, **style: 
 def as_rgb(images: np.ndarray) -> np.ndarray:
     """Images with any number of channels as RGB: (..., C) uint8 -> (..., 3) uint8.
 
-    One channel becomes grey; of more than three, the first three are shown.
+    One channel becomes gray; of more than three, the first three are shown.
     """
     channels = images.shape[-1]
     if channels == 1:

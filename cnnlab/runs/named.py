@@ -54,7 +54,7 @@ def named(name: str | os.PathLike[str], among: Path = HERE) -> Path:
         where = f"no run in {among} has that name or hash" if among.is_dir() else f"there is no folder {among}"
         raise UserError(
             f"{text} names no run: it is not a folder, and {where}. Use a path, a name or a hash (at least four "
-            f"characters) that python -m cnnlab ls shows; or latest, or best."
+            f"characters) that 'cnnlab ls' shows; or latest, or best."
         )
     return found[0]
 

@@ -34,7 +34,7 @@ from cnnlab.runs.readers import BrokenFileError, open_regular, read_text
 class CheckpointFiles(CheckpointIO):
     """Writes and reads checkpoints for Lightning.
 
-    A checkpoint is serialised in memory. A thread writes it while training continues, then its digest, then whatever
+    A checkpoint is serialized in memory. A thread writes it while training continues, then its digest, then whatever
     must follow it (`then`), in order. After a failed write nothing else is written, and the next call raises its error.
     """
 

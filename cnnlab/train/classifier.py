@@ -42,7 +42,7 @@ class Classifier(LightningModule):
     """Trains a network with a loss: the default `module` (docs/own_project.md).
 
     Args:
-        network: normalised images -> logits (B, num_classes), or K numbers.
+        network: normalized images -> logits (B, num_classes), or K numbers.
         optimizer: makes the optimizer from groups of weights.
         scheduler: makes the learning rate schedule from the optimizer; see `schedule`.
         held_out: name of the images that are evaluated in every epoch, "val" or "test".
@@ -51,7 +51,7 @@ class Classifier(LightningModule):
         task: what the targets are, see cnnlab.config.shape.Shape.
         monitor: the metric that ReduceLROnPlateau monitors, "val/acc".
         warmup_epochs: epochs of linear warmup of the learning rate, step by step.
-        decay_all: whether weight decay also applies to biases and normalisation layers.
+        decay_all: whether weight decay also applies to biases and normalization layers.
         lr_scale: learning rates of layers, by the beginning of their names, as multiples of the optimizer's: ["fc:10",
             "conv1:0"]; 0 freezes.
         test_flips: whether evaluation averages the logits of each image and its mirror image.

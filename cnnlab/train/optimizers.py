@@ -66,7 +66,7 @@ def freeze(network: nn.Module, lr_scale: Mapping[str, float]) -> None:
 def weight_groups(
     network: nn.Module, decay_all: bool, lr_scale: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """The parameter groups of a network; without `decay_all`, biases and normalisation layers are separate groups.
+    """The parameter groups of a network; without `decay_all`, biases and normalization layers are separate groups.
 
     A network may have `parameter_groups()`, which returns a list of {"params": weights, ...} with optimizer settings
     for each group, or `lr_scale`, which multiplies optim.lr. Weights that require no gradient are left out.

@@ -213,7 +213,7 @@ def check_task(name: str, part: Any, shape: Shape) -> None:
 def make_network(node: DictConfig | Mapping[str, Any], shape: Shape, try_it: bool = True) -> nn.Module:
     """The network of an option, for images (B, channels, height, width).
 
-    shape: of the network's input. try_it: on a black image, which also initialises lazy layers.
+    shape: of the network's input. try_it: on a black image, which also initializes lazy layers.
 
     Raises: UserError if it does not accept such images.
     """

@@ -18,7 +18,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """Load weights from a file (.pt, .pth, .ckpt, .safetensors), or from the best epoch of a run.
 
     Weights that match by name and shape are loaded. Others, such as a last layer for other classes, keep their
-    initialisation, which is logged.
+    initialization, which is logged.
 
     Raises: UserError if the file cannot be read, or nothing in it matches.
     """

@@ -20,7 +20,7 @@ class Layer:
         weights: number of learned values, including biases.
         multiply_adds: multiplications of a weight with a value.
         receptive_field: side of the square of pixels that one output depends on; it may extend beyond the image.
-        stride: pixels of the image between neighbouring outputs.
+        stride: pixels of the image between neighboring outputs.
         fully_connected: weights, without biases, of a fully connected layer between the same sizes.
     """
 

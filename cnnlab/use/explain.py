@@ -36,7 +36,7 @@ def feature_maps(model: Trained, pixels: Tensor) -> list[tuple[str, np.ndarray]]
 
 
 def occlusion(model: Trained, pixels: Tensor, label: int, size: int = 8, stride: int = 2) -> np.ndarray:
-    """The drop in a label's probability when a grey square covers a pixel (M. Zeiler and R. Fergus, 2014).
+    """The drop in a label's probability when a gray square covers a pixel (M. Zeiler and R. Fergus, 2014).
 
     pixels: (1, C, H, W) uint8 -> (H, W) float64: the mean over all squares that cover a pixel.
     """

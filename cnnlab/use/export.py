@@ -16,10 +16,10 @@ from cnnlab.use.trained import Trained
 TOLERANCE = 1e-3  # between logits; float32 sums depend on their order
 INPUT = (
     "uint8 pixels, (batch, {0}, {1}, {2}): {3}. Images of another size are resized to {1} x {2} (height x width) by "
-    "Pillow's bicubic filter, antialiased, without keeping their proportions. Cropping and normalisation are inside."
+    "Pillow's bicubic filter, antialiased, without keeping their proportions. Cropping and normalization are inside."
 )
 
-CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}
+CHANNELS = {1: "gray", 3: "RGB", 4: "RGBA"}
 OUTPUT = {
     "multiclass": "logits, float32, (batch, classes); their softmax is a probability",
     "multilabel": "logits, float32, (batch, labels); the sigmoid of each is a probability",

@@ -68,7 +68,7 @@ def opened(path: Path) -> OpenedRun:
     run, best = RunDirectory(path), path / "checkpoints" / "best.ckpt"
     summary = run.read_summary() if path.is_dir() else {}
     if "data" not in summary or not (file := path / ".hydra" / "config.yaml").exists():
-        raise UserError(f"{path} is not a run directory of cnnlab. Use one that python -m cnnlab ls shows.")
+        raise UserError(f"{path} is not a run directory of cnnlab. Use one that 'cnnlab ls' shows.")
     if not best.exists():
         raise UserError(f"{path} has no checkpoints/best.ckpt: it has finished no epoch. Train it first.")
     if wrong := _incomplete(summary):
@@ -142,7 +142,7 @@ def _incomplete(summary: dict[str, Any]) -> str:
 
 
 def with_other_data(run: OpenedRun, overrides: Sequence[str] = ()) -> DictConfig:
-    """Our own configuration with the run's data, normalisation and test-time views, unless overridden.
+    """Our own configuration with the run's data, normalization and test-time views, unless overridden.
 
     Raises: UserError for overrides of anything else, or with values that are not allowed.
     """

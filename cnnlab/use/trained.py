@@ -1,4 +1,4 @@
-"""A trained run, ready for use: images in, logits out, including cropping and normalisation."""
+"""A trained run, ready for use: images in, logits out, including cropping and normalization."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -48,7 +48,7 @@ class Trained(nn.Module):
         test_flips, test_shifts: the views of an image over which logits are averaged, see `mean_of_views`.
         classes: names, by label.
         stored: the shape of the images.
-        bf16: whether the network computes in bfloat16, as in training; normalisation never does.
+        bf16: whether the network computes in bfloat16, as in training; normalization never does.
         loss, metrics: those of the training.
         background: the color behind transparent images.
     """
@@ -84,7 +84,7 @@ class Trained(nn.Module):
             return self.classified(images).float()
 
     def classified(self, images: Tensor) -> Tensor:
-        """The logits of normalised images, in the network's precision."""
+        """The logits of normalized images, in the network's precision."""
         return mean_of_views(self.network, images, self.test_flips, self.test_shifts)
 
     def precision(self) -> AbstractContextManager:
@@ -92,7 +92,7 @@ class Trained(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def cropped(self, pixels: Tensor) -> Tensor:
-        """The centre of images, if the training cropped them."""
+        """The center of images, if the training cropped them."""
         if self.crop is None:
             return pixels
         return self.crop.center(pixels.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -221,7 +221,7 @@ def _made(run: OpenedRun, saved: dict[str, Any]) -> Trained:
         network = make_network(config.model, shape, try_it=False)
         network.load_state_dict(weights)
     norm = instantiate(filled(config.norm, stored.facts()))
-    norm.restore(saved.get("ImageData", {}))  # a normalisation may have no statistics
+    norm.restore(saved.get("ImageData", {}))  # a normalization may have no statistics
     crop = next((aug for aug in augmentations.values() if aug.stage == Stage.CROP), None)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     bf16 = run.summary["environment"]["precision"] == "bf16-mixed" and computes_in_bf16(device)

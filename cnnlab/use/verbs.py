@@ -1,4 +1,4 @@
-"""The verbs of `python -m cnnlab VERB`, other than training. Imports torch only where it must."""
+"""The verbs of `cnnlab VERB`, other than training. Imports torch only where it must."""
 
 import argparse
 import json

@@ -136,7 +136,7 @@ const options = {
   heat(chart, state) {
     const values = chart.cells.flat().filter((value) => value !== null);
     const [min, max] = chart.range ?? [Math.min(...values), Math.max(...values)];
-    const labelled = values.length <= 400;
+    const labeled = values.length <= 400;
     const size = state.width / (chart.columns.length + 2) < 34 ? 9 : 11;
     const dark = !printing() && matchMedia("(prefers-color-scheme: dark)").matches;
     const text = (value) => ((value > (min + max) / 2) === dark ? "#111" : "#fff");
@@ -153,7 +153,7 @@ const options = {
       visualMap: { type: "continuous", min, max, calculable: false, orient: "horizontal", left: "center", bottom: 0, precision: chart.digits,
         itemHeight: 120, itemWidth: 12, text: [format(max, chart.digits), format(min, chart.digits)], textStyle: { color: cssColor("--ink") },
         inRange: { color: [cssColor("--low"), cssColor("--high")] } },
-      series: [{ type: "heatmap", label: { show: labelled, fontSize: size, formatter: ({ value }) => format(value[2], chart.digits) },
+      series: [{ type: "heatmap", label: { show: labeled, fontSize: size, formatter: ({ value }) => format(value[2], chart.digits) },
         data: chart.cells.flatMap((row, y) => row.flatMap((value, x) => (value === null ? [] : [{ value: [x, y, value], label: { color: text(value) } }]))) }],
       tooltip: { ...base().tooltip, formatter: ({ value: [x, y, value] }) => tip(
         `${chart.y}: ${chart.rows[y]}, ${chart.x}: ${chart.columns[x]}`, [[null, chart.value, format(value, Math.max(chart.digits, 1))]]) },
