@@ -15,10 +15,10 @@ from cnnlab.report import compare, page, tables
 from cnnlab.report.answer import answer, image_noise, notes, seeds_needed
 from cnnlab.report.contrasts import seeds_to_detect
 from cnnlab.report.effects import effects, shares
+from cnnlab.report.listing import print_table
 from cnnlab.report.runs import find, grouped
 from cnnlab.report.sections import document
 from cnnlab.report.sweep import Sweep
-from cnnlab.report.table import print_table
 from cnnlab.report.trials import best_of, is_search
 from cnnlab.runs.directory import RunDirectory
 

@@ -239,9 +239,9 @@ def report(arguments: argparse.Namespace) -> None:
     """Write the report of runs: which setting is best, and how certain that is."""
     from cnnlab.report import page
     from cnnlab.report.answer import answer
+    from cnnlab.report.listing import no_runs
     from cnnlab.report.runs import read
     from cnnlab.report.sweep import Sweep
-    from cnnlab.report.table import no_runs
 
     paths = list(find(named(place) for place in arguments.folders))
     if not paths:
@@ -273,13 +273,13 @@ def compare(arguments: argparse.Namespace) -> None:
 
 def ls(arguments: argparse.Namespace) -> None:
     """List runs, newest first or best first by a metric."""
-    from cnnlab.report.table import print_list
+    from cnnlab.report.listing import print_list
 
     print_list(named(arguments.folder), arguments.by, arguments.num)
 
 
 def status(arguments: argparse.Namespace) -> None:
     """Show the progress of a sweep: which runs are queued, running, done or failed."""
-    from cnnlab.report.table import print_status
+    from cnnlab.report.listing import print_status
 
     print_status(named(arguments.folder))
