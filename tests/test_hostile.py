@@ -28,7 +28,7 @@ from PIL import Image
 from cnnlab.config.identity import configuration
 from cnnlab.config.options import UserError, leaves, limits_of_file, option_file, options
 from cnnlab.launch.job import Job
-from cnnlab.report import page, table
+from cnnlab.report import listing, page
 from cnnlab.report.answer import answer
 from cnnlab.report.runs import find, read
 from cnnlab.report.sections import document
@@ -312,7 +312,7 @@ def test_a_broken_summary_is_named_and_hides_no_other_run(original, run, verb, c
         assert "outputs/runs/broken: left out: summary.json" in result.stdout
     assert "1 of 1 runs" in verb("ls", "outputs").stdout
     assert "outputs/runs/broken: left out" in page.markdown(document(Sweep(*read(find([Path("outputs")])))))
-    assert not table.print_table([run, broken])
+    assert not listing.print_table([run, broken])
     assert refused(verb("evaluate", broken))
 
 
@@ -623,7 +623,7 @@ def test_no_escape_of_a_name_reaches_the_terminal(run, verb, tmp_path):
             *(("predict", evil, "."), ("predict", evil, ".", "--format", "csv"), ("compare", evil, evil)),
         )
     ]
-    table.print_table([evil, failed, broken])
+    listing.print_table([evil, failed, broken])
     text = "".join(result.stdout + result.stderr for result in said)
     assert r"\x1b]0;owned" in text
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
@@ -769,9 +769,9 @@ def use(runs: Path, run: Path, name: str) -> None:
     page.html(document(sweep))
     runs_table(sweep)
     attempts: list[Callable[[], Any]] = [
-        lambda: table.print_list(runs, None, 50),
-        lambda: table.print_status(runs),
-        lambda: table.print_table(found),
+        lambda: listing.print_list(runs, None, 50),
+        lambda: listing.print_status(runs),
+        lambda: listing.print_table(found),
         lambda: RunDirectory(run).predictions(),
         lambda: RunDirectory(run).refuse_other("0" * 64),
         lambda: open_run(run),

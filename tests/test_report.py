@@ -141,6 +141,20 @@ def two_by_two(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_long_paths_are_named_by_their_last_parts_where_these_differ(tmp_path):
+    for number, (kept, others) in enumerate((("a.pt", "b.pt"), ("a/w.pt", "b/w.pt"))):
+        paths = [f"/a/folder/with/a/long/name/{name}" for name in (kept, others)]
+        runs = (
+            make_run(tmp_path / f"{number}{at}", seed, 0.8 + at / 10, changes={"weights": path})
+            for at, path in enumerate(paths)
+            for seed in (0, 1)
+        )
+        found = Sweep(*read(runs))
+        shown = ["b.pt", "a.pt"] if number == 0 else paths[::-1]
+        assert [found.label(place.setting) for place in found.ranking] == [f"weights={name}" for name in shown]
+        assert f"Which weights ({', '.join(shown[::-1])}) gives" in found.question()
+
+
 def test_question_answer_and_ranking(two_by_two):
     sweep = sweep_of(two_by_two)
     assert (

@@ -21,6 +21,7 @@ from cnnlab.runs.readers import BrokenFileError
 from cnnlab.runs.wording import in_words
 
 MAX_LISTED = 8  # values; more are shown as a range
+MAX_VALUE = 30  # characters of a value in a sentence
 
 
 @dataclass
@@ -155,7 +156,12 @@ class Sweep:
 
     def label(self, group: Setting) -> str:
         """What distinguishes a group from the others: "optim=adam, aug=cutmix"."""
-        return ", ".join(f"{_short(name)}={group.value(name)}" for name in self.axes) or "all runs"
+        return ", ".join(f"{_short(name)}={self.brief(name, group.value(name))}" for name in self.axes) or "all runs"
+
+    def brief(self, axis: str, value: str) -> str:
+        """A value for a sentence: of a long path its last part, if that distinguishes it."""
+        last = {one: one.rsplit("/", 1)[-1] if len(one) > MAX_VALUE else one for one in self.values(axis)}
+        return last[value] if len(set(last.values())) == len(last) else value
 
     @property
     def held(self) -> dict[str, str]:
@@ -183,7 +189,8 @@ class Sweep:
         """The question that the sweep asks, in one sentence."""
         if not self.axes:
             return "How well does this setting do, over seeds?"
-        parts = [f"{_short(axis)} ({_listed(self.values(axis))})" for axis in self.axes]
+        values = {axis: [self.brief(axis, value) for value in self.values(axis)] for axis in self.axes}
+        parts = [f"{_short(axis)} ({_listed(values[axis])})" for axis in self.axes]
         return f"Which {' and which '.join(parts)} gives the {self.superlative} {self.name}?"
 
     @property
