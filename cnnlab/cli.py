@@ -21,7 +21,9 @@ RUN = "a run directory, its name or the beginning of its hash, as 'cnnlab ls' sh
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("cnnlab", description="Everything besides training.")
+    parser = argparse.ArgumentParser(
+        "cnnlab", description="Everything besides training, which is `cnnlab train` or `python train.py`."
+    )
     parser.add_argument("--config-dir", action="append", default=[], metavar="FOLDER", help="with options of your own")
     parser.add_argument("--version", action="version", version=f"cnnlab {__version__}")
     parser.set_defaults(function=lambda _: parser.print_help())

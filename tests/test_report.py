@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from cnnlab.config.identity import configuration, run_path
 from cnnlab.config.options import UserError
 from cnnlab.report import compare, page, run_figures, tables
 from cnnlab.report.answer import answer
@@ -349,11 +350,14 @@ def test_plan_shows_what_is_done_and_trains_nothing(command, tmp_path):
     assert not (tmp_path / "outputs").exists()
     assert first.stdout.count("new, given 2 times") == 2
     assert "14 epochs to train, time not known yet." in first.stdout
-    [name] = re.findall(r"shapes-cnn-adam-[\w=.-]+", first.stdout)
+    assert "2 runs, all with data=shapes optim.lr=0.1 trainer.max_epochs=7" in " ".join(first.stdout.split())
+    [handle] = re.findall(r"optim=adam .* ([0-9a-f]{8})", first.stdout)
+    name = run_path(configuration(["data=shapes", "optim=adam", "optim.lr=0.1", "trainer.max_epochs=7"])).name
+    assert name.endswith(handle)
     path = make_run(tmp_path / "outputs" / "runs", 0, 0.7, {"model": "cnn"})
     path.rename(path.with_name(name))
     again = command(*sweep, COLUMNS="200")
-    assert re.search(rf"{name}.* done, given 2 times .* 0 ", again.stdout)
+    assert re.search(rf"optim=adam .* done, given 2 times .* 0 .*{handle}", again.stdout)
     assert "7 epochs to train, about 1 min 3 s at the speed of past runs here." in again.stdout  # 7 x 9,000 / 1,000
     assert "14 epochs to train" in command(*sweep, "rerun=true").stdout
 

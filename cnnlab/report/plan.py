@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
 from omegaconf import DictConfig
 
-from cnnlab.config.identity import chosen, differences, run_path
+from cnnlab.config.identity import chosen, described, differences, run_path
 from cnnlab.config.objects import num_trained_on
+from cnnlab.config.options import leaves
+from cnnlab.config.values import as_typed, job_config
+from cnnlab.report.listing import handle
 from cnnlab.report.runs import find, read
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.wording import duration
@@ -23,15 +26,23 @@ def print_plan(configs: Sequence[DictConfig], output_dir: Path) -> None:
     configs: composed, with their `hydra` node.
     """
     speeds = past_speeds(output_dir)
-    paths = [run_path(config) for config in configs]
-    repeats = Counter(paths)
-    table = Table(title=f"{len(repeats)} run{'s' * (len(repeats) != 1)}")
-    for name in ("run", "changes", "state"):
-        table.add_column(name, overflow="fold")
-    for name in ("epochs", "time"):
-        table.add_column(name, justify="right")
+    runs = {run_path(config): config for config in configs}
+    repeats = Counter(map(run_path, configs))
+    changed = [differences(config) for config in runs.values()]
+    alike = {name: value for name, value in changed[0].items() if all(one.get(name) == value for one in changed)}
+    shared = alike if len(runs) > 1 else {}
+    groups = list(described(chosen(configs[0])))
+    names = dict.fromkeys((*groups, *(name for one in changed for name in one if name != "seed"), "seed"))
+    varied = [name for name in names if name not in shared and any(name in one for one in changed)]
+    given = f", all with {in_words(shared)}" if shared else ""
+    table = Table(title=f"{len(runs)} run{'s' * (len(runs) != 1)}{given}")
+    table.add("settings that differ" if len(runs) > 1 else "settings", number=False, fold=True)
+    table.add("state", number=False)
+    table.add("epochs")
+    table.add("time", 2)
+    table.add("hash", 1, number=False)
     num_epochs, seconds, unknown = 0, 0.0, False
-    for path, config in dict(zip(paths, configs, strict=True)).items():
+    for path, config in runs.items():
         run = RunDirectory(path)
         status = str(run.summary().get("status", "new"))
         state = "not finished" if status == "running" else status
@@ -43,11 +54,23 @@ def print_plan(configs: Sequence[DictConfig], output_dir: Path) -> None:
         num_epochs, seconds = num_epochs + epochs, seconds + (time or 0)
         unknown = unknown or (time is None and epochs > 0)
         twice = f", given {repeats[path]} times" if repeats[path] > 1 else ""
-        changes = ", ".join(f"{name}={value}" for name, value in differences(config).items()) or "the defaults"
-        table.add_row(path.name, changes, state + twice, str(epochs), duration(time) if time is not None else "?")
+        settings = settings_of(config)
+        words = in_words({name: settings.get(name, "-") for name in varied}) or "the defaults"
+        table.add_row(words, state + twice, str(epochs), duration(time) if time is not None else "?", handle(path))
     table.show()
     guess = "time not known yet" if unknown else f"about {duration(seconds)} at the speed of past runs here"
     print(f"{num_epochs} epochs to train" + (f", {guess}." if num_epochs else ": nothing is left to do."))
+
+
+def in_words(settings: Mapping[str, str]) -> str:
+    """As on the command line."""
+    return " ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def settings_of(config: DictConfig) -> dict[str, str]:
+    """All options and values, as on the command line."""
+    values = {path: as_typed(value) for path, value in leaves(job_config(config))}
+    return values | described(chosen(config)) | differences(config)
 
 
 def past_speeds(output_dir: Path) -> dict[str, float]:

@@ -297,9 +297,5 @@ def line(row: Row, max_epochs: int) -> str:
         if (names := [name for name in row if name.startswith(f"{part}/")])
     ]
     return "  ".join(
-        (
-            f"epoch {row['epoch']:>{len(str(max_epochs))}}/{max_epochs}",
-            *parts,
-            f"lr {row['lr']:.3g}  {row['epoch_seconds']:.1f} s  {row['images_per_second']:,.0f} images/s",
-        )
+        (f"epoch {row['epoch']:>{len(str(max_epochs))}}/{max_epochs}", *parts, f"{row['epoch_seconds']:.1f} s")
     )
