@@ -244,7 +244,7 @@ def test_images_for_which_the_disk_has_no_room_are_refused_before_they_are_decod
     folder = source(tmp_path / "root", image_size=[2000, 1000])
     monkeypatch.setattr(folder, "_read", None)
     monkeypatch.setattr(os, "fstatvfs", lambda file: SimpleNamespace(f_bavail=250_000, f_frsize=1000))
-    said = r"root/train: 60 images of 2000x1000x3 take 0\.4 GB, and twice that while .* has 0\.2\. Use a smaller"
+    said = r"root/train: 60 images of 2000x1000x3 take 360\.0 MB, and twice that while .* has 250\.0 MB\. Use a smaller"
     with pytest.raises(UserError, match=said):
         folder.load()
 
@@ -256,7 +256,7 @@ def test_how_long_decoding_takes_is_said_at_its_beginning_if_it_is_long(tmp_path
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(decoded, "LONG", 0)
     source(tmp_path / "root", image_size=16).load()
-    said = r"root/train: 10 images of 16x16x3 take 0\.0 GB, .*Decoding them takes about \d+ s, once\."
+    said = r"root/train: 10 images of 16x16x3 take 7\.7 kB, .*Decoding them takes about \d+ s, once\."
     assert re.search(said, capsys.readouterr().err)
 
 

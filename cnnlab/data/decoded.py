@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from PIL import ImageColor
+from rich.filesize import decimal
 
 from cnnlab.config.options import UserError
 from cnnlab.config.shape import sides
@@ -102,12 +103,12 @@ class EncodedImages(ABC):
 
         shape = (*self.size, self.channels)
         num_bytes = num * math.prod(shape)
-        needed = f"{title}: {num:,} images of {'x'.join(map(str, shape))} take {num_bytes / 1e9:,.1f} GB"
+        needed = f"{title}: {num:,} images of {'x'.join(map(str, shape))} take {decimal(num_bytes)}"
         labels, lost, started = [], Counter[str](), time.monotonic()
         with _unnamed_file(self.folder) as file:
             disk = os.fstatvfs(file.fileno())
             free = disk.f_bavail * disk.f_frsize
-            room = f"and twice that while they are decoded; {self.folder} has {free / 1e9:,.1f}"
+            room = f"and twice that while they are decoded; {self.folder} has {decimal(free)}"
             if 2 * num_bytes > free:
                 raise UserError(
                     f"{needed}, {room}. Use a smaller data.image_size, or cache_dir=FOLDER on a larger disk."
