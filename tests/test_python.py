@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from omegaconf import open_dict
 from PIL import Image
 
 import cnnlab
@@ -87,11 +88,15 @@ def test_what_was_changed_in_a_configuration_is_typed():
     config = cnnlab.compose("data=shapes optim.lr=0.02 model.hidden=7 +optim.maximize=true")
     config.optim.lr, config.model.channels, config.sampling, config.num_train_images = 0.5, [1, 2], "balanced", None
     config.cache_dir = "it's {here} \\"
+    with open_dict(config):
+        config.optim.foreach = False
+        del config.optim.momentum
     words = overrides_of(config)
     assert words[:3] == ["data=shapes", "model.hidden=7", "+optim.maximize=true"]
     same = cnnlab.compose(words)
     assert same.cache_dir == "it's {here} \\"
     assert (same.optim.lr, same.model.channels, same.sampling, same.optim.maximize) == (0.5, [1, 2], "balanced", True)
+    assert (same.optim.foreach, "momentum" in same.optim) == (False, False)
     assert identity(same) == identity(config)
 
 
@@ -148,6 +153,10 @@ def test_a_model_takes_pixels_and_pictures(here, tmp_path):
     features, last = model.features(images.pixels), list(model.network.modules())[-1]
     assert features.shape == (50, 32)
     assert torch.allclose(last(features), model.logits(images.pixels), atol=0.05)
+    for epoch in ("best", "last"):
+        saved = torch.load(first.path / "checkpoints" / f"{epoch}.ckpt", weights_only=True)["state_dict"]
+        weights = cnnlab.load(first, epoch=epoch).network.state_dict()
+        assert all(saved[f"network.{name}"].equal(value.cpu()) for name, value in weights.items()), epoch
     for wrong in (images.pixels[0], images.pixels.astype(np.float32), images.pixels[:, :, :30]):
         with pytest.raises(cnnlab.UserError, match=r"The run takes \(N, 3, 32, 32\) uint8"):
             model.logits(wrong)
