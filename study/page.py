@@ -309,7 +309,8 @@ def outcome(figure: str, curves: Mapping[str, Sequence[Run]]) -> str:
     took = " to ".join(dict.fromkeys(f"{found:.2g}" for found in (min(minutes), max(minutes)))) if minutes else ""
     devices = " and ".join(sorted({run.facts["device"] for run in everyone}))
     return (
-        f"Test accuracy at the last epoch, in points ({num_seeds(curves)}): {'; '.join(ends)}."
+        f"Test accuracy at the last epoch, in points ({num_seeds(curves)}), and its gap to training accuracy: "
+        + f"{'; '.join(ends)}."
         + f" Training took {took} minutes on {devices}, wall-clock time; the machine may have been shared." * bool(took)
     )
 

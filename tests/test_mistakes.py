@@ -70,6 +70,8 @@ MISTAKES = {
     "mistyped key": ("optim.lrr=1", ["optim.lrr", "lr, momentum", "Did you mean optim.lr?"]),
     "mistyped key in a sweep": ("-m optim.lrr=1,2", ["optim.lrr", "lr, momentum", "Did you mean optim.lr?"]),
     "mistyped top-level key": ("batchsize=8", ["batchsize", "seed, batch_size", "Did you mean batch_size?"]),
+    "name in another program": ("ckpt_path=last.ckpt", ["ckpt_path", "Did you mean weights?"]),
+    "argument that no file lists": ("trainer.min_epochs=1", ["min_epochs", "use +trainer.min_epochs=VALUE"]),
     "knob without its group": ("lr=0.1", ["lr", "Did you mean optim.lr?"]),
     "added key": ("+color=red", ["color", "python train.py --help"]),
     "momentum for Adam": ("optim=adam optim.momentum=0.9", ["optim.momentum", "lr, betas, eps"]),

@@ -19,6 +19,7 @@ from cnnlab.config.options import UserError
 from cnnlab.report import compare, page, run_figures, tables
 from cnnlab.report.answer import answer
 from cnnlab.report.effects import effects
+from cnnlab.report.plan import past_speeds
 from cnnlab.report.runs import find, read
 from cnnlab.report.sections import document
 from cnnlab.report.statistics import estimate, mcnemar
@@ -360,6 +361,14 @@ def test_plan_shows_what_is_done_and_trains_nothing(command, tmp_path):
     assert re.search(rf"optim=adam .* done, given 2 times .* 0 .*{handle}", again.stdout)
     assert "7 epochs to train, about 1 min 3 s at the speed of past runs here." in again.stdout  # 7 x 9,000 / 1,000
     assert "14 epochs to train" in command(*sweep, "rerun=true").stdout
+
+
+def test_speeds_of_the_past_are_those_of_the_same_network_in_runs_that_are_not_short(tmp_path):
+    few, wide = {"images_per_second": 1.0, "train_seconds": 60.0}, {"changes": {"model.hidden": 7}}
+    for number, more in enumerate(({}, few, wide | {"images_per_second": 500.0}, {"images_per_second": 2000.0})):
+        make_run(tmp_path / str(number), 0, 0.7, {"model": "cnn"}, **more)
+    speeds = past_speeds(tmp_path)
+    assert speeds == {("cnn",): 1500.0, ("cnn", ("model.hidden", "7")): 500.0}
 
 
 def test_plan_of_a_mistake_is_a_mistake(command):

@@ -473,7 +473,7 @@ def test_the_best_recipe_has_its_epoch_by_held_out_images_and_its_minutes():
     [row] = [line for line in page.settings_table(of(*runs)) if line.startswith("| best |")]
     assert row == "| best | val_fraction=0.02 optim.lr=0.1 | 80.00 | 90.00 | 1 |  |  | 1 |"
     said = page.outcome("best", {"": runs})
-    assert "at the last epoch, in points (n = 1): 80.00; at the epoch that is best by held-out images: 90.00." in said
+    assert "in points (n = 1), and its gap to training accuracy: 80.00; at the epoch that is best by" in said
     assert "20 minutes on cpu" in said
 
 

@@ -15,6 +15,19 @@ from cnnlab.config.values import job_config
 from cnnlab.text import say
 
 HELP = "python train.py --help lists all options and keys."
+OTHER_NAMES = {  # the names in other programs
+    "dataset": "data",
+    "network": "model",
+    "optimizer": "optim",
+    "scheduler": "sched",
+    "learning_rate": "optim.lr",
+    "epochs": "trainer.max_epochs",
+    "num_epochs": "trainer.max_epochs",
+    "ckpt_path": "weights",
+    "hparams_search": "hydra/sweeper",
+    "task_name": "name",
+    "gpus": "trainer.devices",
+}
 
 
 @contextmanager
@@ -71,11 +84,15 @@ def _unknown_key(key: str, node: DictConfig) -> str:
     parent, _, name = key.rpartition(".")
     if not parent and (below := [path for path, _ in leaves(job_config(node)) if path.endswith(f".{key}")]):  # lr=0.1
         return f"{key}: there is no '{key}' here. Did you mean {' or '.join(below)}?"
+    if not parent and key in OTHER_NAMES:
+        return f"{key}: there is no '{key}' here. Did you mean {OTHER_NAMES[key]}?"
     keys = [str(key) for key in node if key not in ("_target_", "_partial_", "hydra")]
     text = _unknown(key, f"{parent or 'The configuration'} has", keys, f"{parent}." if parent else "")
     offered = options(parent) if parent in (*GROUPS, "trainer") else ()
     if having := [option for option in offered if name in option_file(f"{parent}/{option}")]:
         text += f" It belongs to {parent}={','.join(having)}; in a sweep over {parent}, use ++{key}=VALUE."
+    elif "_target_" in node:
+        text += f" If it is another argument of {node['_target_']}, use +{key}=VALUE."
     return text
 
 

@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString, RangeSweep, Sweep
 from hydra.errors import HydraException
 
+from cnnlab.config.errors import OTHER_NAMES
 from cnnlab.config.identity import NOT_OWN
 from cnnlab.config.options import GROUPS, LISTED, UserError, default_option, leaves, option_file, options
 
@@ -21,15 +22,6 @@ FLAGS = (  # of Hydra
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
 )
 ONE_OF = {short: flag for flag in ("--multirun", "--run", "--cfg", "--info") for short in (flag, flag[1:3])}
-OTHER_NAMES = {  # the names in other programs
-    "dataset": "data",
-    "network": "model",
-    "optimizer": "optim",
-    "scheduler": "sched",
-    "learning_rate": "optim.lr",
-    "epochs": "trainer.max_epochs",
-    "gpus": "trainer.devices",
-}
 
 
 def flags_last(words: Sequence[str]) -> list[str]:

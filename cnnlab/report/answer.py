@@ -42,6 +42,11 @@ def answer(sweep: Sweep) -> str:
         sentences.append(f"Without a finished run: {names}.")
     if any(place.may_be_best for place in others) and (advice := seeds_needed(sweep)):
         sentences.append(advice)
+    if sweep.warnings:
+        differing = "; ".join(sweep.warnings)
+        sentences.append(
+            f"The runs differ in more than their settings ({differing}); such runs are not averaged with each other."
+        )
     return " ".join(sentences)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from typing import Any, TypeAlias
 
 from omegaconf import DictConfig
 
-from cnnlab.config.identity import chosen, described, differences, run_path
+from cnnlab.config.identity import changes, chosen, described, differences, run_path
 from cnnlab.config.objects import num_trained_on
 from cnnlab.config.options import leaves
 from cnnlab.config.values import as_typed, job_config
@@ -18,6 +18,9 @@ from cnnlab.report.runs import find, read
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.wording import duration
 from cnnlab.terminal import Table
+
+SHORT = 10_000  # images, over all epochs
+Network: TypeAlias = tuple[str | tuple[str, str], ...]
 
 
 def print_plan(configs: Sequence[DictConfig], output_dir: Path) -> None:
@@ -48,8 +51,8 @@ def print_plan(configs: Sequence[DictConfig], output_dir: Path) -> None:
         state = "not finished" if status == "running" else status
         left = 0 if status == "done" else config.trainer.max_epochs - len(run.rows())
         epochs = config.trainer.max_epochs if config.rerun else left
-        [model], num_train = chosen(config)["model"], num_trained_on(config)
-        speed = speeds.get(model)
+        num_train = num_trained_on(config)
+        speed = speeds.get(network_of(described(chosen(config)), changes(config)))
         time = epochs * num_train / speed if speed and num_train else None
         num_epochs, seconds = num_epochs + epochs, seconds + (time or 0)
         unknown = unknown or (time is None and epochs > 0)
@@ -73,10 +76,19 @@ def settings_of(config: DictConfig) -> dict[str, str]:
     return values | described(chosen(config)) | differences(config)
 
 
-def past_speeds(output_dir: Path) -> dict[str, float]:
-    """Images per second of the finished runs below a folder, by model: the median."""
-    speeds: dict[str, list[float]] = defaultdict(list)
+def past_speeds(output_dir: Path) -> dict[Network, float]:
+    """Images per second of the finished runs below a folder, by network; short runs, which are slower, do not count."""
+    images, seconds = Counter[Network](), Counter[Network]()
     for run in read(find([output_dir]))[0]:
-        if run.done:
-            speeds[run.summary["choices"].get("model", "")].append(run.summary["images_per_second"])
-    return {model: median(values) for model, values in speeds.items()}
+        took, speed = run.summary.get("train_seconds", 0), run.summary.get("images_per_second", 0)
+        if run.done and took * speed >= SHORT:
+            network = network_of(run.summary["choices"], run.summary["changes"])
+            images[network] += took * speed
+            seconds[network] += took
+    return {network: images[network] / seconds[network] for network in images}
+
+
+def network_of(choices: Mapping[str, str], changed: Mapping[str, Any]) -> Network:
+    """The option and the changed values of a run's network."""
+    values = {name: str(value) for name, value in changed.items() if name.startswith("model.")}
+    return choices.get("model", ""), *sorted(values.items())

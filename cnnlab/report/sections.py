@@ -26,10 +26,6 @@ def document(sweep: Sweep, folder: Path = Path()) -> Document:
     lead.append(Text(answer(sweep), "answer"))
     if sweep.ranking:
         lead.append(Text(f"Fixed: {', '.join(f'{name} {value}' for name, value in sweep.held.items())}."))
-    if sweep.warnings:
-        differing = "; ".join(sweep.warnings)
-        text = f"The runs differ in more than their settings ({differing}); such runs are not averaged with each other."
-        lead.append(Text(text, "strong"))
     sections = list(_results(sweep)) if sweep.ranking else []
     return Document(sweep.question(), lead, [*sections, *_runs(sweep, folder)])
 

@@ -159,5 +159,6 @@ def check_optimizer(config: DictConfig, parts: Parts) -> None:
         scheduler = schedule(make_scheduler, optimizer, num_steps=100, monitor="")["scheduler"]
     except (ValueError, TypeError) as error:
         raise UserError(f"The optimizer or its schedule refuses its arguments: {error}.") from error
-    if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != ("max" if parts.higher else "min"):
-        raise UserError(f"sched.mode={scheduler.mode} waits for {parts.select_on} to get worse. Use the other mode.")
+    mode = "max" if parts.higher else "min"
+    if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != mode:
+        raise UserError(f"sched.mode={scheduler.mode} waits for {parts.select_on} to get worse. Use sched.mode={mode}.")
