@@ -174,6 +174,7 @@ def test_tables_have_a_row_for_each_run_and_for_each_epoch(here):
     assert table.loc[first.path.name, "test/acc"] == first.metrics["test/acc"]
     epochs = cnnlab.runs("outputs/runs", epochs=True)
     assert epochs.groupby("run")["epoch"].apply(list).tolist() == [[1, 2], [1, 2]]
+    assert epochs["epoch"].dtype.kind == "i"
     assert epochs["val/loss"].notna().all()
     assert len(cnnlab.runs([first, second.path.name])) == 2
     Path("nothing").mkdir()
