@@ -160,8 +160,15 @@ class Sweep:
 
     def brief(self, axis: str, value: str) -> str:
         """A value for a sentence: of a long path its last part, if that distinguishes it."""
-        last = {one: one.rsplit("/", 1)[-1] if len(one) > MAX_VALUE else one for one in self.values(axis)}
-        return last[value] if len(set(last.values())) == len(last) else value
+        return self._brief[axis].get(value, value)
+
+    @cached_property
+    def _brief(self) -> dict[str, dict[str, str]]:
+        found = {}
+        for axis in self.axes:
+            last = {one: one.rsplit("/", 1)[-1] for one in self.values(axis) if len(one) > MAX_VALUE}
+            found[axis] = last if len({*last.values(), *self.values(axis)} - {*last}) == len(self.values(axis)) else {}
+        return found
 
     @property
     def held(self) -> dict[str, str]:
@@ -171,11 +178,24 @@ class Sweep:
 
     def values(self, axis: str) -> list[str]:
         """The values of an axis, numbers by size."""
-        found = {group.value(axis) for group in self.groups + self.empty}
-        return sorted(found, key=lambda value: (not _is_number(value), float(value) if _is_number(value) else 0, value))
+        return self._values[axis]
+
+    @cached_property
+    def _values(self) -> dict[str, list[str]]:
+        def by_size(value: str) -> tuple[bool, float, str]:
+            return not _is_number(value), float(value) if _is_number(value) else 0, value
+
+        groups = self.groups + self.empty
+        return {axis: sorted({group.value(axis) for group in groups}, key=by_size) for axis in self.axes}
 
     def is_numeric(self, axis: str) -> bool:
-        return axis not in self.varied_conditions and all(map(_is_number, self.values(axis)))
+        return axis in self._numeric
+
+    @cached_property
+    def _numeric(self) -> set[str]:
+        return {
+            axis for axis in self.axes if axis not in self.varied_conditions and all(map(_is_number, self.values(axis)))
+        }
 
     def alike(self, axis: str) -> list[Setting]:
         """The best setting and those that differ from it only in this axis, by the axis's value."""
