@@ -550,8 +550,8 @@ def limits() -> dict[str, str]:
 def test_a_limit_is_about_its_value(name):
     for path, limit in limits_of_file(name).items() if not name.startswith(OVERLAYS) else ():
         names = [node for node in ast.walk(ast.parse(limit)) if isinstance(node, ast.Name)]
-        inner = {node.id for node in names if isinstance(node.ctx, ast.Store)} | {"len", "all", "min", "max"}
-        inner |= {test.__name__ for test in PREDICATES}
+        inner = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        inner |= {"len", "all", "min", "max", "isinstance", "int", *(test.__name__ for test in PREDICATES)}
         used, beside = {node.id for node in names} - inner, set(option_file(name)) | {"data", "run"}
         assert path.rpartition(".")[2] in used or not limit
         assert used <= beside
@@ -590,6 +590,9 @@ BOUNDARIES: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {  # knob: allowed,
     "resident": (["device", "host"], ["gpu"]),
     "name": (["a", "a/b"], ["/a", "a/", "../a", ".."]),
     "num_train_images": ([1, None], [0, "few"]),
+    "trainer.limit_train_batches": ([1, 20, 0.5, None], [0, 1.0, 2.5]),  # to a hash, 1.0 is 1; to Lightning, all
+    "trainer.limit_val_batches": ([1, 0.5, None], [1.0]),
+    "trainer.limit_test_batches": ([1, 0.5, None], [1.0]),
 }
 
 
