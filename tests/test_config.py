@@ -123,6 +123,11 @@ def test_what_changes_the_result_shows_in_the_name(typed, shown):
     assert shown in run_id(composed(*typed.split()))
 
 
+def test_large_whole_numbers_differ_in_every_digit():
+    seeds = (1_700_000_000_123_456_789, 1_700_000_000_123_456_788)  # of `date +%s%N`
+    assert len({identity(composed("data=shapes", f"data.drawing_seed={seed}")) for seed in seeds}) == 2
+
+
 def test_what_changes_the_result_changes_the_hash():
     hashes = [identity(composed(*typed.split())) for typed in ("", *DIFFERENT, "callbacks=early_stopping")]
     assert len(set(hashes)) == len(hashes)

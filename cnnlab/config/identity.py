@@ -124,7 +124,7 @@ def _canonical(value: Any) -> str:
         return f"[{','.join(map(_canonical, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:.15g}" if isinstance(value, int | float) else str(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def chosen(config: DictConfig) -> dict[str, list[str]]:
