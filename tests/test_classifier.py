@@ -1,6 +1,7 @@
 """Optimizers, schedules and knobs of the training step, against torch used by hand."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -71,6 +72,21 @@ def test_onecycle_rises_to_the_rate_and_falls_over_the_whole_training():
     assert seen.index(max(seen)) == round(0.3 * 20) - 1
     assert seen[0] == pytest.approx(0.8 / 25)
     assert seen[-1] == pytest.approx(0.8 / 25 / 1e4)
+
+
+@pytest.mark.parametrize("factors", [(0.1, 1.0), (10.0, 1.0), (0.1, 0.1)])
+def test_onecycle_keeps_the_rates_of_layers_as_multiples_of_its_own(factors):
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    scale = {str(layer): factor for layer, factor in enumerate(factors)}
+    optimizer = make_optimizer(lambda groups: torch.optim.SGD(groups, lr=0.8), network, True, scale)
+    onecycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.8)
+    scheduler, highest = schedule(onecycle, optimizer, 20, "val/acc")["scheduler"], [0.0, 0.0]
+    for _ in range(20):
+        optimizer.step()
+        rates = {id(weights): group["lr"] for group in optimizer.param_groups for weights in group["params"]}
+        highest = [max(before, rates[id(layer.weight)]) for before, layer in zip(highest, network, strict=True)]
+        scheduler.step()
+    assert highest == pytest.approx([0.8 * factor for factor in factors])
 
 
 def test_plateau_waits_for_the_metric():

@@ -113,16 +113,16 @@ def schedule(
     """A schedule in Lightning's form.
 
     A class with an argument for the length of the training (`total_steps`, `T_max`) gets it in steps, and is stepped
-    after every step; others are stepped after every epoch. `max_lr` or `base_lr` is the rate of the first group of
-    weights, and those of others are in proportion. ReduceLROnPlateau is stepped by `Classifier`, before the epoch's
-    checkpoint is saved: Lightning would do it afterwards, and a resumed run would miss it.
+    after every step; others are stepped after every epoch. `max_lr` or `base_lr` is multiplied for each group of
+    weights as the optimizer's rate is. ReduceLROnPlateau is stepped by `Classifier`, before the epoch's checkpoint is
+    saved: Lightning would do it afterwards, and a resumed run would miss it.
     """
     parameters = inspect.signature(scheduler).parameters
-    rates = [group["lr"] for group in optimizer.param_groups]
-    if len(set(rates)) > 1:
+    multiples = [group["lr"] / optimizer.defaults["lr"] for group in optimizer.param_groups]
+    if set(multiples) != {1.0}:
         given = {name: parameters[name].default for name in ("max_lr", "base_lr") if name in parameters}
         scheduler = partial(
-            scheduler, **{name: [first * rate / rates[0] for rate in rates] for name, first in given.items()}
+            scheduler, **{name: [rate * multiple for multiple in multiples] for name, rate in given.items()}
         )
     for name in ("total_steps", "T_max"):
         if name in parameters:
