@@ -89,6 +89,12 @@ def test_onecycle_keeps_the_rates_of_layers_as_multiples_of_its_own(factors):
     assert highest == pytest.approx([0.8 * factor for factor in factors])
 
 
+@pytest.mark.parametrize(("sched", "name"), [("cosine", "T_max"), ("onecycle", "total_steps")])
+def test_a_length_that_would_be_replaced_by_that_of_the_training_is_refused(sched, name):
+    with pytest.raises(UserError, match=rf"sched\.{name}=3 .* Leave sched\.{name} out"):
+        rates(f"sched={sched}", f"+sched.{name}=3")
+
+
 def test_plateau_waits_for_the_metric():
     seen = rates("sched=plateau", "sched.patience=1", metric=0.5)
     assert seen == pytest.approx([0.8 if epoch < 3 else 0.4 for epoch in EPOCHS])

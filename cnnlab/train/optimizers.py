@@ -116,6 +116,8 @@ def schedule(
     after every step; others are stepped after every epoch. `max_lr` or `base_lr` is multiplied for each group of
     weights as the optimizer's rate is. ReduceLROnPlateau is stepped by `Classifier`, before the epoch's checkpoint is
     saved: Lightning would do it afterwards, and a resumed run would miss it.
+
+    Raises: UserError for a length that is given.
     """
     parameters = inspect.signature(scheduler).parameters
     multiples = [group["lr"] / optimizer.defaults["lr"] for group in optimizer.param_groups]
@@ -126,6 +128,11 @@ def schedule(
         )
     for name in ("total_steps", "T_max"):
         if name in parameters:
+            if (length := getattr(scheduler, "keywords", {}).get(name)) is not None:
+                raise UserError(
+                    f"sched.{name}={length} would have no effect: it is set to the steps of the whole training. Leave "
+                    f"sched.{name} out."
+                )
             return {"scheduler": scheduler(optimizer, **{name: num_steps}), "interval": "step"}
     made = scheduler(optimizer)
     never = {"monitor": monitor, "frequency": sys.maxsize} if isinstance(made, ReduceLROnPlateau) else {}
