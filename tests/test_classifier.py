@@ -16,7 +16,8 @@ from cnnlab.config.shape import Shape
 from cnnlab.losses import CrossEntropy
 from cnnlab.networks import ConvNet
 from cnnlab.train.classifier import Classifier
-from cnnlab.train.optimizers import make_optimizer, schedule, weight_groups
+from cnnlab.train.optimizers import keeps_factors, make_optimizer, schedule, weight_groups
+from cnnlab.train.trainer import check_optimizer
 
 NUM_EPOCHS, STEPS_PER_EPOCH = 4, 5
 
@@ -64,6 +65,51 @@ def test_warm_up_multiplies_the_schedule():
     for sched in ("sched=cosine", "sched=exponential"):
         product = [rate * factor for rate, factor in zip(rates(sched), warm, strict=True)]
         assert rates(sched, "warmup_epochs=1") == pytest.approx(product)
+
+
+SCHEDULERS = {
+    "ConstantLR": {"factor": 0.5, "total_iters": 2},
+    "CosineAnnealingLR": {"eta_min": 0.01},
+    "CosineAnnealingWarmRestarts": {"T_0": 3},
+    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 2, "cycle_momentum": False},
+    "LambdaLR": {"lr_lambda": lambda epoch: 0.9**epoch},
+    "MultiStepLR": {"milestones": [1, 2]},
+    "OneCycleLR": {"max_lr": 0.1},
+    "PolynomialLR": {"total_iters": 4, "power": 2.0},
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_it_is_known_which_schedules_a_warm_up_can_multiply(kind):
+    make = partial(getattr(torch.optim.lr_scheduler, kind), **SCHEDULERS[kind])
+
+    def seen(warmup_steps: int) -> list[float]:
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        entry = schedule(make, optimizer, 20, "val/acc")
+        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warmup_steps, total_iters=warmup_steps)
+        found = []
+        for step in range(1, 21):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            warmup.step()
+            if entry["interval"] == "step" or step % STEPS_PER_EPOCH == 0:
+                entry["scheduler"].step()
+        return found
+
+    product = [rate * min(1, (0.1 + 0.09 * step)) for step, rate in enumerate(seen(1))]
+    as_product = seen(10) == pytest.approx(product, rel=0.05)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    assert keeps_factors(schedule(make, optimizer, 20, "val/acc")["scheduler"]) == as_product
+
+
+def test_a_warm_up_that_a_schedule_would_overwrite_is_refused():
+    parts = SimpleNamespace(network=nn.Linear(2, 2), higher=True, select_on="val/acc")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["sched=onecycle", "warmup_epochs=1"])
+    with pytest.raises(UserError, match=r"OneCycleLR sets every rate anew.* Use warmup_epochs=0"):
+        check_optimizer(config, parts)
+    config.warmup_epochs = 0.0
+    check_optimizer(config, parts)
 
 
 def test_onecycle_rises_to_the_rate_and_falls_over_the_whole_training():

@@ -3,6 +3,7 @@
 import inspect
 import math
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -137,3 +138,19 @@ def schedule(
     made = scheduler(optimizer)
     never = {"monitor": monitor, "frequency": sys.maxsize} if isinstance(made, ReduceLROnPlateau) else {}
     return {"scheduler": made, "interval": "epoch"} | never
+
+
+def keeps_factors(scheduler: LRScheduler) -> bool:
+    """Whether a schedule multiplies the present rates, so that a warmup can do so too, instead of replacing them.
+
+    The schedule is of no use afterwards: rates of 0 have to stay small.
+    """
+    if isinstance(scheduler, ReduceLROnPlateau):
+        return True
+    groups = scheduler.optimizer.param_groups
+    rates = [group["lr"] for group in groups]
+    for group in groups:
+        group["lr"] = 0.0
+    with warnings.catch_warnings(action="ignore"):  # the optimizer has not stepped
+        scheduler.step()
+    return all(group["lr"] <= 0.01 * rate for group, rate in zip(groups, rates, strict=True))

@@ -31,7 +31,7 @@ from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.log import log
 from cnnlab.train import graph, graphable
 from cnnlab.train.machine import computes_in_bf16
-from cnnlab.train.optimizers import make_optimizer, schedule
+from cnnlab.train.optimizers import keeps_factors, make_optimizer, schedule
 from cnnlab.train.parts import Parts, misfits_as_user_errors
 from cnnlab.train.progress import progress
 from cnnlab.train.records import Records
@@ -156,9 +156,15 @@ def check_optimizer(config: DictConfig, parts: Parts) -> None:
     make_scheduler = instantiate(config.sched)
     try:
         optimizer = make_optimizer(instantiate(config.optim), parts.network, config.decay_all)
-        scheduler = schedule(make_scheduler, optimizer, num_steps=100, monitor="")["scheduler"]
+        made = schedule(make_scheduler, optimizer, num_steps=100, monitor="")
     except (ValueError, TypeError) as error:
         raise UserError(f"The optimizer or its schedule refuses its arguments: {error}.") from error
-    mode = "max" if parts.higher else "min"
+    scheduler, mode = made["scheduler"], "max" if parts.higher else "min"
     if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != mode:
         raise UserError(f"sched.mode={scheduler.mode} waits for {parts.select_on} to get worse. Use sched.mode={mode}.")
+    by_epoch = made["interval"] == "epoch"
+    if config.warmup_epochs > by_epoch and not keeps_factors(scheduler):
+        raise UserError(
+            f"warmup_epochs={config.warmup_epochs}: {type(scheduler).__name__} sets every rate anew, whatever the "
+            f"warmup has made of it. Use warmup_epochs={int(by_epoch)}, or another sched."
+        )
