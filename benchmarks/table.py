@@ -93,6 +93,11 @@ class Bench:
         folder.mkdir()
         return folder
 
+    @property
+    def images(self) -> str:
+        """How many images to train on: all, if that many are asked for, but those that are held out."""
+        return f"num_train_images={min(self.options.images, self.options.all_images - 10)}"
+
     def words(self, *words: str, sha256: str = DRAWN) -> list[str]:
         """The command `train.py` on the drawn pictures. Ten images are held out, one of every class."""
         data = (f"data.sha256={sha256}", f"cache_dir={self.cache}", f"val_fraction={10 / self.options.all_images:g}")
@@ -110,8 +115,7 @@ class Bench:
 
     def epochs(self, *words: str) -> list[float]:
         """Seconds of every epoch but the first."""
-        images = f"num_train_images={self.options.images}"
-        return self.enough(lambda num: self.train(images, f"trainer.max_epochs={num}", *words)["ends"])
+        return self.enough(lambda num: self.train(self.images, f"trainer.max_epochs={num}", *words)["ends"])
 
     def enough(self, ends: Callable[[int], list[float]]) -> list[float]:
         """Seconds of every epoch but the first, of as many as it takes. ends: of a number of epochs."""
@@ -174,7 +178,7 @@ class Bench:
 
     def at_once(self) -> Numbers:
         """Seconds of the whole command."""
-        words = ("-m", "seed=0,1", f"num_train_images={self.options.images}", "trainer.max_epochs=3")
+        words = ("-m", "seed=0,1", self.images, "trainer.max_epochs=3")
         both = ("launcher=local", "launcher.jobs_per_device=2")
         return {"in turn": self.train(*words)["seconds"], "at once": self.train(*words, *both)["seconds"]}
 

@@ -650,3 +650,13 @@ def test_a_fraction_that_holds_out_no_image_is_refused():
     images = Images(np.zeros((8, 3, 8, 8), np.uint8), np.arange(8) % 2, ("cat", "dog"))  # 0.1 of 4 is rounded to 0
     with pytest.raises(UserError, match=r"val_fraction=0\.1"):
         ImageData(DataSet(images, images, ""), Unchanged(), {}, batch_size=4, val_fraction=0.1)
+
+
+def test_more_images_than_there_are_left_to_train_on_are_refused():
+    images = Images(np.zeros((40, 3, 8, 8), np.uint8), np.arange(40) % 2, ("cat", "dog"))
+    data, options = DataSet(images, images, ""), {"batch_size": 4, "val_fraction": 0.1}
+    assert len(ImageData(data, Unchanged(), {}, num_train_images=36, **options).train_index) == 36
+    with pytest.raises(
+        UserError, match="num_train_images=37 is more than the 36 training images that are not held out"
+    ):
+        ImageData(data, Unchanged(), {}, num_train_images=37, **options)

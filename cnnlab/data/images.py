@@ -206,6 +206,18 @@ def stratified_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[n
     return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
+def subset(indices: np.ndarray, num: int, seed: int) -> np.ndarray:
+    """`num` random ones of the training images that are not held out, sorted. Raises: UserError if there are fewer."""
+    import numpy as np
+
+    if num > len(indices):
+        raise UserError(
+            f"num_train_images={num} is more than the {len(indices)} training images that are not held out. Use "
+            f"{len(indices)} or less."
+        )
+    return np.sort(np.random.default_rng(seed).permutation(indices)[:num])
+
+
 class Source(Protocol):
     """What a data set option must offer, without importing torch before `load`; for what else it may, see `offered`."""
 

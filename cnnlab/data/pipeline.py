@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning import LightningDataModule, Trainer
@@ -20,7 +19,7 @@ from torch import Tensor
 from cnnlab.augment.base import Augmentation, Crop, Stage, in_order, output_size
 from cnnlab.config.options import UserError
 from cnnlab.config.paths import expand
-from cnnlab.data.images import DataSet, is_fetched, stratified_split
+from cnnlab.data.images import DataSet, is_fetched, stratified_split, subset
 from cnnlab.data.loaders import EpochSteps, Part, Slices
 from cnnlab.data.plan import Plan, draw_epoch, generator, of_process, sampling_weights, split_drawn
 from cnnlab.data.resident import _uploaded, evaluated_together, on_device, taken, upload
@@ -70,7 +69,7 @@ class ImageData(LightningDataModule):
                 f"none. Use a larger val_fraction, or val_fraction=0 to evaluate the test images after every epoch."
             )
         if num_train_images is not None:
-            train = np.sort(np.random.default_rng(seed).permutation(train)[:num_train_images])
+            train = subset(train, num_train_images, seed)
         if len(train) < batch_size:
             raise UserError(
                 f"batch_size={batch_size} is larger than the {len(train)} training images. Use batch_size={len(train)} "
