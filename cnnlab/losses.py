@@ -33,7 +33,8 @@ class CrossEntropy(SmoothedLoss):
 
     Args:
         label_smoothing: see SmoothedLoss.
-        class_weights: weight of each class in training; None: equal weights.
+        class_weights: weight of each class in training; None: equal weights. The mean over a batch is weighted: it is
+            divided by the weights of its labels, mixed or not.
     """
 
     tasks = ("multiclass",)
@@ -45,8 +46,10 @@ class CrossEntropy(SmoothedLoss):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        weights = self.class_weights if self.training else None
-        return F.cross_entropy(logits, labels, weights, label_smoothing=self.smoothing)
+        if not self.training or self.class_weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        total = F.cross_entropy(logits, labels, self.class_weights, reduction="sum", label_smoothing=self.smoothing)
+        return total / (soft_labels(labels, logits.shape[1]) * self.class_weights).sum()
 
 
 class BinaryCrossEntropy(SmoothedLoss):

@@ -38,6 +38,16 @@ def test_class_weights_are_torchs_and_count_in_training_alone():
     assert loss.state_dict() == {}  # checkpoints are those of the network
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_class_weights_mean_the_same_whether_labels_may_be_mixed_or_not(smoothing):
+    """torch divides by the weights of labels that are indices, but by the number of images if they are shares."""
+    loss = CrossEntropy(smoothing, class_weights=[5.0, 5.0, 20.0, 3.0, 0.0])
+    torch.testing.assert_close(loss(LOGITS, F.one_hot(LABELS, 5).float()), loss(LOGITS, LABELS))
+    equal = CrossEntropy(smoothing, class_weights=[7.0] * 5)
+    mixed = torch.lerp(F.one_hot(LABELS, 5).float(), F.one_hot(LABELS.roll(1), 5).float(), 0.3)
+    torch.testing.assert_close(equal(LOGITS, mixed), CrossEntropy(smoothing)(LOGITS, mixed))
+
+
 def test_binary_cross_entropy_is_torchs_with_one_class_or_several():
     several = (LOGITS.flip(0) > 0).float()
     one = F.one_hot(LABELS, 5).float()
