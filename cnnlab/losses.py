@@ -34,7 +34,7 @@ class CrossEntropy(SmoothedLoss):
     Args:
         label_smoothing: see SmoothedLoss.
         class_weights: weight of each class in training; None: equal weights. The mean over a batch is weighted: it is
-            divided by the weights of its labels, mixed or not.
+            divided by the weights of its labels, mixed or not, in all processes.
     """
 
     tasks = ("multiclass",)
@@ -49,7 +49,7 @@ class CrossEntropy(SmoothedLoss):
         if not self.training or self.class_weights is None:
             return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
         total = F.cross_entropy(logits, labels, self.class_weights, reduction="sum", label_smoothing=self.smoothing)
-        return total / (soft_labels(labels, logits.shape[1]) * self.class_weights).sum()
+        return total / mean_over_processes((soft_labels(labels, logits.shape[1]) * self.class_weights).sum())
 
 
 class BinaryCrossEntropy(SmoothedLoss):
@@ -104,3 +104,11 @@ def soft_labels(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Ten
     """The share of each class in an image, (B, num_classes) float32; `smoothing` of it is spread over all classes."""
     shares = F.one_hot(labels, num_classes).float() if labels.ndim == 1 else labels
     return shares * (1 - smoothing) + smoothing / num_classes
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a number over the processes of a run, whose losses are averaged."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value)
+        value = value / torch.distributed.get_world_size()
+    return value
