@@ -6,6 +6,9 @@ outputs (B, K) float32, and as targets
     multiclass    (B,) int64, the class; for mixed labels the one with the largest share
     multilabel    (B, K) int64, 0 or 1
     regression    (B, K) float32
+
+Those of torchmetrics.classification are given log-probabilities of classes, or probabilities of labels, see
+`unmistakable`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,6 +63,11 @@ class EpochMetrics:
 
     def __init__(self, metrics: Mapping[str, Metric], task: str, device: torch.device):
         self.metrics, self.task = metrics, task
+        self.guessing = {
+            name
+            for name, metric in metrics.items()
+            if any(kind.__module__.startswith("torchmetrics.classification.") for kind in type(metric).__mro__)
+        }
         for metric in metrics.values():
             metric.to(device).reset()
         self.losses: list[Tensor] = []  # (S,) float32 each: loss of S batches, times the size of a batch
@@ -90,8 +98,9 @@ class EpochMetrics:
             targets = targets.argmax(1)
         elif self.task == "multilabel":
             targets = targets.round().long()
-        for metric in self.metrics.values():
-            metric.update(outputs, targets)
+        certain = unmistakable(outputs, self.task) if self.guessing else outputs
+        for name, metric in self.metrics.items():
+            metric.update(certain if name in self.guessing else outputs, targets)
 
     def mean_loss(self) -> float:
         """The mean loss so far, in this process; waits for the device."""
@@ -121,6 +130,16 @@ class EpochMetrics:
         self.losses, self.waiting = [torch.cat([torch.zeros(0), *(state["losses"] for state in states)]).to(device)], []
         self.count = sum(state["count"] for state in states)
         restore(self.metrics, [state["metrics"] for state in states], device)
+
+
+def unmistakable(outputs: Tensor, task: str) -> Tensor:
+    """Outputs (B, K) for torchmetrics, which takes logits for probabilities if all of an update are from 0 to 1.
+
+    Log-probabilities of classes are logits with the same softmax, and some are below 0.
+    """
+    if task == "multilabel":
+        return outputs.sigmoid()
+    return outputs.log_softmax(1) if task == "multiclass" else outputs
 
 
 def states_of(metrics: Mapping[str, Metric]) -> dict[str, Any]:

@@ -3,7 +3,12 @@
 import pytest
 import torch
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAUROC, MulticlassF1Score
+from torchmetrics.classification import (
+    MulticlassAUROC,
+    MulticlassCalibrationError,
+    MulticlassF1Score,
+    MultilabelAccuracy,
+)
 from torchmetrics.regression import MeanSquaredError
 
 from cnnlab.config.options import UserError
@@ -99,6 +104,24 @@ def test_mixed_labels_count_as_the_one_with_the_largest_share():
     logits = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     sums.add(torch.ones(()), logits, torch.tensor([[0.4, 0.6], [0.3, 0.7]]))
     assert sums.compute() == {"loss": 1.0, "acc": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "targets"),
+    [
+        ("multilabel", MultilabelAccuracy(3), torch.ones(20, 3)),
+        ("multiclass", MulticlassCalibrationError(3), torch.arange(20) % 3),
+    ],
+)
+def test_logits_from_0_to_1_are_not_taken_for_probabilities(task, metric, targets):
+    """As torchmetrics does where all logits of an update are in that range."""
+    logits = torch.rand(20, 3, generator=torch.Generator().manual_seed(0))
+    sums = EpochMetrics({"m": metric}, task, CPU)
+    sums.add(torch.ones(()), logits, targets)
+    found = sums.compute()["m"]
+    metric.reset()
+    metric.update(logits.sigmoid() if task == "multilabel" else logits.softmax(1), targets.long())
+    assert found == pytest.approx(metric.compute().item())
 
 
 SHAPES = {task: Shape(3, 3, 8, 8, task) for task in ("multiclass", "multilabel", "regression")}
