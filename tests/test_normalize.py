@@ -210,6 +210,22 @@ def test_statistics_that_cannot_be_kept_are_used(tmp_path):
     assert other.scale.equal(kept.scale)
 
 
+class Corner(CropFlip):
+    """Evaluates the upper left corner, not the center."""
+
+    def center(self, images: Tensor) -> Tensor:
+        return images[:, :4, :4]
+
+
+def test_statistics_are_of_what_the_crop_takes_and_shared_by_crops_that_take_the_same(tmp_path):
+    images = data_of(PIXELS[:200].numpy(), PIXELS[:10].numpy())
+    for crop, num_fits in ((CropFlip(4), 1), (CropFlip(4, flip_probability=0.1), 1), (Corner(4), 2)):
+        data = ImageData(images, Standard("pixel"), {"crop": crop}, batch_size=8, cache_dir=tmp_path)
+        seen = data.evaluation_images("train", data.train_index)
+        torch.testing.assert_close(seen.mean(0), torch.zeros(3, 4, 4))
+        assert len(list((tmp_path / "norm").glob("*.statistics"))) == num_fits
+
+
 def test_statistics_of_a_checkpoint_go_to_the_device(tmp_path):
     data = ImageData(
         data_of(PIXELS[:200].numpy(), PIXELS[:10].numpy()), Standard(), {}, batch_size=8, cache_dir=tmp_path

@@ -1,5 +1,6 @@
 """The interface of augmentations, and the order in which they are applied."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from enum import IntEnum
@@ -56,6 +57,13 @@ class Crop(Augmentation):
     @abstractmethod
     def center(self, images: Tensor) -> Tensor:
         """The crop at evaluation: (B, H, W, C) -> (B, h, w, C)."""
+
+
+def center_digest(crop: Crop, size: Size, channels: int) -> str:
+    """Identifies the part of an image that a crop takes at evaluation, by what it takes from a random one."""
+    noise = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (1, *size, channels), generator=noise, dtype=torch.uint8)
+    return hashlib.sha256(crop.center(image).contiguous().numpy().tobytes()).hexdigest()
 
 
 class Mixer(Augmentation):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from lightning import LightningDataModule, Trainer
 from torch import Tensor
 
-from cnnlab.augment.base import Augmentation, Crop, Stage, in_order, output_size
+from cnnlab.augment.base import Augmentation, Crop, Stage, center_digest, in_order, output_size
 from cnnlab.config.options import UserError
 from cnnlab.config.paths import expand
 from cnnlab.data.images import DataSet, is_fetched, stratified_split, subset
@@ -93,7 +93,8 @@ class ImageData(LightningDataModule):
         self.drawn_ahead: dict[int, Plan] = {}  # plans by epoch
         self.release()
         self.images = {"train": on_device(data.train, self.device)}
-        fitted_on = f"{data.fingerprint} {self.split_digest} {self.shape.image_size}"
+        part = center_digest(self.crop, self.stored.size, self.stored.channels) if self.crop else ""
+        fitted_on = f"{data.fingerprint} {self.split_digest} {self.shape.image_size} {part}"
         fit_once(
             norm, lambda: cast(Tensor, Part(self, "train", self.train_index)), fitted_on, expand(cache_dir) / "norm"
         )
