@@ -1,15 +1,20 @@
 """Weights to begin with: of files as others write them, and of runs; what does not fit is told."""
 
 import logging
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
 from cnnlab.config.options import UserError
-from cnnlab.networks import ConvNet
+from cnnlab.networks import BagOfWords, ConvNet
+from cnnlab.speednet import SpeedNet
+from cnnlab.train.run import fit_network
 from cnnlab.train.weights import load_weights
 
 
@@ -59,6 +64,29 @@ def test_of_another_number_of_classes_all_but_the_last_layer(caplog):
     assert network.conv1.weight.equal(other()["conv1.weight"])
     assert network.fc5.weight.equal(before)
     assert "6 of 8 tensors loaded from weights.pt; new: fc5.weight, fc5.bias" in caplog.text
+
+
+def fitted(network: nn.Module, path: Path | None = None) -> dict[str, torch.Tensor]:
+    """The tensors of a network that may have begun with weights, once it has seen some images."""
+    images = torch.randn(20, 3, 8, 8)
+    data = SimpleNamespace(train_index=torch.arange(20), evaluation_images=lambda part, index: images[index])
+    loaded = load_weights(network, path) if path else frozenset()
+    config = OmegaConf.create({"model": {"_target_": type(network).__name__}})
+    fit_network(config, SimpleNamespace(network=network, data=data, loaded=loaded))
+    return network.state_dict()
+
+
+def test_a_network_is_fitted_if_the_weights_lack_what_that_sets():
+    bag, speed = partial(BagOfWords, 10, 3, patch_size=3), partial(SpeedNet, widths=(4,))
+    words, filters = fitted(bag(num_words=5)), fitted(speed())
+    assert fitted(bag(num_words=5), saved(words))["words.words"].equal(words["words.words"])
+    found = fitted(bag(num_words=6), saved(words))
+    assert found["words.words"].any(1).all()
+    assert not found["words.whitening"].equal(words["words.whitening"])  # words are whitened patches
+    assert found["svm.bias"].equal(words["svm.bias"])
+    assert fitted(speed(num_classes=3), saved(filters))["whitening.weight"].equal(filters["whitening.weight"])
+    found = fitted(speed(patch_size=3), saved(filters))["whitening.weight"]
+    assert found[:27].equal(-found[27:])
 
 
 def test_a_network_of_the_other_form_takes_all_of_them():

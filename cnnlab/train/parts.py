@@ -52,6 +52,7 @@ class Parts:
         module: what Lightning trains.
         select_on: the metric that determines the best epoch, "val/acc".
         higher: whether higher values of it are better.
+        loaded: the tensors of the network that are from `weights`.
     """
 
     data: ImageData
@@ -60,6 +61,7 @@ class Parts:
     metrics: Mapping[str, Metric]
     select_on: str
     higher: bool
+    loaded: frozenset[str] = frozenset()
 
     def check_monitor(self, option: str, name: str, mode: str) -> None:
         """Raises: UserError if a metric is not logged, or mode, "max" or "min", is the wrong one for it.
@@ -92,8 +94,7 @@ def assemble(
     """
     batches = make_data(config, data)
     network = make_network(config.model, batches.shape)
-    if config.weights:
-        load_weights(network, Path(config.weights))
+    loaded = load_weights(network, Path(config.weights)) if config.weights else frozenset[str]()
     metrics, loss = make_metrics(config.metrics, batches.shape), make_loss(config.loss, batches.shape)
     optimizer, scheduler = instantiate(config.optim), instantiate(config.sched)
     select_on, higher = selection(config)
@@ -127,7 +128,7 @@ def assemble(
         module = kind(**taken, **node)
     if try_it := getattr(module, "try_it", None):
         try_it(batches.shape)
-    parts = Parts(batches, network, module, metrics, select_on, higher)
+    parts = Parts(batches, network, module, metrics, select_on, higher, loaded)
     parts.check_monitor("select_on", select_on, "max" if higher else "min")
     return parts
 

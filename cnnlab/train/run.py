@@ -90,10 +90,8 @@ def train_run(config: DictConfig, run: RunDirectory, data: DataSet, about: Mappi
     try:
         with signals.noted(), explained_nondeterminism(trainer):
             newest = newest_checkpoint(config, run, trainer)
-            if (fit := getattr(parts.network, "fit", None)) and newest is None and not config.weights:
-                mixed = torch.randperm(len(datamodule.train_index))[:FITTED_ON]
-                with misfits_as_user_errors(f"{config.model._target_}.fit"):
-                    fit(datamodule.evaluation_images("train", datamodule.train_index[mixed]))
+            if newest is None:
+                fit_network(config, parts)
             summary |= fit_and_test(trainer, parts, records, newest)
             if trainer.is_global_zero:
                 close_records(run, summary, trainer, config)
@@ -109,6 +107,20 @@ def train_run(config: DictConfig, run: RunDirectory, data: DataSet, about: Mappi
                 finish()
         leave_process_group(failed)
     return summary
+
+
+def fit_network(config: DictConfig, parts: Parts) -> None:
+    """Call the `fit` of a network that has one, with training images, unless all that it sets is from `weights`."""
+    network, data = parts.network, parts.data
+    before = {name: values.clone() for name, values in network.state_dict().items()}
+    if not (fit := getattr(network, "fit", None)) or parts.loaded == before.keys():
+        return
+    mixed = torch.randperm(len(data.train_index))[:FITTED_ON]
+    with misfits_as_user_errors(f"{config.model._target_}.fit"):
+        fit(data.evaluation_images("train", data.train_index[mixed]))
+    fitted = {name for name, values in network.state_dict().items() if not values.equal(before[name])}
+    if fitted <= parts.loaded:
+        network.load_state_dict(before)
 
 
 @contextmanager

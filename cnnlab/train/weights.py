@@ -14,11 +14,11 @@ KEYS = ("state_dict", "model", "model_state_dict")  # of the weights in files wi
 PREFIXES = ("network.", "module.", "_orig_mod.")  # of a module here, DistributedDataParallel, torch.compile
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def load_weights(network: nn.Module, path: Path) -> frozenset[str]:
     """Load weights from a file (.pt, .pth, .ckpt, .safetensors), or from the best epoch of a run.
 
     Weights that match by name and shape are loaded. Others, such as a last layer for other classes, keep their
-    initialization, which is logged.
+    initialization, which is logged. Returns the names of those that were loaded.
 
     Raises: UserError if the file cannot be read, or nothing in it matches.
     """
@@ -37,6 +37,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
         new = [name for name in own if name not in fitting]
     used = len(own) - len(new)
     log.info(f"{used} of {len(own)} tensors loaded from {path}" + (f"; new: {some(new, 6)}" if new else ""))
+    return frozenset(own.keys() - set(new))
 
 
 def some(names: Any, num: int = 3) -> str:
