@@ -151,3 +151,14 @@ def test_test_images_without_labels_and_images_that_are_none():
     with pytest.raises(UserError, match=r"row 1 of the split cannot be read as an image .*data.unreadable=skip"):
         source().load()
     assert source(unreadable="skip").load().test.targets.tolist() == [0, 0, 1, 0, 1, 1, 0, 1]
+
+
+def test_files_that_number_the_classes_differently_are_refused():
+    """As after class_encode_column of each split, if one of them lacks a class."""
+    write(Path("root"), metadata=NAMES)
+    other = {"info": {"features": {"label": {"names": ["ant", "cat", "dog"], "_type": "ClassLabel"}}}}
+    parquet.write_table(table("test", metadata=other), "root/data/test-00001-of-00002.parquet")
+    with pytest.raises(
+        UserError, match=r"test-00001-of-00002.parquet: the classes of label are ant, cat, dog, but in "
+    ):
+        source().check()

@@ -136,9 +136,18 @@ class HuggingFace(EncodedImages):
 
     @functools.cached_property
     def _classes(self) -> dict[Any, str]:
-        """The names of the classes by label: those given in the files, otherwise the training labels themselves."""
+        """The names of the classes by label: those given in the files, otherwise the training labels themselves.
+
+        Raises: UserError for files that give different ones.
+        """
         values = sorted(set(self._values["train"]))
-        names = class_names(self._files["train"][0], self.label)
+        names = class_names(first := self._files["train"][0], self.label)
+        for path in (path for part in self.splits for path in self._files[part] if names):
+            if (others := class_names(path, self.label)) and others != names:
+                raise UserError(
+                    f"{path}: the classes of {self.label} are {', '.join(others[:10])}, but in {first} they are "
+                    f"{', '.join(names[:10])}, so that a number is not the same class. Save both with the same classes."
+                )
         return dict(enumerate(names)) if names else {value: str(value) for value in values}
 
     def _labels(self, part: str) -> list[int]:
