@@ -130,3 +130,11 @@ def test_fingerprint_sees_pixels_labels_and_classes():
 
 def test_jobs_of_a_process_share_the_data_set():
     assert load_once(Shapes(20, 10)) is load_once(Shapes(20, 10))
+
+
+def test_test_images_whose_classes_have_another_order_are_refused(tmp_path):
+    """Their targets would be other classes than those of the training images."""
+    made = Shapes(20, 10).load()
+    test = Images(made.test.pixels, made.test.targets, made.test.classes[::-1])
+    with pytest.raises(UserError, match=r"of different classes: circle, ring, .*, and arrow, crescent"):
+        cached_data(tmp_path / "data.images", lambda: (made.train, test))

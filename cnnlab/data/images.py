@@ -90,11 +90,19 @@ def at_places(images: Images) -> Callable[[Any], np.ndarray]:
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """The official training and test images, and the SHA-256 of both."""
+    """The official training and test images, and the SHA-256 of both.
+
+    Raises: UserError for different classes, or the same in another order: a target must mean the same in both.
+    """
 
     train: Images
     test: Images
     fingerprint: str
+
+    def __post_init__(self) -> None:
+        if self.train.classes != self.test.classes:
+            train, test = (", ".join(images.classes[:10]) for images in (self.train, self.test))
+            raise UserError(f"Training and test images are of different classes: {train}, and {test}. Use the same.")
 
     @functools.cached_property
     def shape(self) -> Shape:
