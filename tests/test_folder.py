@@ -22,7 +22,7 @@ from cnnlab.config import identity, objects, values
 from cnnlab.config.options import UserError
 from cnnlab.data import decoded
 from cnnlab.data import folder as module
-from cnnlab.data.folder import ImageFolder
+from cnnlab.data.folder import ImageFolder, read_table
 from cnnlab.data.pipeline import ImageData
 from cnnlab.normalize import Standard
 from cnnlab.use.opened import OpenedRun, with_other_data
@@ -289,6 +289,13 @@ def write_tables(root: Path, encoding: str = "utf-8") -> None:
             picture.rename(root / part / f"{number}.png")
             lines.append(f"{picture.parent.name},{part}/{number}.png")
         (root / f"{part}.csv").write_text("\n".join(lines), encoding)
+
+
+def test_labels_that_are_the_same_number_have_the_same_order_in_every_table(tmp_path):
+    tables = [tmp_path / f"{part}.csv" for part in ("train", "test")]
+    for table, labels in zip(tables, (("1", "01"), ("01", "1")), strict=True):
+        table.write_text("file,label\n" + "".join(f"{label}.png,{label}\n" for label in labels))
+    assert [list(read_table(table)) for table in tables] == [["01", "1"], ["01", "1"]]
 
 
 def test_a_table_names_files_and_labels(tmp_path):

@@ -165,4 +165,5 @@ def read_table(path: Path) -> dict[str, list[str]]:
                 found.setdefault(row["label"], []).append(os.path.join(path.parent, row["file"]))
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}). {expected}, in UTF-8.") from error
-    return {label: found[label] for label in sorted(found, key=int if all(map(str.isdecimal, found)) else None)}
+    numbers = all(map(str.isdecimal, found))
+    return {label: found[label] for label in sorted(found, key=lambda label: (int(label) if numbers else 0, label))}
