@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import Timer
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from cnnlab.config.processes import Place, first_host, place
 from cnnlab.launch import job
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.train.machine import leave_process_group
+from cnnlab.train.records import Records
 
 SMALL = (
     *("data=shapes", "data.num_train=800", "data.num_test=60", "batch_size=40", "model.channels=[8,8,8]"),
@@ -165,6 +167,18 @@ def test_torchrun_makes_the_same(swept, tmp_path):
     again = typed(tmp_path, *words, "optim=adam")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("done before") == 1
+
+
+def test_each_process_draws_its_own_random_numbers():
+    """For dropout, say; and none those of another seed's. torch's generator on the CPU has seeds of 32 bits."""
+    drawn = []
+    for seed in (0, 1):
+        for rank in range(4):
+            torch.manual_seed(seed)
+            records = Records(RunDirectory(Path("run")), None, "", "val/acc")
+            records.on_train_start(SimpleNamespace(global_rank=rank, world_size=4), None)
+            drawn.append(torch.rand(()).item())
+    assert len(set(drawn)) == 8
 
 
 NCCL = """

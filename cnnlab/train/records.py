@@ -14,6 +14,7 @@ from torch.nn.utils import get_total_norm
 
 from cnnlab.config.options import UserError
 from cnnlab.data.pipeline import data_of
+from cnnlab.data.plan import generator
 from cnnlab.networks import first_filters
 from cnnlab.runs import signals
 from cnnlab.runs.directory import RunDirectory
@@ -132,8 +133,8 @@ class Records(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved_at = time.monotonic()
-        if trainer.global_rank:  # dropout differs between processes
-            torch.manual_seed(torch.initial_seed() + (trainer.global_rank << 32))
+        if rank := trainer.global_rank:  # dropout differs between processes
+            torch.manual_seed(generator(torch.initial_seed(), 0, f"process {rank}").initial_seed())
         if state := self.restored:
             processes = state["processes"]
             if len(processes) == trainer.world_size:  # otherwise the first process continues from all of them
