@@ -330,6 +330,7 @@ def test_what_only_watches_is_no_part_of_the_run(zygote, own, tmp_path):
         (("data=numbers", "model=cnn", "loss=mse", "metrics=mae", "select_on=val/mae"), "lower values are better"),
         (("data=gray", "model=tower", "loss=mse"), "does not accept outputs"),
         (("module=autoencoder", "data=gray", "model=hourglass"), "takes no argument metrics"),
+        (("experiment=autoencoder", "data=gray", "loss=hinge"), "takes no argument loss. Use loss=cross_entropy,"),
         (("experiment=autoencoder", "data=gray", "test_flips=true"), "test_flips=True: own.modules.Autoencoder takes"),
         (
             ("experiment=autoencoder", "data=gray", "aug=rows", "aug.rows.num_rows=29"),

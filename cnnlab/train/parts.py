@@ -16,7 +16,7 @@ from torchmetrics import Metric
 
 from cnnlab.augment.base import Augmentation
 from cnnlab.config.objects import filled, instantiate
-from cnnlab.config.options import UserError
+from cnnlab.config.options import UserError, default_option, option_file
 from cnnlab.config.shape import Shape
 from cnnlab.config.values import plain, selection
 from cnnlab.data.images import DataSet
@@ -122,6 +122,10 @@ def assemble(
     for name, neutral in MODULE_OPTIONS.items():
         if name not in taken and given[name] != neutral:
             raise UserError(f"{name}={given[name]}: {config.module['_target_']} takes no argument {name}.")
+    for group, name in (("optim", "optimizer"), ("sched", "scheduler"), ("loss", "loss")):
+        default, used = default_option(group), name in taken or (name == "loss" and batches.shape.task != "multiclass")
+        if not used and plain(config[group]) != option_file(f"{group}/{default}"):
+            raise UserError(f"{config.module['_target_']} takes no argument {name}. Use {group}={default}, unchanged.")
     if extend:
         kind = extend(kind, optimizer, scheduler, batches)
     with misfits_as_user_errors(f"{config.module['_target_']} refuses its arguments"):
