@@ -57,6 +57,15 @@ def test_one_npz_of_everything(tmp_path, save, names):
     assert bool(converted) == (save is np.savez_compressed), "what is not compressed is mapped where it lies"
 
 
+@pytest.mark.parametrize(
+    ("shape", "channels"), [((9, 9, 103), 103), ((103, 9, 9), 103), ((4, 9, 12), 4), ((9, 1, 1), 1)]
+)
+def test_square_images_may_have_more_channels_than_columns(tmp_path, shape, channels):
+    """As patches of hyperspectral images have."""
+    np.savez("all.npz", x_train=np.zeros((6, *shape), np.uint8), y_train=np.arange(6) % 2, x_test=[], y_test=[])
+    assert source(train="all.npz").shape.channels == channels
+
+
 @pytest.mark.parametrize("order", ["NHWC", "NCHW", "Fortran"])
 def test_pairs_of_npy_in_every_order(tmp_path, order):
     for part in PIXELS:

@@ -217,8 +217,13 @@ class Stored(NamedTuple):
 
 
 def channels_first(size: Sequence[int]) -> bool:
-    """Whether the shape of an image is (C, H, W), and not (H, W, C) or (H, W): fewer channels than columns."""
-    return len(size) == 3 and size[0] < size[2]
+    """Whether the shape of an image is (C, H, W), and not (H, W, C) or (H, W): it is square, or has few channels."""
+    if len(size) != 3:
+        return False
+    first, middle, last = size
+    if first == middle > 4:  # fewer are channels
+        return False
+    return first < last or middle == last > 4
 
 
 def stored(path: Path, member: str = "") -> Stored:
