@@ -30,7 +30,7 @@ def rates(*overrides: str, metric: float | None = None) -> list[float]:
     optim, sched = instantiate(config.optim), instantiate(config.sched)
     classifier = Classifier(network, optim, sched, warmup_epochs=config.warmup_epochs)
     steps = NUM_EPOCHS * STEPS_PER_EPOCH
-    data = SimpleNamespace(num_batches=STEPS_PER_EPOCH)
+    data = SimpleNamespace(num_full_batches=STEPS_PER_EPOCH)
     classifier.trainer = SimpleNamespace(
         datamodule=data, limit_train_batches=1.0, accumulate_grad_batches=1, max_epochs=NUM_EPOCHS
     )

@@ -93,6 +93,14 @@ MISTAKES = {
     "no devices": ("trainer.devices=0", ["trainer.devices=0", "trainer.devices=1"]),
     "growing constant": ("sched.factor=2", ["sched.factor=2", "factor <= 1", "sched.factor=1.0"]),
     # values that do not fit together
+    "a last step that is too small": (
+        "data=shapes +trainer.accumulate_grad_batches=4 trainer.limit_train_batches=6",
+        ["trainer.limit_train_batches=6", "not a multiple of trainer.accumulate_grad_batches=4"],
+    ),
+    "no whole step": (
+        "data=shapes data.num_train=400 +trainer.accumulate_grad_batches=4",
+        ["needs 512 images for a step; 360 are trained on"],
+    ),
     "batch larger than the data": (
         "data=shapes data.num_train=100",
         ["batch_size=128", "the 90 images", "batch_size=90"],

@@ -697,6 +697,12 @@ def test_accumulated_gradients_are_those_of_larger_batches_and_go_on(zygote, tmp
     assert zygote.run(halves, command=accumulated)["status"] == 0, said(halves)
     losses = [[float(row["val/loss"]) for row in left_by(output)["rows"]] for output in (whole, halves)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    whole, incomplete = tmp_path / "whole of 4", tmp_path / "incomplete"  # 18 batches: the last two make no step
+    assert zygote.run(whole, "batch_size=80", command=common)["status"] == 0, said(whole)
+    words = ("batch_size=20", "+trainer.accumulate_grad_batches=4")
+    assert zygote.run(incomplete, *words, command=common)["status"] == 0, said(incomplete)
+    losses = [[float(row["val/loss"]) for row in left_by(output)["rows"]] for output in (whole, incomplete)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     for step in (8, 9):  # within a pair, and between two
         assert zygote.run(killed, command=accumulated, faults=[("step", step, "SIGKILL")])["status"] == -9
     assert zygote.run(killed, command=accumulated)["status"] == 0

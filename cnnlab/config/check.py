@@ -81,6 +81,18 @@ def check(config: DictConfig) -> None:
             f"{source.num_train}, with val_fraction={job['val_fraction']} held out). Use batch_size={num_train} or "
             f"less."
         )
+    together, limit = (job["trainer"].get(key) or 1 for key in ("accumulate_grad_batches", "limit_train_batches"))
+    if isinstance(together, int) and together > 1:
+        if num_train is not None and job["batch_size"] * together > num_train:
+            raise UserError(
+                f"trainer.accumulate_grad_batches={together} with batch_size={job['batch_size']} needs "
+                f"{job['batch_size'] * together} images for a step; {num_train} are trained on. Use less of either."
+            )
+        if job["trainer"]["limit_train_batches"] and limit % together:
+            raise UserError(
+                f"trainer.limit_train_batches={limit} is not a multiple of trainer.accumulate_grad_batches={together}: "
+                f"the last step would be too small. Use for example {together}."
+            )
     max_epochs, devices, num_nodes = (job["trainer"].get(key, 1) for key in ("max_epochs", "devices", "num_nodes"))
     if job["warmup_epochs"] and job["warmup_epochs"] >= max_epochs:
         raise UserError(

@@ -46,7 +46,7 @@ class EpochSteps:
         self.first_step = 0
 
     def __len__(self) -> int:
-        return self.data.num_batches
+        return self.data.num_full_batches
 
     def __iter__(self) -> Iterator[range]:
         data, trainer = self.data, self.data.trainer

@@ -110,6 +110,13 @@ class ImageData(LightningDataModule):
     def num_batches(self) -> int:
         return len(self.train_index) // self.batch_size
 
+    @property
+    def num_full_batches(self) -> int:
+        """Without the last ones, if they are too few for a step of accumulated gradients: Lightning divides by all."""
+        assert self.trainer is not None
+        together = self.trainer.accumulate_grad_batches
+        return self.num_batches // together * together
+
     def setup(self, stage: str) -> None:
         """Move images, targets and statistics to the device; normalize the whole data set if that is worth it."""
         assert self.trainer is not None

@@ -4,7 +4,6 @@ Loss and metrics are accumulated on the device and logged once per epoch. For sm
 would take as long as the step itself.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -176,9 +175,9 @@ class Classifier(LightningModule):
 
         `trainer.estimated_stepping_batches` would create the loaders before a checkpoint can restore their position.
         """
-        batches, limit = data_of(self.trainer).num_batches, self.trainer.limit_train_batches
+        batches, limit = data_of(self.trainer).num_full_batches, self.trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return math.ceil(batches / self.trainer.accumulate_grad_batches) * (self.trainer.max_epochs or 0)
+        return batches // self.trainer.accumulate_grad_batches * (self.trainer.max_epochs or 0)
 
     def begin_epoch(self) -> None:
         self.sums, self.evaluation_sums = (EpochMetrics(kept, self.task, self.device) for kept in self.kept)
