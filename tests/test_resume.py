@@ -19,6 +19,7 @@ from conftest import ROOT
 from faults import POINTS
 from zygote import COMMAND, Zygote, differences, left_by, only_run, said
 
+from cnnlab.config.options import UserError
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.train import checkpoint
 from cnnlab.train.checkpoint import CheckpointFiles
@@ -442,7 +443,9 @@ def test_a_divergence_keeps_the_checkpoint_before(tmp_path):
     records = Records(RunDirectory(tmp_path), CheckpointFiles(), "digest", "val/acc")
     records.saved = "of epoch 3, step 30"
     with pytest.raises(DivergedError, match=r"val/loss is inf in epoch 4.*last\.ckpt, of epoch 3, step 30.*lr"):
-        records.check_finite({"epoch": 4.0, "train/loss": 0.5, "val/loss": math.inf})
+        records.check_finite({"epoch": 4.0, "val/late": math.nan, "train/loss": 0.5, "val/loss": math.inf})
+    with pytest.raises(UserError, match=r"val/late is nan in epoch 4\. A metric must be"):
+        records.check_finite({"epoch": 4.0, "train/loss": 0.5, "val/late": math.nan})
     records.check_finite({"epoch": 4.0, "train/loss": 0.5})
 
 

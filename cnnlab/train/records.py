@@ -227,10 +227,17 @@ class Records(Checkpoint):
         trainer.strategy.barrier()
 
     def check_finite(self, row: Row) -> None:
-        """Raises: DivergedError if a loss is not finite; the checkpoints stay those of earlier epochs."""
-        for name, value in row.items():
-            if name.endswith("loss") and not math.isfinite(value):
-                self.diverged(f"{name} is {value} in epoch {row['epoch']:.0f}")
+        """Raises: DivergedError if a loss is not finite, UserError for another metric; the checkpoints are kept."""
+        wrong = {
+            name: f"{name} is {value} in epoch {row['epoch']:.0f}"
+            for name, value in row.items()
+            if not math.isfinite(value)
+        }
+        for name, problem in wrong.items():
+            if name.endswith("loss"):
+                self.diverged(problem)
+        for problem in wrong.values():
+            raise UserError(f"{problem}. A metric must be a finite number in every epoch; leave this one out.")
 
     def diverged(self, problem: str) -> NoReturn:
         last = f"{self.last}, {self.saved}" if self.saved else "there is none"
