@@ -88,7 +88,7 @@ def check(config: DictConfig) -> None:
                 f"trainer.accumulate_grad_batches={together} with batch_size={job['batch_size']} needs "
                 f"{job['batch_size'] * together} images for a step; {num_train} are trained on. Use less of either."
             )
-        if job["trainer"]["limit_train_batches"] and limit % together:
+        if job["trainer"].get("limit_train_batches") and limit % together:
             raise UserError(
                 f"trainer.limit_train_batches={limit} is not a multiple of trainer.accumulate_grad_batches={together}: "
                 f"the last step would be too small. Use for example {together}."

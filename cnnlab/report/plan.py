@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from omegaconf import DictConfig
 
-from cnnlab.config.identity import changes, chosen, described, differences, run_path
+from cnnlab.config.identity import chosen, described, differences, run_path
 from cnnlab.config.objects import num_trained_on
 from cnnlab.config.options import leaves
 from cnnlab.config.values import as_typed, job_config
@@ -45,19 +45,20 @@ def print_plan(configs: Sequence[DictConfig], output_dir: Path) -> None:
     table.add("time", 2)
     table.add("hash", 1, number=False)
     num_epochs, seconds, unknown = 0, 0.0, False
-    for path, config in runs.items():
+    for (path, config), one in zip(runs.items(), changed, strict=True):
         run = RunDirectory(path)
         status = str(run.summary().get("status", "new"))
         state = "not finished" if status == "running" else status
         left = 0 if status == "done" else config.trainer.max_epochs - len(run.rows())
         epochs = config.trainer.max_epochs if config.rerun else left
         num_train = num_trained_on(config)
-        speed = speeds.get(network_of(described(chosen(config)), changes(config)))
+        options = described(chosen(config))
+        speed = speeds.get(network_of(options, one))
         time = epochs * num_train / speed if speed and num_train else None
         num_epochs, seconds = num_epochs + epochs, seconds + (time or 0)
         unknown = unknown or (time is None and epochs > 0)
         twice = f", given {repeats[path]} times" if repeats[path] > 1 else ""
-        settings = settings_of(config)
+        settings = {name: as_typed(value) for name, value in leaves(job_config(config))} | options | one
         words = in_words({name: settings.get(name, "-") for name in varied}) or "the defaults"
         table.add_row(words, state + twice, str(epochs), duration(time) if time is not None else "?", handle(path))
     table.show()
@@ -68,12 +69,6 @@ def print_plan(configs: Sequence[DictConfig], output_dir: Path) -> None:
 def in_words(settings: Mapping[str, str]) -> str:
     """As on the command line."""
     return " ".join(f"{name}={value}" for name, value in settings.items())
-
-
-def settings_of(config: DictConfig) -> dict[str, str]:
-    """All options and values, as on the command line."""
-    values = {path: as_typed(value) for path, value in leaves(job_config(config))}
-    return values | described(chosen(config)) | differences(config)
 
 
 def past_speeds(output_dir: Path) -> dict[Network, float]:
@@ -90,5 +85,5 @@ def past_speeds(output_dir: Path) -> dict[Network, float]:
 
 def network_of(choices: Mapping[str, str], changed: Mapping[str, Any]) -> Network:
     """The option and the changed values of a run's network."""
-    values = {name: str(value) for name, value in changed.items() if name.startswith("model.")}
+    values = {name: as_typed(value) for name, value in changed.items() if name.startswith("model.")}
     return choices.get("model", ""), *sorted(values.items())
