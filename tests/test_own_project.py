@@ -259,9 +259,10 @@ def test_it_is_killed_and_goes_on_bit_for_bit_and_is_used(zygote, verb, own, tmp
     assert predicted.returncode == 0, predicted.stderr
     [answer] = json.loads(predicted.stdout)
     assert len(answer["top"]) == min(3, len(summary["data"]["classes"]))
-    exported = verb("export", run, "--format", "torch")
-    assert exported.returncode == 0, exported.stderr
-    assert "differ from the run's by at most" in exported.stdout
+    for form in ("torch", "onnx"):
+        exported = verb("export", run, "--format", form)
+        assert exported.returncode == 0, exported.stderr
+        assert "differ from the run's by at most" in exported.stdout
     assert verb("show", run, "--picture", tmp_path / "image.png").returncode == 0
     assert verb("report", output, "--out", tmp_path / "report").returncode == 0
     assert f"{in_words(reported(summary))}" in (tmp_path / "report" / "report.md").read_text()
