@@ -200,6 +200,8 @@ def stratified_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[n
     """Indices of the images kept and held out: `fraction` of each class, rounded, is held out.
 
     targets: (N,) int64; or (N, K), which is treated as a single class -> two sorted int64 arrays, together 0 ... N-1.
+
+    Raises: UserError if no image would be held out, but a fraction is to be.
     """
     import numpy as np
 
@@ -211,6 +213,11 @@ def stratified_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[n
     ]
     mask = np.zeros(len(labels), dtype=bool)
     mask[np.concatenate(held_out)] = True
+    if fraction and not mask.any():
+        raise UserError(
+            f"val_fraction={fraction} of {len(labels)} images in {len(held_out)} classes holds out none. Use a larger "
+            f"val_fraction, or val_fraction=0 to evaluate the test images after every epoch."
+        )
     return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 

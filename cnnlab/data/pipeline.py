@@ -63,11 +63,6 @@ class ImageData(LightningDataModule):
         self.data, self.norm, self.augmentations = data, norm, in_order(dict(augmentations))
         self.batch_size, self.seed, self.resident = batch_size, seed, resident
         train, held_out = stratified_split(data.train.targets, val_fraction, seed)
-        if val_fraction and not len(held_out):
-            raise UserError(
-                f"val_fraction={val_fraction} of {len(train)} images in {data.shape.num_classes} classes holds out "
-                f"none. Use a larger val_fraction, or val_fraction=0 to evaluate the test images after every epoch."
-            )
         if num_train_images is not None:
             train = subset(train, num_train_images, seed)
         if len(train) < batch_size:

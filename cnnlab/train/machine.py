@@ -38,6 +38,17 @@ def gather(mine: Any) -> list[Any]:
     return gathered
 
 
+AGREE_EVERY_N_STEPS = 10  # how often several processes agree on whether to stop
+
+
+def agreed(late: bool, signal: int, device: torch.device) -> tuple[bool, int]:
+    """Whether any process is late, and the largest signal that any has received."""
+    both = torch.tensor([int(late), signal], device=device)
+    torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX)
+    late_anywhere, largest = both.tolist()
+    return bool(late_anywhere), largest
+
+
 def computes_in_bf16(accelerator: str) -> bool:
     """Whether the hardware supports bfloat16; emulated, it is 4 to 16 times slower than float32."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():

@@ -30,7 +30,7 @@ from cnnlab.train.epoch_state import (
     restore_epoch_state,
     restore_random_states,
 )
-from cnnlab.train.machine import gather
+from cnnlab.train.machine import AGREE_EVERY_N_STEPS, agreed, gather
 
 
 class DivergedError(Exception):
@@ -284,17 +284,6 @@ def measured(trainer: Trainer, held_out: str) -> dict[str, float]:
         if part in PARTS and slash and value.numel() == 1 and not name.endswith("_step"):
             found[f"{held_out if part == 'val' else part}/{kind}"] = value.item()
     return dict(sorted(found.items(), key=lambda item: PARTS.index(item[0].partition("/")[0])))
-
-
-AGREE_EVERY_N_STEPS = 10  # how often several processes agree on whether to stop
-
-
-def agreed(late: bool, signal: int, device: torch.device) -> tuple[bool, int]:
-    """Whether any process is late, and the largest signal that any has received."""
-    both = torch.tensor([int(late), signal], device=device)
-    torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX)
-    late_anywhere, largest = both.tolist()
-    return bool(late_anywhere), largest
 
 
 def line(row: Row, max_epochs: int) -> str:
