@@ -128,6 +128,14 @@ def test_large_whole_numbers_differ_in_every_digit():
     assert len({identity(composed("data=shapes", f"data.drawing_seed={seed}")) for seed in seeds}) == 2
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("'1'", "1"), ("'true'", "true"), ("'None'", "null"), ("'1e+20'", "1e20"), ("['']", "[]"), ("['a,b']", "[a,b]")],
+)
+def test_text_is_not_taken_for_another_value(first, second):
+    assert identity(composed(f"+optim.what={first}")) != identity(composed(f"+optim.what={second}"))
+
+
 def test_what_changes_the_result_changes_the_hash():
     hashes = [identity(composed(*typed.split())) for typed in ("", *DIFFERENT, "callbacks=early_stopping")]
     assert len(set(hashes)) == len(hashes)

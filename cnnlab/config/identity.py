@@ -43,6 +43,8 @@ NOT_OWN = (
     "is not the run's own directory, whose name is made from its configuration. Use output_dir=FOLDER and name=NAME to "
     "choose where it is."
 )
+# Text that would be taken for another value, or for several; only it is quoted.
+LIKE_OTHERS = re.compile(r'(.*[][",{}].*|-?(\d+(\.\d+)?(e[-+]\d+)?|inf|nan)|true|false|None)?', re.DOTALL)
 DELETED = "deleted"  # stands for the value of an argument that was removed, as in '~optim.lr'
 
 
@@ -119,11 +121,13 @@ def data_identity(config: DictConfig) -> str:
 
 
 def _canonical(value: Any) -> str:
-    """A value as text that does not depend on its notation: 1 and 1.0 are the same."""
+    """A value as text that does not depend on its notation: 1 and 1.0 are the same, but not "1"."""
     if isinstance(value, list):
         return f"[{','.join(map(_canonical, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str) and LIKE_OTHERS.fullmatch(value):
+        return json.dumps(value)
     return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
