@@ -2,15 +2,19 @@
 
 import io
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from sklearn import decomposition, preprocessing
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from cnnlab import normalize
 from cnnlab.augment import CropFlip, CutMix
+from cnnlab.config.options import UserError
+from cnnlab.data.fetched import Fetched
 from cnnlab.data.images import DataSet, Images
 from cnnlab.data.pipeline import ImageData
 from cnnlab.normalize import PCA, ZCA, MinMax, Normalization, Robust, Standard, Unchanged, fit_once
@@ -224,6 +228,35 @@ def test_statistics_are_of_what_the_crop_takes_and_shared_by_crops_that_take_the
         seen = data.evaluation_images("train", data.train_index)
         torch.testing.assert_close(seen.mean(0), torch.zeros(3, 4, 4))
         assert len(list((tmp_path / "norm").glob("*.statistics"))) == num_fits
+
+
+class Noisy(Dataset):
+    """Images that differ whenever they are fetched."""
+
+    def __init__(self, images: np.ndarray):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.images[index] ^ np.random.randint(64, size=self.images.shape[1:], dtype=np.uint8)
+
+
+def test_a_dataset_without_random_changes_is_fitted_and_evaluated_on(tmp_path):
+    pixels = PIXELS[:200].numpy()
+    plain = data_of(pixels, PIXELS[:10].numpy())
+    fetched = Fetched(Noisy(pixels), pixels.shape[1:], num_workers=0, evaluated=cast(Dataset, pixels))
+    brought = DataSet(Images(fetched, plain.train.targets, plain.train.classes), plain.test, "another")
+    expected, found = (
+        ImageData(images, Standard("pixel"), {}, batch_size=8, cache_dir=tmp_path) for images in (plain, brought)
+    )
+    assert found.norm.state_dict()["shift"].equal(expected.norm.state_dict()["shift"])
+    index = found.held_out_index
+    assert found.evaluation_images("val", index).equal(expected.evaluation_images("val", index))
+    assert not found.images["train"].pixels[index].equal(expected.images["train"].pixels[index])
+    with pytest.raises(UserError, match="evaluated has 199 images, and dataset 200"):
+        Fetched(Noisy(pixels), pixels.shape[1:], evaluated=cast(Dataset, pixels[1:]))
 
 
 def test_statistics_of_a_checkpoint_go_to_the_device(tmp_path):

@@ -29,13 +29,24 @@ class Fetched:
         dataset: its items are images, (C, H, W) uint8 tensors or arrays, or tuples that begin with one: (image, label).
         shape: (C, H, W).
         num_workers: processes that fetch images during training; 0: this process fetches them.
+        evaluated: the same images in the same order without random changes: held-out images and the statistics of a
+            normalization are taken from there; None: from `dataset`.
     """
 
     dtype, ndim = np.dtype(np.uint8), 4
 
-    def __init__(self, dataset: Dataset, shape: tuple[int, int, int], num_workers: int = 2):
+    def __init__(
+        self,
+        dataset: Dataset,
+        shape: tuple[int, int, int],
+        num_workers: int = 2,
+        evaluated: Dataset | None = None,
+    ):
         self.dataset, self.num_workers = dataset, num_workers
         self.shape = (len(cast(Any, dataset)), *shape)
+        self.evaluated = Fetched(evaluated, shape, num_workers) if evaluated is not None else self
+        if len(self.evaluated) != len(self):
+            raise UserError(f"Fetched: evaluated has {len(self.evaluated)} images, and dataset {len(self)}.")
 
     def __len__(self) -> int:
         return self.shape[0]

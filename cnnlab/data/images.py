@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -71,6 +71,11 @@ class Images:
 def is_fetched(images: Images) -> bool:
     """Whether images are fetched on demand (cnnlab.data.fetched) instead of held in an array."""
     return hasattr(images.pixels, "batches")
+
+
+def for_evaluation(images: Images) -> Images:
+    """The same images without random changes of their own."""
+    return replace(images, pixels=getattr(images.pixels, "evaluated", images.pixels)) if is_fetched(images) else images
 
 
 def at_places(images: Images) -> Callable[[Any], np.ndarray]:

@@ -84,7 +84,7 @@ class Slices:
             values.split(num) if math.ceil(len(place) / num) == num_batches else values.tensor_split(num_batches)
             for values in (index[place].to(home), place.to(home))
         ]
-        self.images = data.data.test if part == "test" else data.data.train
+        self.images = data.parts[part]
         self.batches = [(part, *batch) for batch in zip(*shares, strict=True)]
 
     def __len__(self) -> int:

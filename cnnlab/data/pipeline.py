@@ -19,7 +19,7 @@ from torch import Tensor
 from cnnlab.augment.base import Augmentation, Crop, Stage, center_digest, in_order, output_size
 from cnnlab.config.options import UserError
 from cnnlab.config.paths import expand
-from cnnlab.data.images import DataSet, is_fetched, stratified_split, subset
+from cnnlab.data.images import DataSet, for_evaluation, is_fetched, stratified_split, subset
 from cnnlab.data.loaders import EpochSteps, Part, Slices
 from cnnlab.data.plan import Plan, draw_epoch, generator, of_process, sampling_weights, split_drawn
 from cnnlab.data.resident import _uploaded, evaluated_together, on_device, taken, upload
@@ -61,6 +61,7 @@ class ImageData(LightningDataModule):
     ):
         super().__init__()
         self.data, self.norm, self.augmentations = data, norm, in_order(dict(augmentations))
+        self.parts = {"train": data.train, "val": for_evaluation(data.train), "test": data.test}
         self.batch_size, self.seed, self.resident = batch_size, seed, resident
         train, held_out = stratified_split(data.train.targets, val_fraction, seed)
         if num_train_images is not None:
@@ -87,12 +88,10 @@ class ImageData(LightningDataModule):
         self.passes_are_batches = False  # whether the steps of a pass are one batch to Lightning
         self.drawn_ahead: dict[int, Plan] = {}  # plans by epoch
         self.release()
-        self.images = {"train": on_device(data.train, self.device)}
+        self.images = {part: on_device(images, self.device) for part, images in self.parts.items()}
         part = center_digest(self.crop, self.stored.size, self.stored.channels) if self.crop else ""
         fitted_on = f"{data.fingerprint} {self.split_digest} {self.shape.image_size} {part}"
-        fit_once(
-            norm, lambda: cast(Tensor, Part(self, "train", self.train_index)), fitted_on, expand(cache_dir) / "norm"
-        )
+        fit_once(norm, lambda: cast(Tensor, Part(self, "val", self.train_index)), fitted_on, expand(cache_dir) / "norm")
 
     def release(self) -> None:
         """Free the memory that training uses on the device, except for images and statistics."""
@@ -118,8 +117,7 @@ class ImageData(LightningDataModule):
         self.device = self.trainer.strategy.root_device
         in_memory = self.resident == "device" and not is_fetched(self.data.train)
         home = self.home = self.device if in_memory else torch.device("cpu")
-        train, test = on_device(self.data.train, home), on_device(self.data.test, home)
-        self.images = {"train": train, "val": train, "test": test}
+        self.images = {part: on_device(images, home) for part, images in self.parts.items()}
         self.norm.to(self.device)
         if home.type == "cpu":
             _uploaded.cache_clear()  # free the images of another run

@@ -117,7 +117,7 @@ def fit_network(config: DictConfig, parts: Parts) -> None:
         return
     mixed = torch.randperm(len(data.train_index))[:FITTED_ON]
     with misfits_as_user_errors(f"{config.model._target_}.fit"):
-        fit(data.evaluation_images("train", data.train_index[mixed]))
+        fit(data.evaluation_images("val", data.train_index[mixed]))
     fitted = {name for name, values in network.state_dict().items() if not values.equal(before[name])}
     if fitted <= parts.loaded:
         network.load_state_dict(before)

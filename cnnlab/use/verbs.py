@@ -164,7 +164,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise UserError(f"The run takes images of {wanted}, but these are {shape}. Use data of {wanted}.")
     import torch
 
-    from cnnlab.data.images import load_once
+    from cnnlab.data.images import for_evaluation, load_once
     from cnnlab.data.loaders import pixel_batches
     from cnnlab.report import run_figures
     from cnnlab.runs.files import write_text
@@ -176,7 +176,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     evaluation.check_fits(model, data.test)
     if any(word.startswith("norm") for word in overrides):
         model.norm = instantiate(filled(config.norm, wanted.facts()))
-        model.norm.fit(torch.cat([model.cropped(some) for some in pixel_batches(data.train, 1000)]))
+        model.norm.fit(torch.cat([model.cropped(some) for some in pixel_batches(for_evaluation(data.train), 1000)]))
         model.norm.to(model.device)
     model.test_flips, model.test_shifts = config.test_flips, config.test_shifts
     found = evaluation.evaluate(model, data.test)

@@ -65,14 +65,14 @@ class Bars:
 class Moved(Dataset):
     """Images made on demand, each shifted sideways at random. A real data set would decode files here."""
 
-    def __init__(self, images: Images):
-        self.images = images
+    def __init__(self, images: Images, most: int = 2):
+        self.images, self.most = images, most
 
     def __len__(self) -> int:
         return len(self.images.targets)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return np.roll(self.images.pixels[index], np.random.randint(-2, 3), axis=2)
+        return np.roll(self.images.pixels[index], np.random.randint(-self.most, self.most + 1), axis=2)
 
 
 class OnTheFly(Bars):
@@ -91,8 +91,11 @@ class OnTheFly(Bars):
 
     def load(self) -> DataSet:
         whole = super().load()
-        parts = [
-            Images(Fetched(Moved(images), images.pixels.shape[1:], self.num_workers), images.targets, images.classes)
-            for images in (whole.train, whole.test)
-        ]
-        return DataSet(*parts, self.digest())
+        shape, still = whole.train.pixels.shape[1:], Moved(whole.train, most=0)
+        train = Fetched(Moved(whole.train), shape, self.num_workers, evaluated=still)
+        test = Fetched(Moved(whole.test, most=0), shape, self.num_workers)
+        return DataSet(
+            Images(train, whole.train.targets, whole.train.classes),
+            Images(test, whole.test.targets, whole.test.classes),
+            self.digest(),
+        )
