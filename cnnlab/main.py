@@ -7,7 +7,7 @@ the input is wrong, 143 stopped by a signal after saving (130: by Ctrl-C).
 import os
 import re
 import sys
-from errno import EACCES, EDQUOT, EEXIST, EFBIG, EIO, ELOOP, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS, ESTALE
+from errno import EACCES, EDQUOT, EEXIST, EFBIG, EIO, ELOOP, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS, ESTALE
 from pathlib import Path
 
 import hydra
@@ -24,7 +24,7 @@ from cnnlab.launch.job import Job
 from cnnlab.runs.directory import RunDirectory
 
 # errors of a file system that is full, over its quota, broken, not ours, or has no such folder
-NOT_WRITTEN = (EACCES, EDQUOT, EEXIST, EFBIG, EIO, ELOOP, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS, ESTALE)
+NOT_WRITTEN = (EACCES, EDQUOT, EEXIST, EFBIG, EIO, ELOOP, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS, ESTALE)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")

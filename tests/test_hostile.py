@@ -385,6 +385,15 @@ def bomb() -> bytes:
     return file.getvalue()
 
 
+def headed(text: bytes) -> bytes:
+    """An archive of arrays whose header is this text."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("predicted", "labels", "confidence"):
+            archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    return file.getvalue()
+
+
 N = 20
 GOOD = {
     "predicted": np.zeros(N, np.uint8),
@@ -402,6 +411,9 @@ PREDICTIONS: dict[str, Callable[[], bytes]] = {
     "text": lambda: b"hello",
     "empty": lambda: b"",
     "cut": lambda: written(**GOOD)[:-30],
+    "a header that does not end": lambda: headed(b"{'descr': ("),
+    "a header that is no Python": lambda: headed(b"   x\n  y\n z"),
+    "a header as deep as no expression": lambda: headed(b"-" * 9000 + b"1"),
     "bomb": bomb,
 }
 
@@ -447,6 +459,13 @@ def weight(shape: tuple[int, ...], **more: Any) -> Callable[[dict[str, Any]], An
 CHECKPOINTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a list": lambda content: [1],
     "no weights": lambda content: {key: value for key, value in content.items() if key != "state_dict"},
+    "no epoch": lambda content: {key: value for key, value in content.items() if key != "epoch"},
+    "an epoch that is text": changed(epoch="x"),
+    "another epoch than its records": changed(epoch=10**9),
+    "callbacks that are a list": changed(callbacks=[1]),
+    "loops that are text": changed(loops="x"),
+    "no optimizer": lambda content: {key: value for key, value in content.items() if key != "optimizer_states"},
+    "records of nothing": changed(records={}),
     "no records": lambda content: {key: value for key, value in content.items() if key != "records"},
     "weights that are text": changed(state_dict={"network.conv1.weight": "x"}),
     "another shape": weight((9, 3, 5, 5)),

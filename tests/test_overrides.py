@@ -1,13 +1,17 @@
 """What is typed for a group is an option of it, and no mistake there is a traceback of Hydra's."""
 
+import re
+
 import pytest
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from cnnlab.config.check import check
 from cnnlab.config.errors import explain
 from cnnlab.config.help import print_help
-from cnnlab.config.options import GROUPS, UserError, description, options
+from cnnlab.config.identity import configuration
+from cnnlab.config.options import GROUPS, VARIABLE, UserError, description, options
 from cnnlab.config.overrides import check_flags, check_overrides, flags_last
 
 REFUSED = {
@@ -29,6 +33,9 @@ REFUSED = {
     "experiment=best,null": "Leave experiment out, in a command of its own",
     f"model={'a' * 300}": "there is no such option. Use model= and one of",
     "debug=null": "Leave debug out, which is the same",
+    "aug=[[crop_flip]]": "['crop_flip'] is not the name of an option",
+    "hydra.output_subdir=/home/me": "the run writes its configuration itself",
+    "++hydra.output_subdir=../..": "the run writes its configuration itself",
 }
 
 
@@ -72,6 +79,11 @@ def test_null_in_parentheses():
         (("--config-dir", "nowhere"), "nowhere is not a folder of options"),  # wherever it is typed
         (("hydra.run.dir=/dev/null/x",), "hydra.run.dir=/dev/null/x is not the run's own directory"),
         (("-m", "aug=[]"), "leaves no aug"),
+        (("~batch_size",), "~batch_size leaves no batch_size, and a run needs one"),
+        (("norm.foo=1",), "norm has no values."),
+        (("output_dir=/proc/x",), "/proc/x cannot be written"),
+        (("+trainer.benchmark=maybe",), "trainer.benchmark=maybe is not true or false"),
+        (("trainer.limit_train_batches=0.0001",), "trainer.limit_train_batches=0.0001 is not allowed"),
     ],
     ids=lambda words: words[-1] if isinstance(words, tuple) else "",
 )
@@ -80,6 +92,28 @@ def test_commands(command, words, said):
     assert result.returncode == 2, result.stdout
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+
+
+FILES = {
+    "a byte order mark": (b"\xef\xbb\xbf# @package _global_\nseed: 3\n", "begins with a byte order mark"),
+    "Latin-1": (b"# @package _global_\n# caf\xe9\nseed: 3\n", "is not YAML in UTF-8: 'utf-8' codec"),
+    "a tab": (b"# @package _global_\nseed:\t3\n\tx: 1\n", "is not YAML in UTF-8: while scanning"),
+    "a list": (b"- 1\n", "has no keys"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("plus", ["", "+"])
+def test_an_experiment_that_cannot_be_read_is_named(tmp_path, monkeypatch, name, plus):
+    """And harms nothing while it is not chosen."""
+    content, said = FILES[name]
+    file = tmp_path / "conf" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "conf"))
+    check(configuration(["data=shapes", f"cache_dir={tmp_path}"]))
+    with pytest.raises(UserError, match=re.escape(f"{file} {said}")):
+        check_overrides([f"{plus}experiment=mine"])
 
 
 FLAGS = {

@@ -78,6 +78,10 @@ PLACES = {
     "mpirun": ({"OMPI_COMM_WORLD_SIZE": "2"} | SRUN, 2, 2, "mpirun"),
     "mpiexec": ({"PMI_SIZE": "2", "PMI_RANK": "1"}, 2, 1, "mpirun"),
     "srun --mpi=pmi2": (SRUN | {"PMI_SIZE": "4"}, 2, 2, Place("srun", 1, 1, address="gpu07", port="15219")),
+    "MVAPICH": ({"MV2_COMM_WORLD_SIZE": "2"}, 2, 1, "mpirun"),
+    "words for numbers": ({"WORLD_SIZE": "two"}, 2, 1, "The variable WORLD_SIZE=two is not a whole number"),
+    "our own, but for its rank": ({"CNNLAB_ABOUT": "{}", "LOCAL_RANK": "x"}, 2, 1, "LOCAL_RANK=x is not a whole"),
+    "half of srun's": ({"SLURM_STEP_NUM_TASKS": "2"}, 2, 1, "but SLURM_STEP_NODELIST is not set"),
     "mpirun's independent runs": ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, 1, 1, ALONE),
     "our own": ({"CNNLAB_ABOUT": "{}", "LOCAL_RANK": "1"} | SBATCH, 2, 1, Place("cnnlab", 0, 1)),
 }

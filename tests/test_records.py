@@ -227,8 +227,8 @@ def test_changes_of_the_source_have_new_files_too(tmp_path, monkeypatch):
     def git(*words: str) -> None:
         subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
 
-    for folder in ("package", "conf", "notes"):
-        (tmp_path / folder).mkdir()
+    for folder in ("package", "conf/logger", "notes"):
+        (tmp_path / folder).mkdir(parents=True)
     old, new, data = (tmp_path / "package" / name for name in ("old.py", "new.py", "data.bin"))
     monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "package")
     assert provenance.source_changes() == ""
@@ -240,14 +240,14 @@ def test_changes_of_the_source_have_new_files_too(tmp_path, monkeypatch):
     old.write_text("x = 2\n")
     new.write_text("y = 3\n")
     data.write_text("z")
-    for private in ("secrets.yaml", "notes/key.py"):
+    for private in ("secrets.yaml", "notes/key.py", "conf/logger/mine.yaml"):
         (tmp_path / private).write_text("token: abc\n")
     patch = provenance.source_changes()
     assert "+x = 2" in patch
     assert "+y = 3" in patch
     assert "data.bin" not in patch
     assert "token" not in patch
-    assert patch.startswith("Not included: 2 changed or new files outside package, conf, hydra_plugins, train.py.\n")
+    assert patch.startswith("Not included: 3 other changed or new files.\n")
     git("stash", "-q", "--include-untracked")
     subprocess.run(["git", "-C", tmp_path, "apply"], input=patch, text=True, check=True)
     assert (old.read_text(), new.read_text()) == ("x = 2\n", "y = 3\n")

@@ -405,6 +405,18 @@ def test_runs_are_listed_newest_first_or_by_a_metric(command, tmp_path):
     assert "Use one of test/acc, test/loss, val/acc." in wrong.stderr
 
 
+def test_links_to_runs_are_followed_once(tmp_path):
+    """Also where links form a loop."""
+    run = make_run(tmp_path / "elsewhere", 0, 0.5)
+    collected = tmp_path / "collected"
+    collected.mkdir()
+    (collected / "linked").symlink_to(run.parent)
+    (collected / "again").symlink_to(run)
+    (run.parent / "loop").symlink_to(collected)
+    [found] = find([collected])
+    assert found.resolve() == run
+
+
 # ------------------------------------------------------------------------------------------------------------- figures
 
 

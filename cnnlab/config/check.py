@@ -46,6 +46,8 @@ def check(config: DictConfig) -> None:
     known_keys = option_file("train").keys() | {*GROUPS, "trainer", "logger", "launcher"}
     if unknown := sorted(set(map(str, without_hydra(config))) - known_keys):
         raise UserError(f"+{unknown[0]}: there is no such key. python train.py --help lists all keys.")
+    if deleted := sorted(option_file("train").keys() - set(config)):
+        raise UserError(f"~{deleted[0]} leaves no {deleted[0]}, and a run needs one. Leave it out.")
     if missing := sorted(OmegaConf.missing_keys(without_hydra(config))):
         raise UserError(f"{missing[0]} must be given. Use {missing[0]}=VALUE.")
     for key, path in (("hydra.run.dir", config.hydra.run.dir), ("hydra.sweep.subdir", config.hydra.sweep.subdir)):
@@ -179,6 +181,9 @@ def check_arguments(job: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
                 f"{prefix}.{wrong[0]}: {node['_target_']} takes no argument {wrong[0]}. It takes "
                 f"{', '.join(parameters)}."
             )
+        switches = [key for key in added if key in parameters and parameters[key].annotation in (bool, bool | None)]
+        if wrong := [key for key in switches if not isinstance(node[key], bool | None)]:
+            raise UserError(f"{prefix}.{wrong[0]}={as_typed(node[wrong[0]])} is not true or false.")
     if refused := [name for name in UNSUPPORTED if trainer.get(name)]:
         raise UserError(
             f"trainer.{refused[0]} is not supported: every epoch is trained and evaluated whole, once. Use "

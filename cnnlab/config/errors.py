@@ -110,4 +110,4 @@ def _unknown(given: str, offers: str, options: Sequence[str], prefix: str) -> st
     alike = {re.sub(r"[-_]", "", option).lower(): option for option in options}
     close = difflib.get_close_matches(re.sub(r"[-_]", "", wrong).lower(), alike, n=1)
     advice = f"Did you mean {prefix}{alike[close[0]]}?" if close else HELP
-    return f"{given}: there is no '{wrong}'. {offers} {', '.join(options)}. {advice}"
+    return f"{given}: there is no '{wrong}'. {offers} {', '.join(options) or 'no values'}. {advice}"

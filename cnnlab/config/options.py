@@ -134,8 +134,19 @@ def options(group: str) -> list[str]:
 
 @functools.cache
 def _content(path: Path) -> dict[str, Any]:
-    """The content of a file, read by OmegaConf: in plain YAML, 1e-3 would be text."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+    """The content of a file, read by OmegaConf: in plain YAML, 1e-3 would be text.
+
+    Raises: UserError for a file that Hydra could not read either.
+    """
+    try:
+        if (text := path.read_text("utf-8")).startswith("\ufeff"):
+            raise UserError(f"{path} begins with a byte order mark, which hides its first line. Save it without one.")
+        content = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} has no keys. Use KEY: VALUE on every line.")
+    return cast(dict[str, Any], content)
 
 
 def _path(name: str) -> Path:
@@ -228,7 +239,7 @@ def allowed_targets(group: str = "*") -> frozenset[str]:
 
 @functools.cache
 def _targets(file: Path) -> tuple[str, ...]:
-    text = file.read_text(encoding="utf-8")
+    text = file.read_text(encoding="utf-8", errors="replace")
     return tuple(found.strip("\"'") for found in re.findall(r"^\s*_target_:\s*(\S+)", text, re.MULTILINE))
 
 

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 
 from cnnlab.config.errors import OTHER_NAMES
 from cnnlab.config.identity import NOT_OWN
-from cnnlab.config.options import GROUPS, LISTED, UserError, default_option, leaves, option_file, options
+from cnnlab.config.options import GROUPS, LISTED, UserError, default_option, files, leaves, option_file, options
 
 NEEDED = (*GROUPS, "trainer", "logger")
 OPTIONAL = ("experiment", "debug", "launcher")
@@ -74,6 +74,8 @@ def check_overrides(words: Sequence[str]) -> None:
         key, _, value = word.lstrip("+~").partition("=")
         if key in ("hydra.run.dir", "hydra.sweep.subdir") and not value.strip("'\"").endswith("${cnnlab.run_id:}"):
             raise UserError(f"{word} {NOT_OWN}")  # Hydra would create it before anything is checked
+        if key == "hydra.output_subdir":  # Hydra would write there before anything is checked
+            raise UserError(f"{word}: the run writes its configuration itself, to .hydra. Leave this out.")
         if key in ("name", "output_dir") and value in ("", "null"):
             raise UserError(f"{word} names no folder. Use {key}=FOLDER, or leave it out.")
         try:
@@ -107,6 +109,8 @@ def check_overrides(words: Sequence[str]) -> None:
             raise UserError(f"{word[:60]}...: there is no such option. Use {offered}.")
         if wrong := [name for name in names if not isinstance(name, str | None)]:
             raise UserError(f"{word}: {wrong[0]} is not the name of an option. Use {offered}.")
+        for name in files(group).keys() & set(names):
+            option_file(f"{group}/{name}")  # Hydra's errors for a file that cannot be read are tracebacks
 
 
 def chosen(value: Any) -> Iterator[Any]:
@@ -114,7 +118,7 @@ def chosen(value: Any) -> Iterator[Any]:
     if isinstance(value, ChoiceSweep | list):
         elements = value if isinstance(value, list) else value.list
         for element in elements or [None]:
-            yield from chosen(element)
+            yield from [element] if isinstance(value, list) and isinstance(element, list) else chosen(element)
     elif isinstance(value, QuotedString):
         yield value.text
     elif isinstance(value, RangeSweep):

@@ -8,7 +8,7 @@ the environment shows what has started the processes:
     srun              SLURM_STEP_NUM_TASKS > 1. SLURM_NTASKS and SLURM_PROCID are also set in sbatch's script, which is
                       one process however many tasks the job has; salloc sets SLURM_NTASKS only
     another platform  RANK, MASTER_ADDR, and WORLD_SIZE > 1, as in Azure ML, SageMaker and Kubeflow
-    mpirun            OMPI_COMM_WORLD_SIZE > 1 or PMI_SIZE > 1: refused
+    mpirun            OMPI_COMM_WORLD_SIZE, PMI_SIZE or another kind's > 1: refused
     cnnlab            in all other cases, and only on one node; CNNLAB_ABOUT is set in them
 
 and their number must be that of the devices. Ray sets none of these for its tasks.
@@ -16,6 +16,7 @@ and their number must be that of the devices. Ray sets none of these for its tas
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -27,6 +28,8 @@ from omegaconf import DictConfig
 from cnnlab.config.options import UserError
 
 ABOUT = "CNNLAB_ABOUT"  # the variable from which the processes of a run read what its summary begins with
+
+MPI = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE")  # besides PMI_SIZE, which srun sets too
 
 # The variables from which Lightning and torch read which process this is, and others that torchrun sets.
 RANKS = (
@@ -81,7 +84,7 @@ def place(trainer: DictConfig, environment: Mapping[str, str] = os.environ) -> P
     """
     devices, nodes = trainer.devices, trainer.num_nodes
     if ABOUT in environment:
-        return Place("cnnlab", local_rank=int(environment.get("LOCAL_RANK", 0)))
+        return Place("cnnlab", local_rank=whole_number(environment, "LOCAL_RANK"))
     if devices == nodes == 1:
         return Place()
     found, shares = started(environment, nodes)
@@ -100,23 +103,31 @@ def place(trainer: DictConfig, environment: Mapping[str, str] = os.environ) -> P
     return found
 
 
+def whole_number(environment: Mapping[str, str], name: str) -> int:
+    """The value of a variable, 0 if it is not set. Raises: UserError if it is not a whole number."""
+    try:
+        return int(environment.get(name) or 0)
+    except ValueError:
+        raise UserError(f"The variable {name}={environment[name]} is not a whole number. Unset it.") from None
+
+
 def started(environment: Mapping[str, str], nodes: int) -> tuple[Place, list[int]]:
     """This process among several that were started together, and how many of them each node has; else Place().
 
     nodes: that the run asks for. Raises: UserError for mpirun.
     """
 
-    def number(name: str) -> int:
-        return int(environment.get(name) or 0)
-
+    number = functools.partial(whole_number, environment)
     tasks, world = number("SLURM_STEP_NUM_TASKS"), number("WORLD_SIZE")
     by_torchrun = "TORCHELASTIC_RUN_ID" in environment
-    if not by_torchrun and (number("OMPI_COMM_WORLD_SIZE") > 1 or number("PMI_SIZE") not in (0, 1, tasks)):
+    if not by_torchrun and (any(number(name) > 1 for name in MPI) or number("PMI_SIZE") not in (0, 1, tasks)):
         raise UserError(
             "mpirun has started several processes, which cannot train together. Use torchrun or srun instead, or start "
             "train.py once: on one node it starts the processes itself."
         )
     if tasks > 1 and not by_torchrun:
+        if lacking := {"SLURM_STEP_TASKS_PER_NODE", "SLURM_STEP_NODELIST"} - environment.keys():
+            raise UserError(f"SLURM_STEP_NUM_TASKS={tasks}, but {min(lacking)} is not set. Use srun.")
         words = re.findall(r"(\d+)(?:\(x(\d+)\))?", environment["SLURM_STEP_TASKS_PER_NODE"])  # 2(x3),1
         shares = [int(count) for count, times in words for _ in range(int(times or 1))]
         address = environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"])

@@ -16,17 +16,28 @@ SHOWN = 5  # candidates that are listed if a name is ambiguous
 
 
 def find(folders: Iterable[Path]) -> Iterator[Path]:
-    """The run directories among these folders and below them, sorted and without duplicates; no archived ones."""
-    seen = set()
+    """The run directories among these folders and below them, sorted and without duplicates; no archived ones.
+
+    Links to folders are followed.
+    """
+    seen = set[Path]()
     for folder in folders:
-        if (folder / "summary.json").exists():
-            candidates = [folder]
-        else:
-            candidates = sorted(path.parent for path in folder.rglob("summary.json"))
+        candidates = [folder] if (folder / "summary.json").exists() else sorted(_below(folder, set()))
         for path in candidates:
             if path.resolve() not in seen and not re.search(r"\.old[0-9]+$", path.name):
                 seen.add(path.resolve())
                 yield path
+
+
+def _below(folder: Path, visited: set[str]) -> Iterator[Path]:
+    """The folders below one that hold a summary.json. visited: real paths, as links may form a loop."""
+    for parent, names, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in visited:
+            names.clear()
+            continue
+        visited.add(real)
+        if "summary.json" in files:
+            yield Path(parent)
 
 
 def named(name: str | os.PathLike[str], among: Path = HERE) -> Path:

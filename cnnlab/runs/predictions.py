@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 LARGEST = 64 * MEGABYTE
 MAX_IMAGES = 10_000_000
+MAX_CLASSES = 10_000  # of a confusion matrix
+UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, RuntimeError),
+    *(SyntaxError, tokenize.TokenError, MemoryError),  # of NumPy, which parses the header of an array as Python
+)
 
 
 def read(path: Path, num_classes: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -36,7 +42,7 @@ def read(path: Path, num_classes: int | None) -> tuple[np.ndarray, np.ndarray, n
             raise ValueError(f"there are {num_classes} classes, and labels beyond them")
         if not ((confidence >= 0) & (confidence <= 1)).all():
             raise ValueError("a probability is not between 0 and 1")
-    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise BrokenFileError(path, f"is not a file of predictions ({' '.join(str(error).split())})") from error
     return predicted, labels, confidence
 
@@ -63,6 +69,8 @@ def confusion(path: Path, num_classes: int) -> np.ndarray:
     """Counts of the images by true class (rows) and predicted class: (K, K) int64."""
     import numpy as np
 
+    if num_classes > MAX_CLASSES:
+        raise BrokenFileError(path, f"has {num_classes:,} classes, and a confusion matrix up to {MAX_CLASSES:,}")
     predicted, labels, _ = read(path, num_classes)
     counts = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(counts, (labels, predicted), 1)

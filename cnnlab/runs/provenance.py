@@ -97,18 +97,19 @@ def git_state() -> dict[str, Any]:
 def source_changes() -> str:
     """The uncommitted changes to the code, as `git diff` writes them; empty if there are none.
 
-    The code is this package, conf/, hydra_plugins/ and train.py, with untracked files. Other changed files may be
-    private: a first line, which `git apply` skips, gives only their number.
+    The code is this package, conf/, hydra_plugins/ and train.py, with untracked files, but without the options of
+    loggers and launchers, which may contain keys and accounts. Other changed files may be private, too: a first line,
+    which `git apply` skips, gives only their number.
     """
-    code = (PACKAGE.name, "conf", "hydra_plugins", "train.py")
-    elsewhere = (".", *(f":(exclude){name}" for name in code))
+    code = (PACKAGE.name, "conf", "hydra_plugins", "train.py", ":(exclude)conf/logger", ":(exclude)conf/launcher")
+    counting = ("status", "--porcelain", "-z", "--untracked-files=all", "--no-renames", "--")
     try:
         new = _git("ls-files", "-z", "--others", "--exclude-standard", "--", *code).split("\0")[:-1]
         names = [name for name in new if name.endswith((".py", ".yaml"))]
         added = (_git("diff", "--no-index", "/dev/null", name, statuses=(0, 1)) for name in names)
         patch = "".join((_git("diff", "HEAD", "--", *code), *added))
-        num = _git("status", "--porcelain", "-z", "--untracked-files=all", "--no-renames", "--", *elsewhere).count("\0")
-        left_out = f"Not included: {num} changed or new files outside {', '.join(code)}.\n"
+        num = _git(*counting, ".").count("\0") - _git(*counting, *code).count("\0")
+        left_out = f"Not included: {num} other changed or new files.\n"
         return left_out + patch if patch and num else patch
     except (OSError, subprocess.CalledProcessError):
         return ""

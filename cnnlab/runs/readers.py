@@ -22,7 +22,7 @@ import yaml
 from cnnlab.config.options import UserError
 
 MEGABYTE = 2**20
-SUMMARY_BYTES = METRICS_BYTES = 64 * MEGABYTE
+SUMMARY_BYTES = METRICS_BYTES = 16 * MEGABYTE
 CONFIG_BYTES = MEGABYTE
 CONFIG_EVENTS = 20_000  # of the YAML parser: one for every key and value
 MAX_DEPTH = 32

@@ -152,6 +152,17 @@ def damage(path: Path) -> str:
         return f"is not a checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
 
 
+KINDS = {  # of what Lightning writes
+    **dict.fromkeys(("epoch", "global_step"), int),
+    **dict.fromkeys(("state_dict", "loops", "callbacks", "records"), dict),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
+}
+RECORDED = {  # of what `Records` writes
+    **dict.fromkeys(("epoch_done", "should_stop"), bool),
+    **dict.fromkeys(("rows", "filters", "processes"), list),
+    **dict.fromkeys(("torch", "precision", "code"), str),
+    **dict.fromkeys(("at", "seconds", "lr", "elapsed"), float),
+}
 MAX_EXPANDED = 1 << 28  # bytes by which tensors may exceed what is stored: an expanded tensor repeats its values
 
 # What zipfile, pickle and torch.load raise for a file that torch.save did not write; NotImplementedError: an unknown
@@ -176,10 +187,11 @@ def foreign(path: Path) -> str:
             if member.filename.endswith("/data.pkl") and (named := named_in(archive.read(member))):
                 return f"names {named}, which has no place in a checkpoint"
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(key), dict) for key in ("state_dict", "records")
-    ):
-        return "lacks weights or records"
+    for part, kinds in ((content, KINDS), (content.get("records"), RECORDED)):
+        if wrong := [key for key, kind in kinds.items() if not isinstance(part.get(key), kind)]:
+            return f"lacks {wrong[0]}, or has something else there"
+    if content["epoch"] + content["records"]["epoch_done"] != len(content["records"]["rows"]):
+        return "has another epoch than its records"
     for key, value in content["state_dict"].items():
         if not isinstance(key, str) or not (isinstance(value, Tensor) or key.endswith("_extra_state")):
             return "has weights that are not tensors"
