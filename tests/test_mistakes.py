@@ -44,6 +44,10 @@ MISTAKES = {
         "+checkpoint.every_n_hours=1",
         ["every_n_hours", "checkpoint.every_n_minutes", "--help"],
     ),
+    "a network that downloads weights": (
+        "model=torchvision model.name=deeplabv3_resnet50",
+        ["model.name=deeplabv3_resnet50 is not allowed", "not name.startswith"],
+    ),
     "two nodes, alone": ("trainer.num_nodes=2", ["num_nodes=2", "launcher=slurm", "torchrun"]),
     "more words than images": ("model=bow model.num_words=9001 data=shapes", ["num_words=9001", "9000"]),
     "option in another spelling": ("data=FashionMNIST", ["Did you mean data=fashion_mnist?"]),

@@ -211,7 +211,7 @@ def check_value(path: str, value: Any, default: Any, limit: str | None, known: M
         return
     if isinstance(default, str) and isinstance(value, int | float):  # name=2024
         value = str(value)
-    example = f" Use for example {path}={as_typed(default)}, its default." if default is not None else ""
+    example = f" Use for example {path}={as_typed(default)}, its default." if default not in (None, "???") else ""
     if type(default) in EXPECTED and f"is_size({key})" not in limit:
         accepted = (int, float) if isinstance(default, float) else type(default)
         if (
