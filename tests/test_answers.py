@@ -16,7 +16,7 @@ from cnnlab.report.answer import answer, image_noise, notes, seeds_needed
 from cnnlab.report.contrasts import seeds_to_detect
 from cnnlab.report.effects import effects, shares
 from cnnlab.report.listing import print_table
-from cnnlab.report.runs import find, grouped
+from cnnlab.report.runs import find, grouped, read
 from cnnlab.report.sections import document
 from cnnlab.report.sweep import Sweep
 from cnnlab.report.trials import best_of, is_search
@@ -114,6 +114,29 @@ def test_a_setting_that_diverges_is_not_first_and_not_called_worse_for_it(tmp_pa
     assert verdicts(sweep) == {"b": "first", "c": "worse", "a": "may be the best"}
     assert "optim=a is 10.50 points ahead in the runs that did not diverge" in answer(sweep)
     assert "The other setting is worse." in answer(sweep)
+
+
+def test_a_seed_counts_once(tmp_path, capsys):
+    """A backup, in which one run has other results, and a failed attempt elsewhere at a run that is done."""
+    values = [0.80, 0.81, 0.79], [0.70, 0.71, 0.69]
+    alone = settings(tmp_path / "alone", *values)
+    settings(tmp_path / "a", *values)
+    settings(tmp_path / "backup", values[0], [0.70, 0.71, 0.99])
+    make_run(tmp_path / "later", 1, 0.0, {"optim": "b"}, **DIVERGED)
+    folders = [tmp_path / name for name in ("a", "backup", "later")]
+    sweep = Sweep(*read(find(folders)))
+    assert tables.ranking_table(sweep) == tables.ranking_table(alone)
+    assert tables.commands(sweep) == tables.commands(alone)
+    assert len(tables.runs_table(sweep)) == 7
+    reasons = {str(path.relative_to(tmp_path)): reason for path, reason in sweep.left_out}
+    name = "shapes-none-none"
+    assert reasons[f"backup/{name}-a-0"] == f"a copy of {tmp_path}/a/{name}-a-0"
+    other = f"the same setting and seed as {tmp_path}/a/{name}-b-"
+    assert reasons[f"backup/{name}-b-2"] == f"{other}2, with other results"
+    assert reasons[f"later/{name}-b-1"] == f"{other}1"
+    assert len(reasons) == 7
+    assert compare.chosen("optim=b", tmp_path).test_values == list(values[1])
+    assert "backup/shapes-none-none-b-2: left out: the same setting and seed as" in capsys.readouterr().out
 
 
 def test_an_effect_names_the_combinations_that_it_covers(tmp_path):

@@ -27,6 +27,7 @@ from cnnlab.report.sweep import Sweep
 from cnnlab.runs.directory import RunDirectory
 
 VALUES = [0.71, 0.74, 0.69, 0.75]
+DATA = {"classes": ["cat", "dog"], "task": "multiclass", "fingerprint": "f" * 64, "num_train": 90}
 
 
 # --------------------------------------------------------------------------------------------------------- statistics
@@ -107,7 +108,7 @@ def make_run(
         "train_seconds": 60.0,
         "images_per_second": 1000.0,
         "num_weights": 10,
-        "data": {"classes": ["cat", "dog"], "task": "multiclass", "fingerprint": "f" * 64, "num_train": 90},
+        "data": DATA,
         "environment": {"device": "cpu", "precision": "32-true", "torch": "2.15.0"},
         "code_digest": "c" * 64,
     }
@@ -198,11 +199,14 @@ def test_one_run_of_each_is_no_answer_over_seeds(tmp_path):
     "other",
     [
         {"code_digest": "d" * 64},
-        {"data": {"classes": ["cat", "dog"], "task": "multiclass", "fingerprint": "e" * 64}},
+        {"data": DATA | {"fingerprint": "e" * 64}},
         {"environment": {"device": "cpu", "precision": "bf16-mixed", "torch": "2.15.0"}},
+        {"environment": {"device": "cpu", "precision": "32-true", "torch": "2.15.0", "lightning": "2.6.0"}},
+        {"data": DATA | {"num_held_out": 10}},
+        {"data": DATA | {"num_test": 100}},
         {"changes": {"optim.lr": 0.5}},
     ],
-    ids=["code", "data", "precision", "knob"],
+    ids=["code", "data", "precision", "lightning", "held out", "test", "knob"],
 )
 def test_only_seeds_are_averaged_over(tmp_path, other):
     make_run(tmp_path, 0, 0.7)

@@ -12,17 +12,20 @@ import numpy as np
 
 from cnnlab.config.options import UserError
 from cnnlab.report.contrasts import Family
-from cnnlab.report.runs import Run, Setting, find, grouped, read, varied
+from cnnlab.report.runs import Run, Setting, find, grouped, read, varied, without_repeats
 from cnnlab.report.statistics import mcnemar
 from cnnlab.report.units import bounds_of_difference, interval, is_accuracy, mean_of, number, with_interval
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.named import named, names_a_run
 from cnnlab.runs.readers import BrokenFileError
 from cnnlab.runs.wording import in_words
+from cnnlab.text import say
 
 
 def chosen(what: str, among: Path) -> Setting:
     """The runs that `what` names: a run, a folder of runs, or settings like aug=cutmix,optim=sgd.
+
+    Prints which of them are left out because there are others with the same setting and seed.
 
     Raises: UserError if there are none, or if they differ in more than their seed.
     """
@@ -32,6 +35,9 @@ def chosen(what: str, among: Path) -> Setting:
         wanted = dict(part.partition("=")[::2] for part in re.split(r",(?![^\[]*\])", what))
         runs, _ = read(find([among]))
         runs = [run for run in runs if all(same(run.value(name), value) for name, value in wanted.items())]
+    runs, repeats = without_repeats(runs)
+    for path, reason in repeats:
+        say(f"{path}: left out: {reason}")
     groups = [group for group in grouped(runs) if group.runs]
     if not groups:
         raise UserError(

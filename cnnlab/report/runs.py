@@ -96,9 +96,17 @@ class Run:
             "device": str(environment.get("device", "")),
             "devices": str(environment.get("num_devices", "")),
             "torch": str(environment.get("torch", "")),
+            "lightning": str(environment.get("lightning", "")),
+            "held-out images": str(data.get("num_held_out", "")),
+            "test images": str(data.get("num_test", "")),
             "selected on": f"{self.summary.get('selected_on')} {self.summary.get('select_mode')}",
             "configuration": str(self.summary.get("setting", ""))[:12],  # also differs if an option file was edited
         }
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        """What finished runs must share to be averaged over their seeds."""
+        return *sorted(self.settings.items()), *self.conditions.items(), len(self.summary["data"]["classes"])
 
 
 def varied(runs: Sequence[Run]) -> list[str]:
@@ -125,6 +133,25 @@ def read(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
         except FileNotFoundError:
             unreadable.append((path, "metrics.csv is missing, but the run is done"))
     return runs, unreadable
+
+
+def without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Path, str]]]:
+    """One run of each setting and seed, finished ones first, and the directories of the others, each with the reason.
+
+    The conditions of an unfinished run may not be known, so its settings and seed decide.
+    """
+    first: dict[Any, Run] = {}
+    reasons: dict[Path, str] = {}
+    for run in sorted(runs, key=lambda run: not run.done):
+        place = (tuple(sorted(run.settings.items())), run.seed)
+        kept = first.setdefault((run.setting, run.seed) if run.done else place, run)
+        first.setdefault(place, run)
+        if kept is not run:
+            results = [(one.summary["status"], one.summary.get("metrics")) for one in (run, kept)]
+            copied = run.path.name == kept.path.name and results[0] == results[1]
+            differs = ", with other results" * (run.done and results[0] != results[1])
+            reasons[run.path] = f"{'a copy of' if copied else 'the same setting and seed as'} {kept.path}{differs}"
+    return [run for run in runs if run.path not in reasons], list(reasons.items())
 
 
 @dataclass
@@ -193,8 +220,7 @@ def grouped(runs: Sequence[Run]) -> list[Setting]:
     """
     groups: dict[Any, Setting] = {}
     for run in filter(lambda run: run.done, runs):
-        key = *sorted(run.settings.items()), *run.conditions.items(), len(run.summary["data"]["classes"])
-        groups.setdefault(key, Setting(run.settings, run.conditions)).runs.append(run)
+        groups.setdefault(run.setting, Setting(run.settings, run.conditions)).runs.append(run)
     found = list(groups.values())
     for run in filter(lambda run: not run.done, runs):
         group = next((group for group in found if group.settings == run.settings), None)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnlab.report.contrasts import Difference, Family
-from cnnlab.report.runs import Run, Setting, grouped, varied
+from cnnlab.report.runs import Run, Setting, grouped, varied, without_repeats
 from cnnlab.report.statistics import Estimate
 from cnnlab.report.units import bounds_of_difference, mean_of
 from cnnlab.runs.directory import RunDirectory
@@ -61,7 +61,8 @@ class Sweep:
     A setting with diverged runs is ranked after all settings without any, since its mean is over the survivors.
 
     Args:
-        runs: in any state; only finished ones are averaged, and only over seeds.
+        runs: in any state; only finished ones are averaged, and only over seeds. Of several with the same setting and
+            seed, one counts.
         left_out: directories that cannot be read, each with the reason.
 
     Attributes:
@@ -71,8 +72,9 @@ class Sweep:
     """
 
     def __init__(self, runs: Sequence[Run], left_out: Sequence[tuple[Path, str]] = ()):
-        self.runs, self.left_out = list(runs), list(left_out)
-        everything = grouped(runs)
+        self.runs, repeats = without_repeats(runs)
+        self.left_out = [*left_out, *repeats]
+        everything = grouped(self.runs)
         self.empty = [group for group in everything if not group.runs]
         found = [group for group in everything if group.runs]
         first = found[0].runs[0] if found else None
@@ -80,7 +82,7 @@ class Sweep:
         self.groups = [group for group in found if group.runs[0].measure == self.measure]
         self.left_out += [
             (run.path, f"it was selected by {run.measure}, the others by {self.measure}")
-            for run in runs
+            for run in self.runs
             if run.done and run.measure != self.measure
         ]
         alike: dict[tuple[tuple[str, str], ...], list[dict[str, str]]] = defaultdict(list)
