@@ -20,6 +20,7 @@ from cnnlab.report.runs import find, grouped, read
 from cnnlab.report.sections import document
 from cnnlab.report.sweep import Sweep
 from cnnlab.report.trials import best_of, is_search
+from cnnlab.report.units import points
 from cnnlab.runs.directory import RunDirectory
 
 DIVERGED = {"status": "failed", "error": {"type": "DivergedError", "message": "train/loss is nan"}, "metrics": {}}
@@ -111,9 +112,22 @@ def test_a_setting_that_diverges_is_not_first_and_not_called_worse_for_it(tmp_pa
     settings(tmp_path, [0.90, 0.91], [0.80, 0.81, 0.79], [0.50, 0.51, 0.49])
     make_run(tmp_path, 2, 0.0, {"optim": "a"}, **DIVERGED)
     sweep = sweep_of(tmp_path)
-    assert verdicts(sweep) == {"b": "first", "c": "worse", "a": "may be the best"}
-    assert "optim=a is 10.50 points ahead in the runs that did not diverge" in answer(sweep)
-    assert "The other setting is worse." in answer(sweep)
+    assert verdicts(sweep) == {"b": "first", "c": "worse", "a": "ahead where it did not diverge"}
+    said = answer(sweep)
+    assert said.startswith("optim=b has the highest validation accuracy of the settings without a diverged run: 80.00%")
+    assert (
+        "Significantly ahead, but with diverged runs: optim=a (n = 2 of 3, 1 diverged); optim=a is 10.50 points ahead "
+        "in the runs that did not diverge. The other setting is worse."
+    ) in said
+    assert "cannot be distinguished" not in said
+    assert "takes" not in said  # no advice on seeds
+    for seed, value in enumerate((0.90, 0.40)):
+        make_run(tmp_path / "unsteady", seed, value, {"optim": "a"})
+    unsteady = settings(tmp_path / "unsteady", [], [0.60, 0.61, 0.59])
+    assert "without a diverged run" not in answer(unsteady)
+    make_run(tmp_path / "unsteady", 2, 0.0, {"optim": "a"}, **DIVERGED)
+    assert verdicts(sweep_of(tmp_path / "unsteady")) == {"b": "first", "a": "may be the best"}
+    assert "It cannot be distinguished from optim=a" in answer(sweep_of(tmp_path / "unsteady"))
 
 
 def test_a_seed_counts_once(tmp_path, capsys):
@@ -189,6 +203,24 @@ def test_advice_on_seeds_is_their_number(tmp_path):
     number = seeds_to_detect(0.01, math.sqrt(0.8 * 0.2 / 5000))
     assert f"detecting 1 point takes at least {number} seeds" in answer(single)
     assert "Run several seeds of each setting" in seeds_needed(settings(tmp_path / "unknown", [0.8], [0.7]))
+
+
+def test_equal_seeds_are_no_reason_for_advice(tmp_path):
+    """The standard deviation of three times 0.1 is 1.7e-17."""
+    assert "seeds of each setting" not in answer(settings(tmp_path, [0.1] * 3, [0.1] * 3))
+
+
+def test_small_values_have_three_digits(tmp_path):
+    for optim, loss in (("a", 2e-5), ("b", 9e-6)):
+        for seed in range(3):
+            metrics = {"val/loss": loss + 1e-7 * seed, "test/loss": loss, "val/acc": 0.5, "test/acc": 0.5}
+            make_run(tmp_path, seed, 0.5, {"optim": optim}, selected_on="val/loss", select_mode="min", metrics=metrics)
+    said = answer(sweep_of(tmp_path))
+    assert said.startswith("optim=b has the lowest validation loss: 9.10e-06 (8.85e-06 to 9.35e-06, n = 3)")
+    assert "optim=a is 1.10e-05 behind (1.08e-05 to 1.12e-05)" in said
+    shown = {0: "0.0000", 1e-17: "0.0000", 0.00123: "0.00123", -0.005: "-0.00500", 0.01: "0.0100", 2.5: "2.5000"}
+    assert {value: points("val/loss", value) for value in shown} == shown
+    assert points("val/acc", 0.00001) == "0.00 points"
 
 
 def test_intervals_of_accuracies_stay_within_0_and_100(tmp_path):

@@ -252,6 +252,21 @@ def test_what_trains_a_setting_again_has_no_words_about_how(two_by_two):
         assert command.startswith("python train.py -m ")
         assert "launcher" not in command
         assert command.count("seed=") == 1
+    prefixed = ["optim=sgd", "++optim.lr=0.1", "~sched.milestones", "++seed=0", "+launcher=local"]
+    make_run(two_by_two / "prefixed", 7, 0.5, overrides=prefixed)
+    [command] = tables.commands(sweep_of(two_by_two / "prefixed"))
+    assert command == "python train.py optim=sgd ++optim.lr=0.1 '~sched.milestones' seed=7"
+
+
+def test_a_class_without_test_images_has_no_accuracy(tmp_path):
+    run = RunDirectory(make_run(tmp_path, 0, 0.9, data=DATA | {"classes": ["ant", "bee", "cat"]}))
+    labels = np.array([1] * 4 + [2] * 4)
+    run.write_predictions(labels, np.array([1, 1, 1, 2] + [2] * 4), np.ones(8))
+    assert tables.per_class_table(sweep_of(tmp_path))[1:] == [
+        ["bee", "75.00", "cat (25.0%)"],
+        ["cat", "100.00", "-"],
+        ["ant", "-", "-"],
+    ]
 
 
 def test_a_default_is_a_value_too(tmp_path):
@@ -263,6 +278,8 @@ def test_a_default_is_a_value_too(tmp_path):
             (path / ".hydra" / "config.yaml").write_text(f"optim: {{lr: {rate or 0.01}}}\nseed: {seed}\n")
     sweep = sweep_of(tmp_path)
     assert sweep.values("optim.lr") == ["0.01", "0.1"]
+    head, *rows = tables.runs_table(sweep)
+    assert sorted(row[head.index("optim.lr")] for row in rows) == ["0.01", "0.01", "0.1", "0.1"]
     assert sweep.question() == "Which lr (0.01, 0.1) gives the highest validation accuracy?"
     figures = {figure.name: figure for figure in document(sweep).figures()}
     assert [point["x"] for point in figures["axis-1"].chart["points"]] == [0.01, 0.1]

@@ -45,9 +45,9 @@ class Run:
         changes = {path: as_typed(value) for path, value in self.summary["changes"].items() if path != "seed"}
         return {group: str(option) for group, option in self.summary["choices"].items()} | changes
 
-    def value(self, name: str) -> str:
-        """A setting as text, including defaults; "-" if the run has no such hyperparameter."""
-        return self.settings.get(name) or self.configuration.get(name, "-")
+    def value(self, name: str, missing: str = "-") -> str:
+        """A setting as text, including defaults; `missing` if the run has no such hyperparameter."""
+        return self.settings.get(name) or self.configuration.get(name, missing)
 
     @cached_property
     def configuration(self) -> dict[str, str]:

@@ -41,9 +41,18 @@ class Place:
     behind: Difference | None
 
     @property
+    def verdict(self) -> str:
+        """How it compares with the first place. Only a setting with diverged runs can be ahead of that."""
+        if self.behind is None:
+            return "first"
+        if self.behind.distinguishable:
+            return "worse" if self.behind.estimate.mean > 0 else "ahead where it did not diverge"
+        return "may be the best" if math.isfinite(self.behind.estimate.half_width) else "not known"
+
+    @property
     def may_be_best(self) -> bool:
-        """Whether it is not significantly worse than the first place."""
-        return self.behind is None or not (self.behind.distinguishable and self.behind.estimate.mean > 0)
+        """Whether it cannot be distinguished from the first place."""
+        return self.verdict in ("may be the best", "not known")
 
     def seconds(self) -> float:
         """Mean training time of a run."""
