@@ -171,6 +171,21 @@ def test_an_effect_names_the_combinations_that_it_covers(tmp_path):
     assert shares(sweep) is None
 
 
+def test_on_an_incomplete_grid_the_means_in_a_row_differ_by_its_difference(tmp_path):
+    values = {("sgd", "none"): 0.5, ("sgd", "cutmix"): 0.9, ("adam", "none"): 0.6, ("muon", "cutmix"): 0.8}
+    for (optim, aug), value in values.items():
+        for seed in (0, 1):
+            make_run(tmp_path, seed, value + 0.01 * seed, {"optim": optim, "aug": aug})
+    head, *rows = tables.effects_table(sweep_of(tmp_path), "optim")
+    assert head[:4] == ["optim", "mean validation accuracy (%)", "mean of sgd there", "better than sgd by"]
+    assert [[*row[:3], row[3].split(" ")[0], row[-1]] for row in rows] == [
+        ["adam", "60.50", "50.50", "+10.00", "aug=none"],
+        ["muon", "80.50", "90.50", "-10.00", "aug=cutmix"],
+        ["sgd", "70.50", "70.50", "", "aug=cutmix; aug=none"],
+    ]
+    assert "mean of sgd there" not in tables.effects_table(two_way(tmp_path / "full", gain=0.0), "optim")[0]
+
+
 def test_a_single_run_in_one_combination_does_not_take_the_interval_of_an_effect(tmp_path):
     for seed, noise in enumerate((0.0, 0.01, -0.01)):
         for optim, gain in (("sgd", 0.0), ("adam", 0.1)):

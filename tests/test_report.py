@@ -19,8 +19,9 @@ from cnnlab.config.options import UserError
 from cnnlab.report import compare, page, run_figures, tables
 from cnnlab.report.answer import answer
 from cnnlab.report.effects import effects
+from cnnlab.report.listing import labels
 from cnnlab.report.plan import past_speeds
-from cnnlab.report.runs import find, read
+from cnnlab.report.runs import find, read, short_names
 from cnnlab.report.sections import document
 from cnnlab.report.statistics import estimate, mcnemar
 from cnnlab.report.sweep import Sweep
@@ -156,6 +157,35 @@ def test_long_paths_are_named_by_their_last_parts_where_these_differ(tmp_path):
         shown = ["b.pt", "a.pt"] if number == 0 else paths[::-1]
         assert [found.label(place.setting) for place in found.ranking] == [f"weights={name}" for name in shown]
         assert f"Which weights ({', '.join(shown[::-1])}) gives" in found.question()
+
+
+def test_a_mean_over_seeds_ends_where_the_first_seed_stopped(tmp_path):
+    for seed, num in enumerate((6, 3)):
+        for optim in ("sgd", "adam"):
+            run = RunDirectory(make_run(tmp_path, seed, 0.9 - 0.4 * seed, {"optim": optim}))
+            rows = [{"epoch": epoch + 1, "val/acc": 0.9 - 0.4 * seed, "val/loss": 1.0} for epoch in range(num)]
+            run.write_metrics(rows if optim == "sgd" else rows[:2])
+    figure = next(figure for figure in document(sweep_of(tmp_path)).figures() if figure.name == "curves")
+    curve = next(line for line in figure.chart["lines"] if line["name"] == "optim=sgd")
+    assert curve["epochs"] == [1, 2, 3]
+    assert curve["values"]["acc"]["held out"] == {"mean": [70.0] * 3, "low": [50.0] * 3, "high": [90.0] * 3}
+    assert figure.caption.endswith("bands span all seeds. A line ends where the first of its seeds stopped.")
+
+
+def test_names_in_sentences_are_as_short_as_they_can_be(tmp_path, monkeypatch):
+    paths = ["optim.lr", "aug.cutmix.alpha", "aug.mixup.alpha", "aug", "model.seed", "seed"]
+    short = ["lr", "cutmix.alpha", "mixup.alpha", "aug", "model.seed", "seed"]
+    assert list(short_names(paths).values()) == short
+    for cutmix in (0.2, 1.0):
+        for mixup in (0.2, 1.0):
+            make_run(tmp_path, 0, 0.5 + cutmix * mixup / 3, changes={paths[1]: cutmix, paths[2]: mixup})
+    sweep = sweep_of(tmp_path)
+    assert sweep.question().startswith("Which cutmix.alpha (0.2, 1.0) and which mixup.alpha (0.2, 1.0) gives")
+    assert answer(sweep).startswith("cutmix.alpha=1.0, mixup.alpha=1.0 has the highest")
+    assert labels(sweep.runs)[0] == "cutmix.alpha=0.2 mixup.alpha=0.2"
+    monkeypatch.setattr(page, "write", lambda sweep, folder, latex: folder / "report.html")
+    written = page.write_beside(sweep, [run.path for run in sweep.runs])
+    assert written.parent.name.startswith("report-cutmix.alpha=0.2+1.0-mixup.alpha=0.2+1.0-")
 
 
 def test_question_answer_and_ranking(two_by_two):

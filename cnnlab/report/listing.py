@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from cnnlab.config.options import UserError
-from cnnlab.report.runs import Run, find, read, varied
+from cnnlab.report.runs import Run, find, read, short_names, varied
 from cnnlab.report.units import is_accuracy, number
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import BrokenFileError
@@ -79,11 +79,12 @@ def column(metric: str) -> str:
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """What distinguishes each run, "optim=adam seed=1"; if nothing does, its directory's name."""
-    names = varied(runs)
+    names = short_names([*varied(runs), "seed"])
     seeds = len({run.seed for run in runs}) > 1
     found = []
     for run in runs:
-        words = [f"{name.rsplit('.', 1)[-1]}={run.value(name)}" for name in names] + [f"seed={run.seed}"] * seeds
+        words = [f"{short}={run.value(name)}" for name, short in names.items() if name != "seed"]
+        words += [f"seed={run.seed}"] * seeds
         found.append(" ".join(words) or run.path.name.removesuffix(f"-{handle(run.path)}"))
     return found
 

@@ -116,6 +116,13 @@ def varied(runs: Sequence[Run]) -> list[str]:
     return [name for name in differing if len({run.value(name) for run in runs}) > 1]
 
 
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """The shortest end of each path that no other has: optim.lr -> lr, aug.mixup.alpha -> mixup.alpha."""
+    ends = {path: [path.split(".", depth)[-1] for depth in range(path.count("."), -1, -1)] for path in paths}
+    counts = Counter(end for path in ends for end in ends[path])
+    return {path: next((end for end in ends[path] if counts[end] == 1), path) for path in ends}
+
+
 def read(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
     """The runs in these directories, and the directories that cannot be read, each with the reason."""
     runs, unreadable = [], []

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnlab.report.contrasts import Difference, Family
-from cnnlab.report.runs import Run, Setting, grouped, varied, without_repeats
+from cnnlab.report.runs import Run, Setting, grouped, short_names, varied, without_repeats
 from cnnlab.report.statistics import Estimate
 from cnnlab.report.units import bounds_of_difference, mean_of
 from cnnlab.runs.directory import RunDirectory
@@ -77,7 +77,7 @@ class Sweep:
     Attributes:
         groups: settings with a finished run; `empty`: those without one.
         measure, higher: the metric that settings are ranked by, "val/acc", and whether larger is better.
-        axes: the names of what is varied.
+        axes: the names of what is varied; `short`: as they are written in a sentence.
     """
 
     def __init__(self, runs: Sequence[Run], left_out: Sequence[tuple[Path, str]] = ()):
@@ -104,6 +104,7 @@ class Sweep:
         ]
         examples = [(group.runs or group.unfinished)[0] for group in self.groups + self.empty]
         self.axes = varied(examples) + self.varied_conditions
+        self.short = short_names(self.axes)
 
     @property
     def unfinished(self) -> list[Run]:
@@ -167,7 +168,8 @@ class Sweep:
 
     def label(self, group: Setting) -> str:
         """What distinguishes a group from the others: "optim=adam, aug=cutmix"."""
-        return ", ".join(f"{_short(name)}={self.brief(name, group.value(name))}" for name in self.axes) or "all runs"
+        words = [f"{self.short[name]}={self.brief(name, group.value(name))}" for name in self.axes]
+        return ", ".join(words) or "all runs"
 
     def brief(self, axis: str, value: str) -> str:
         """A value for a sentence: of a long path its last part, if that distinguishes it."""
@@ -221,7 +223,7 @@ class Sweep:
         if not self.axes:
             return "How well does this setting do, over seeds?"
         values = {axis: [self.brief(axis, value) for value in self.values(axis)] for axis in self.axes}
-        parts = [f"{_short(axis)} ({_listed(values[axis])})" for axis in self.axes]
+        parts = [f"{self.short[axis]} ({_listed(values[axis])})" for axis in self.axes]
         return f"Which {' and which '.join(parts)} gives the {self.superlative} {self.name}?"
 
     @property
@@ -245,11 +247,6 @@ def _listed(values: Sequence[str]) -> str:
     if len(values) <= MAX_LISTED:
         return ", ".join(values)
     return f"{len(values)} values from {values[0]} to {values[-1]}"
-
-
-def _short(path: str) -> str:
-    """optim.lr -> lr."""
-    return path.rsplit(".", 1)[-1]
 
 
 def _is_number(text: str) -> bool:

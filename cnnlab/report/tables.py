@@ -47,11 +47,15 @@ def _change(measure: str, change: Difference, sign: str = "+") -> str:
 
 
 def effects_table(sweep: Sweep, axis: str, family: Family | None = None) -> list[list[str]]:
-    """The values of an axis and their improvement over the reference."""
-    crossed = len(sweep.axes) > 1
-    head = [axis, f"mean {heading(sweep.measure)}", f"better than {reference(sweep, axis)} by", "corrected p"]
-    rows = [head + ["averaged over"] * crossed]
-    for effect in effects(sweep, axis, family):
+    """The values of an axis and their improvement over the reference.
+
+    Where values were run in different combinations of the other axes, also the reference's mean over the same ones.
+    """
+    crossed, first, found = len(sweep.axes) > 1, reference(sweep, axis), effects(sweep, axis, family)
+    uneven = len({frozenset(effect.combinations) for effect in found if effect.combinations}) > 1
+    head = [axis, f"mean {heading(sweep.measure)}", *[f"mean of {first} there"] * uneven]
+    rows = [head + [f"better than {first} by", "corrected p"] + ["averaged over"] * crossed]
+    for effect in found:
         change, p_value = "", ""
         if effect.change:
             change = _change(sweep.measure, effect.change)
@@ -59,8 +63,9 @@ def effects_table(sweep: Sweep, axis: str, family: Family | None = None) -> list
         over = "; ".join(effect.combinations[:MAX_COMBINATIONS]) or "none in common"
         if len(effect.combinations) > MAX_COMBINATIONS:
             over = f"{len(effect.combinations)} combinations"
-        mean = number(sweep.measure, effect.mean) if effect.combinations else ""
-        rows.append([effect.value, mean, change, p_value] + [over] * crossed)
+        means = [effect.mean, *[effect.reference] * uneven]
+        shown = [number(sweep.measure, mean) if effect.combinations else "" for mean in means]
+        rows.append([effect.value, *shown, change, p_value] + [over] * crossed)
     return rows
 
 
