@@ -74,6 +74,21 @@ def test_the_metric_and_its_direction_are_those_of_the_runs(tmp_path, mode, firs
     assert "It is better than the other setting" in answer(sweep)
 
 
+@pytest.mark.parametrize("axis", ["loss", "loss.smoothing"])
+def test_different_losses_are_not_compared_without_a_warning(tmp_path, axis):
+    for value in ("one", "two"):
+        for seed in (0, 1):
+            more = {"choices": {"loss": value}} if axis == "loss" else {"changes": {axis: value}}
+            metrics = {"val/loss": 0.4 + len(value) * seed, "val/acc": 0.5}
+            for name in ("val/loss", "val/acc"):
+                make_run(tmp_path / name, seed, 0.5, **more, metrics=metrics, selected_on=name, select_mode="max")
+    warning = f"Warning: settings that differ in {axis} have losses that are different quantities."
+    sweep, by_accuracy = sweep_of(tmp_path / "val/loss"), sweep_of(tmp_path / "val/acc")
+    assert answer(sweep).startswith(f"{warning} Compare them by a metric: train with select_on=val/acc")
+    assert compare.compare(*grouped(sweep.runs))[0].startswith(warning)
+    assert "Warning" not in answer(by_accuracy) + "".join(compare.compare(*grouped(by_accuracy.runs)))
+
+
 def test_runs_in_which_nothing_is_held_out_say_so_in_the_second_line(tmp_path):
     sweep = settings(tmp_path, [0.80, 0.81], [0.70, 0.71], selected_on="test/acc")
     lines = [line for line in page.markdown(document(sweep)).splitlines() if line]
@@ -362,3 +377,30 @@ def test_a_search_and_its_page_name_the_same_winner(tmp_path):
     assert "Expected best by the number of trials" in text
     assert "Importance of hyperparameters" in text
     assert "Parallel coordinates" in text
+
+
+@pytest.mark.parametrize("outcomes", [["done"] * 6 + ["running"] * 3, ["done"] * 7, ["done"] * 9])
+def test_a_grid_that_is_not_finished_is_no_search(tmp_path, outcomes):
+    """Three rates by three widths with one seed, of which some have not begun."""
+    for place, outcome in enumerate(outcomes):
+        changes = {"optim.lr": (0.1, 0.2, 0.3)[place // 3], "model.hidden": (8, 16, 32)[place % 3]}
+        make_run(tmp_path, 0, 0.5 + 0.01 * place, changes=changes, status=outcome)
+    assert not is_search(sweep_of(tmp_path))
+
+
+def test_trials_that_have_not_ended_do_not_count(tmp_path):
+    outcomes = ["done"] * 7 + ["diverged", "running", "running", "failed"]
+    for place, outcome in enumerate(outcomes):
+        more = {"done": {}, "diverged": DIVERGED}.get(outcome, {"status": outcome, "metrics": {}})
+        changes = {"optim.lr": 0.1 + 0.01 * place, "model.dropout": 0.01 * place}
+        make_run(tmp_path, 0, 0.5 + 0.01 * place, changes=changes, **more)
+    sweep = sweep_of(tmp_path)
+    assert is_search(sweep)
+    nums, means = best_of(sweep)
+    assert nums[-1] == 8
+    assert means[0] == pytest.approx(np.mean([0.5, *(0.5 + 0.01 * place for place in range(7))]))
+    caption = next(figure.caption for figure in document(sweep).figures() if figure.name == "best-of")
+    assert caption.endswith(
+        "Diverged and pruned trials count as the worst of the others. Without a result and not counted: 2 not "
+        "finished, 1 failed."
+    )

@@ -19,7 +19,7 @@ from cnnlab.config.options import UserError
 from cnnlab.report import compare, page, run_figures, tables
 from cnnlab.report.answer import answer
 from cnnlab.report.effects import effects
-from cnnlab.report.listing import labels
+from cnnlab.report.listing import labels, print_list
 from cnnlab.report.plan import past_speeds
 from cnnlab.report.runs import find, read, short_names
 from cnnlab.report.sections import document
@@ -454,6 +454,25 @@ def test_runs_are_listed_newest_first_or_by_a_metric(command, tmp_path):
     wrong = command("-m", "cnnlab", "ls", "--by", "acc")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "Use one of test/acc, test/loss, val/acc." in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("metric", "summary", "first"),
+    [
+        ("val/acc", {}, "high"),
+        ("test/loss", {}, "low"),
+        ("test/error", {"selected_on": "val/error", "select_mode": "min"}, "low"),
+        ("last/val/error", {"selected_on": "val/error", "select_mode": "min"}, "low"),
+        ("last/test/error", {"metric_modes": {"acc": "max", "error": "min"}}, "low"),
+        ("test/error", {}, "high"),  # not known
+    ],
+)
+def test_the_best_by_a_metric_is_listed_first(tmp_path, capsys, metric, summary, first):
+    for seed, value in enumerate((0.25, 0.75)):
+        metrics = {summary.get("selected_on", "val/acc"): 0.5, metric: value}
+        make_run(tmp_path, seed, 0.5, {"optim": ("low", "high")[seed]}, metrics=metrics, **summary)
+    print_list(tmp_path, metric, 50)
+    assert re.findall(r"optim=(\w+)", capsys.readouterr().out)[0] == first
 
 
 # ------------------------------------------------------------------------------------------------------------- figures

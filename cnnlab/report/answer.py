@@ -8,6 +8,7 @@ from contextlib import suppress
 import numpy as np
 
 from cnnlab.report.contrasts import TINY, seeds_to_detect
+from cnnlab.report.runs import loss_warning
 from cnnlab.report.statistics import ImageNoise, seeds_and_images
 from cnnlab.report.sweep import Place, Sweep
 from cnnlab.report.units import in_brackets, interval, is_accuracy, points, with_interval
@@ -33,7 +34,8 @@ def answer(sweep: Sweep) -> str:
         first = f"The {sweep.name} is {score}"
     if best.test:
         first += f"; its {in_words(sweep.tested)} is {with_interval(sweep.tested, best.test)}"
-    sentences = [f"{first}."]
+    sentences = [warning] if (warning := loss_warning(sweep.measure, sweep.axes)) else []
+    sentences.append(f"{first}.")
     if others and best.score.num > 1:
         sentences += _compared(sweep, others)
     elif others:

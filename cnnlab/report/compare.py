@@ -12,7 +12,7 @@ import numpy as np
 
 from cnnlab.config.options import UserError
 from cnnlab.report.contrasts import Family
-from cnnlab.report.runs import Run, Setting, find, grouped, read, varied, without_repeats
+from cnnlab.report.runs import Run, Setting, find, grouped, loss_warning, read, varied, without_repeats
 from cnnlab.report.statistics import mcnemar
 from cnnlab.report.units import bounds_of_difference, interval, is_accuracy, mean_of, number, with_interval
 from cnnlab.runs.directory import RunDirectory
@@ -69,7 +69,7 @@ def names(first: Setting, second: Setting) -> list[str]:
 
 
 def compare(first: Setting, second: Setting) -> list[str]:
-    """Three lines: the two means, their difference over seeds, and the comparison image by image."""
+    """Three lines: the two means, their difference over seeds, and the comparison image by image; before, a warning."""
     measure, other = (group.runs[0].measure for group in (first, second))
     if measure != other:
         raise UserError(
@@ -93,7 +93,9 @@ def compare(first: Setting, second: Setting) -> list[str]:
         size += "; the seeds show no spread, so nothing can be said about others"
     else:
         size += "; one run of a setting does not show whether other seeds would reverse that"
+    warning = loss_warning(measure, varied([first.runs[0], second.runs[0]]))
     return [
+        *[warning] * bool(warning),
         "; ".join(means) + ".",
         f"Would other seeds of these settings give the same result? Difference in {in_words(measure)}: {size}.",
         images(first.runs, second.runs),

@@ -116,6 +116,17 @@ def varied(runs: Sequence[Run]) -> list[str]:
     return [name for name in differing if len({run.value(name) for run in runs}) > 1]
 
 
+def loss_warning(measure: str, differing: Iterable[str]) -> str:
+    """A warning if runs are compared by their loss and differ in what it is; otherwise empty."""
+    names = [name for name in differing if name.partition(".")[0] == "loss"]
+    if not names or measure.partition("/")[2] != "loss":
+        return ""
+    return (
+        f"Warning: settings that differ in {' and '.join(names)} have losses that are different quantities. Compare "
+        f"them by a metric: train with select_on=val/acc or another."
+    )
+
+
 def short_names(paths: Iterable[str]) -> dict[str, str]:
     """The shortest end of each path that no other has: optim.lr -> lr, aug.mixup.alpha -> mixup.alpha."""
     ends = {path: [path.split(".", depth)[-1] for depth in range(path.count("."), -1, -1)] for path in paths}

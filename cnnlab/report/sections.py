@@ -13,7 +13,7 @@ from cnnlab.report.answer import answer, method, notes, protocol
 from cnnlab.report.document import Block, Commands, Document, Figure, Items, Link, Section, Table, Text
 from cnnlab.report.runs import Setting
 from cnnlab.report.sweep import Sweep
-from cnnlab.report.trials import importances, is_search
+from cnnlab.report.trials import importances, is_search, without_result
 from cnnlab.runs.readers import MEGABYTE, BrokenFileError, read_bytes
 
 MAX_CELLS = 400  # of the heat map
@@ -90,6 +90,12 @@ def _by_value(sweep: Sweep, axis: str, number: int) -> list[Block]:
 
 def _search(sweep: Sweep) -> Iterator[Section]:
     text = f"The {sweep.superlative} {sweep.name} to expect from fewer trials (J. Dodge et al., 2019)."
+    worst, others = without_result(sweep)
+    text += " Diverged and pruned trials count as the worst of the others." * (worst > 0)
+    if others:
+        text += (
+            f" Without a result and not counted: {', '.join(f'{num} {outcome}' for outcome, num in others.items())}."
+        )
     chart = _figure("best-of", text, charts.best_of_trials(sweep))
     yield Section("Expected best by the number of trials", [chart, Table(tables.best_of_table(sweep))])
     found = importances(sweep)
