@@ -256,7 +256,10 @@ def test_runs_of_other_configurations_are_not_averaged_whatever_their_settings_s
 
 
 def test_another_setting_is_another_configuration_and_no_more_is_said_of_it(tmp_path):
-    first, second = (make_run(tmp_path, 0, 0.5, {"optim": name}, setting=name) for name in ("sgd", "adam"))
+    first, second = (
+        make_run(tmp_path, 0, 0.5, {"optim": name}, setting=name, data=DATA | {"num_held_out": len(name)})
+        for name in ("sgd", "adam")
+    )
     sweep = sweep_of(tmp_path)
     assert (sweep.axes, sweep.warnings) == (["optim"], [])
     assert compare.names(*(compare.chosen(str(run), tmp_path) for run in (first, second))) == [

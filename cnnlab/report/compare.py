@@ -12,7 +12,7 @@ import numpy as np
 
 from cnnlab.config.options import UserError
 from cnnlab.report.contrasts import Family
-from cnnlab.report.runs import Run, Setting, find, grouped, loss_warning, read, varied, without_repeats
+from cnnlab.report.runs import FOLLOW, Run, Setting, find, grouped, loss_warning, read, varied, without_repeats
 from cnnlab.report.statistics import mcnemar
 from cnnlab.report.units import bounds_of_difference, interval, is_accuracy, mean_of, number, with_interval
 from cnnlab.runs.directory import RunDirectory
@@ -64,7 +64,7 @@ def names(first: Setting, second: Setting) -> list[str]:
     """What distinguishes two settings, for each: "aug=cutmix", "aug=crop_flip"."""
     differing = varied([first.runs[0], second.runs[0]])
     conditions = [name for name, value in first.conditions.items() if value != second.conditions[name]]
-    differing += [name for name in conditions if name != "configuration" or not differing]
+    differing += [name for name in conditions if name not in FOLLOW or not differing]
     return [", ".join(f"{name}={group.value(name)}" for name in differing or ["run"]) for group in (first, second)]
 
 

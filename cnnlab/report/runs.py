@@ -16,6 +16,8 @@ from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.named import find as find
 from cnnlab.runs.readers import BrokenFileError, Row
 
+FOLLOW = ("configuration", "held-out images", "test images")  # conditions that settings may change, too
+
 
 @dataclass
 class Run:

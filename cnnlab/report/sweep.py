@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnlab.report.contrasts import Difference, Family
-from cnnlab.report.runs import Run, Setting, grouped, short_names, varied, without_repeats
+from cnnlab.report.runs import FOLLOW, Run, Setting, grouped, short_names, varied, without_repeats
 from cnnlab.report.statistics import Estimate
 from cnnlab.report.units import bounds_of_difference, mean_of
 from cnnlab.runs.directory import RunDirectory
@@ -163,7 +163,7 @@ class Sweep:
         return [
             f"{name}: {', '.join(found)}"
             for name, found in values.items()
-            if len(found) > 1 and (name != "configuration" or name in self.varied_conditions)
+            if len(found) > 1 and (name not in FOLLOW or name in self.varied_conditions)
         ]
 
     def label(self, group: Setting) -> str:
