@@ -11,6 +11,7 @@ import html
 import os
 import re
 import shlex
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,13 +163,16 @@ def runs(folder: Name | Iterable[Name] = HERE, epochs: bool = False) -> pandas.D
     Columns: run, status and seed; the options and values in which runs may differ, such as `optim` and `optim.lr`;
     metrics, at the best epoch or by epoch; path, for `report` and `load`.
 
-    Raises: UserError if there is no run, or if pandas is not installed.
+    Warns of directories that cannot be read. Raises: UserError if there is no run, or if pandas is not installed.
     """
     try:
         import pandas
     except ImportError as error:
         raise UserError("cnnlab.runs needs pandas. Use pip install pandas.") from error
-    found = _read(folder)
+    found, left_out = _read(folder)
+    if left_out:
+        text = f"Left out, as they cannot be read: {_described(left_out)}."
+        warnings.warn(text, stacklevel=3)  # at the call of `cnnlab.runs`, which calls this function
     names = list(dict.fromkeys(name for run in found for name in run.settings))
     rows = []
     for run in found:
@@ -185,12 +189,19 @@ def runs(folder: Name | Iterable[Name] = HERE, epochs: bool = False) -> pandas.D
     return table
 
 
-def _read(folder: Name | Iterable[Name]) -> list[Run]:
+def _read(folder: Name | Iterable[Name]) -> tuple[list[Run], list[tuple[Path, str]]]:
+    """As `read`. Raises: UserError if there is no run that can be read."""
     places = [folder] if isinstance(folder, str | os.PathLike) else list(folder)
-    found, _ = read(find(named(place) for place in places))
+    found, left_out = read(find(named(place) for place in places))
     if not found:
-        raise UserError(f"There is no run in {', '.join(map(str, places)) or 'an empty list'}. Use another folder.")
-    return found
+        where = ", ".join(map(str, places)) or "an empty list"
+        broken = f" These cannot be read: {_described(left_out)}." if left_out else ""
+        raise UserError(f"There is no run in {where}.{broken} Use another folder.")
+    return found, left_out
+
+
+def _described(left_out: Sequence[tuple[Path, str]]) -> str:
+    return "; ".join(f"{path}: {reason}" for path, reason in left_out)
 
 
 def _settings(run: Run, names: Sequence[str]) -> dict[str, Any]:
@@ -223,6 +234,6 @@ def report(runs: Name | Iterable[Name] | pandas.DataFrame = HERE, out: Name | No
     from cnnlab.report.sweep import Sweep
 
     places: Name | Iterable[Name] = runs if isinstance(runs, str | os.PathLike) else getattr(runs, "path", runs)
-    found = _read(places)
-    sweep = Sweep(found)
+    found, left_out = _read(places)
+    sweep = Sweep(found, left_out)
     return Report(page.write(sweep, Path(out)) if out else page.write_beside(sweep, [run.path for run in found]))

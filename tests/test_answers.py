@@ -16,10 +16,11 @@ from cnnlab.report.answer import answer, image_noise, notes, seeds_needed
 from cnnlab.report.contrasts import seeds_to_detect
 from cnnlab.report.effects import effects, shares
 from cnnlab.report.listing import print_table
-from cnnlab.report.runs import find, grouped
+from cnnlab.report.runs import find, grouped, read
 from cnnlab.report.sections import document
 from cnnlab.report.sweep import Sweep
 from cnnlab.report.trials import best_of, is_search
+from cnnlab.report.units import points
 from cnnlab.runs.directory import RunDirectory
 
 DIVERGED = {"status": "failed", "error": {"type": "DivergedError", "message": "train/loss is nan"}, "metrics": {}}
@@ -73,6 +74,21 @@ def test_the_metric_and_its_direction_are_those_of_the_runs(tmp_path, mode, firs
     assert "It is better than the other setting" in answer(sweep)
 
 
+@pytest.mark.parametrize("axis", ["loss", "loss.smoothing"])
+def test_different_losses_are_not_compared_without_a_warning(tmp_path, axis):
+    for value in ("one", "two"):
+        for seed in (0, 1):
+            more = {"choices": {"loss": value}} if axis == "loss" else {"changes": {axis: value}}
+            metrics = {"val/loss": 0.4 + len(value) * seed, "val/acc": 0.5}
+            for name in ("val/loss", "val/acc"):
+                make_run(tmp_path / name, seed, 0.5, **more, metrics=metrics, selected_on=name, select_mode="max")
+    warning = f"Warning: settings that differ in {axis} have losses that are different quantities."
+    sweep, by_accuracy = sweep_of(tmp_path / "val/loss"), sweep_of(tmp_path / "val/acc")
+    assert answer(sweep).startswith(f"{warning} Compare them by a metric: train with select_on=val/acc")
+    assert compare.compare(*grouped(sweep.runs))[0].startswith(warning)
+    assert "Warning" not in answer(by_accuracy) + "".join(compare.compare(*grouped(by_accuracy.runs)))
+
+
 def test_runs_in_which_nothing_is_held_out_say_so_in_the_second_line(tmp_path):
     sweep = settings(tmp_path, [0.80, 0.81], [0.70, 0.71], selected_on="test/acc")
     lines = [line for line in page.markdown(document(sweep)).splitlines() if line]
@@ -111,9 +127,45 @@ def test_a_setting_that_diverges_is_not_first_and_not_called_worse_for_it(tmp_pa
     settings(tmp_path, [0.90, 0.91], [0.80, 0.81, 0.79], [0.50, 0.51, 0.49])
     make_run(tmp_path, 2, 0.0, {"optim": "a"}, **DIVERGED)
     sweep = sweep_of(tmp_path)
-    assert verdicts(sweep) == {"b": "first", "c": "worse", "a": "may be the best"}
-    assert "optim=a is 10.50 points ahead in the runs that did not diverge" in answer(sweep)
-    assert "The other setting is worse." in answer(sweep)
+    assert verdicts(sweep) == {"b": "first", "c": "worse", "a": "ahead where it did not diverge"}
+    said = answer(sweep)
+    assert said.startswith("optim=b has the highest validation accuracy of the settings without a diverged run: 80.00%")
+    assert (
+        "Significantly ahead, but with diverged runs: optim=a (n = 2 of 3, 1 diverged); optim=a is 10.50 points ahead "
+        "in the runs that did not diverge. The other setting is worse."
+    ) in said
+    assert "cannot be distinguished" not in said
+    assert "takes" not in said  # no advice on seeds
+    for seed, value in enumerate((0.90, 0.40)):
+        make_run(tmp_path / "unsteady", seed, value, {"optim": "a"})
+    unsteady = settings(tmp_path / "unsteady", [], [0.60, 0.61, 0.59])
+    assert "without a diverged run" not in answer(unsteady)
+    make_run(tmp_path / "unsteady", 2, 0.0, {"optim": "a"}, **DIVERGED)
+    assert verdicts(sweep_of(tmp_path / "unsteady")) == {"b": "first", "a": "may be the best"}
+    assert "It cannot be distinguished from optim=a" in answer(sweep_of(tmp_path / "unsteady"))
+
+
+def test_a_seed_counts_once(tmp_path, capsys):
+    """A backup, in which one run has other results, and a failed attempt elsewhere at a run that is done."""
+    values = [0.80, 0.81, 0.79], [0.70, 0.71, 0.69]
+    alone = settings(tmp_path / "alone", *values)
+    settings(tmp_path / "a", *values)
+    settings(tmp_path / "backup", values[0], [0.70, 0.71, 0.99])
+    make_run(tmp_path / "later", 1, 0.0, {"optim": "b"}, **DIVERGED)
+    folders = [tmp_path / name for name in ("a", "backup", "later")]
+    sweep = Sweep(*read(find(folders)))
+    assert tables.ranking_table(sweep) == tables.ranking_table(alone)
+    assert tables.commands(sweep) == tables.commands(alone)
+    assert len(tables.runs_table(sweep)) == 7
+    reasons = {str(path.relative_to(tmp_path)): reason for path, reason in sweep.left_out}
+    name = "shapes-none-none"
+    assert reasons[f"backup/{name}-a-0"] == f"a copy of {tmp_path}/a/{name}-a-0"
+    other = f"the same setting and seed as {tmp_path}/a/{name}-b-"
+    assert reasons[f"backup/{name}-b-2"] == f"{other}2, with other results"
+    assert reasons[f"later/{name}-b-1"] == f"{other}1"
+    assert len(reasons) == 7
+    assert compare.chosen("optim=b", tmp_path).test_values == list(values[1])
+    assert "backup/shapes-none-none-b-2: left out: the same setting and seed as" in capsys.readouterr().out
 
 
 def test_an_effect_names_the_combinations_that_it_covers(tmp_path):
@@ -132,6 +184,21 @@ def test_an_effect_names_the_combinations_that_it_covers(tmp_path):
     assert over["mixup"] == ["optim=sgd"]
     assert len(tables.effects_table(sweep, "aug")) == 4
     assert shares(sweep) is None
+
+
+def test_on_an_incomplete_grid_the_means_in_a_row_differ_by_its_difference(tmp_path):
+    values = {("sgd", "none"): 0.5, ("sgd", "cutmix"): 0.9, ("adam", "none"): 0.6, ("muon", "cutmix"): 0.8}
+    for (optim, aug), value in values.items():
+        for seed in (0, 1):
+            make_run(tmp_path, seed, value + 0.01 * seed, {"optim": optim, "aug": aug})
+    head, *rows = tables.effects_table(sweep_of(tmp_path), "optim")
+    assert head[:4] == ["optim", "mean validation accuracy (%)", "mean of sgd there", "better than sgd by"]
+    assert [[*row[:3], row[3].split(" ")[0], row[-1]] for row in rows] == [
+        ["adam", "60.50", "50.50", "+10.00", "aug=none"],
+        ["muon", "80.50", "90.50", "-10.00", "aug=cutmix"],
+        ["sgd", "70.50", "70.50", "", "aug=cutmix; aug=none"],
+    ]
+    assert "mean of sgd there" not in tables.effects_table(two_way(tmp_path / "full", gain=0.0), "optim")[0]
 
 
 def test_a_single_run_in_one_combination_does_not_take_the_interval_of_an_effect(tmp_path):
@@ -166,6 +233,24 @@ def test_advice_on_seeds_is_their_number(tmp_path):
     number = seeds_to_detect(0.01, math.sqrt(0.8 * 0.2 / 5000))
     assert f"detecting 1 point takes at least {number} seeds" in answer(single)
     assert "Run several seeds of each setting" in seeds_needed(settings(tmp_path / "unknown", [0.8], [0.7]))
+
+
+def test_equal_seeds_are_no_reason_for_advice(tmp_path):
+    """The standard deviation of three times 0.1 is 1.7e-17."""
+    assert "seeds of each setting" not in answer(settings(tmp_path, [0.1] * 3, [0.1] * 3))
+
+
+def test_small_values_have_three_digits(tmp_path):
+    for optim, loss in (("a", 2e-5), ("b", 9e-6)):
+        for seed in range(3):
+            metrics = {"val/loss": loss + 1e-7 * seed, "test/loss": loss, "val/acc": 0.5, "test/acc": 0.5}
+            make_run(tmp_path, seed, 0.5, {"optim": optim}, selected_on="val/loss", select_mode="min", metrics=metrics)
+    said = answer(sweep_of(tmp_path))
+    assert said.startswith("optim=b has the lowest validation loss: 9.10e-06 (8.85e-06 to 9.35e-06, n = 3)")
+    assert "optim=a is 1.10e-05 behind (1.08e-05 to 1.12e-05)" in said
+    shown = {0: "0.0000", 1e-17: "0.0000", 0.00123: "0.00123", -0.005: "-0.00500", 0.01: "0.0100", 2.5: "2.5000"}
+    assert {value: points("val/loss", value) for value in shown} == shown
+    assert points("val/acc", 0.00001) == "0.00 points"
 
 
 def test_intervals_of_accuracies_stay_within_0_and_100(tmp_path):
@@ -292,3 +377,30 @@ def test_a_search_and_its_page_name_the_same_winner(tmp_path):
     assert "Expected best by the number of trials" in text
     assert "Importance of hyperparameters" in text
     assert "Parallel coordinates" in text
+
+
+@pytest.mark.parametrize("outcomes", [["done"] * 6 + ["running"] * 3, ["done"] * 7, ["done"] * 9])
+def test_a_grid_that_is_not_finished_is_no_search(tmp_path, outcomes):
+    """Three rates by three widths with one seed, of which some have not begun."""
+    for place, outcome in enumerate(outcomes):
+        changes = {"optim.lr": (0.1, 0.2, 0.3)[place // 3], "model.hidden": (8, 16, 32)[place % 3]}
+        make_run(tmp_path, 0, 0.5 + 0.01 * place, changes=changes, status=outcome)
+    assert not is_search(sweep_of(tmp_path))
+
+
+def test_trials_that_have_not_ended_do_not_count(tmp_path):
+    outcomes = ["done"] * 7 + ["diverged", "running", "running", "failed"]
+    for place, outcome in enumerate(outcomes):
+        more = {"done": {}, "diverged": DIVERGED}.get(outcome, {"status": outcome, "metrics": {}})
+        changes = {"optim.lr": 0.1 + 0.01 * place, "model.dropout": 0.01 * place}
+        make_run(tmp_path, 0, 0.5 + 0.01 * place, changes=changes, **more)
+    sweep = sweep_of(tmp_path)
+    assert is_search(sweep)
+    nums, means = best_of(sweep)
+    assert nums[-1] == 8
+    assert means[0] == pytest.approx(np.mean([0.5, *(0.5 + 0.01 * place for place in range(7))]))
+    caption = next(figure.caption for figure in document(sweep).figures() if figure.name == "best-of")
+    assert caption.endswith(
+        "Diverged and pruned trials count as the worst of the others. Without a result and not counted: 2 not "
+        "finished, 1 failed."
+    )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import (
     MulticlassAUROC,
     MulticlassCalibrationError,
@@ -14,7 +14,7 @@ from torchmetrics.regression import MeanSquaredError
 from cnnlab.config.options import UserError
 from cnnlab.config.shape import Shape
 from cnnlab.metrics import Accuracy, EpochMetrics, scalar
-from cnnlab.train.parts import make_metrics
+from cnnlab.train.parts import Parts, make_metrics
 
 CPU = torch.device("cpu")
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -169,6 +169,11 @@ def test_a_metric_that_does_not_fit_the_data_is_refused(task, node, said):
 def test_one_that_does_has_seen_nothing_yet(task, node):
     [metric] = make_metrics(node, SHAPES[task]).values()
     assert not metric.update_called
+
+
+def test_which_values_of_a_metric_are_better():
+    metrics = {"acc": Accuracy(), "mse": MeanSquaredError(), "mean": MeanMetric()}  # the last does not know
+    assert Parts(None, None, None, metrics, "val/acc", higher=True).modes == {"acc": "max", "mse": "min"}
 
 
 def test_one_number():

@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT
 from omegaconf import open_dict
 from PIL import Image
+from test_report import make_run
 
 import cnnlab
 from cnnlab import testing
@@ -72,6 +73,19 @@ assert all(map(callable, (cnnlab.train, cnnlab.report, cnnlab.runs)))
         _ = cnnlab.evaluate
 
 
+def test_runs_that_cannot_be_read_are_named(tmp_path):
+    for seed in (0, 1, 2):
+        run = make_run(tmp_path / "runs", seed, 0.8)
+    (run / "metrics.csv").write_text("")
+    with pytest.warns(UserWarning, match=re.escape(f"cannot be read: {run}: metrics.csv has no rows")) as caught:
+        assert list(cnnlab.runs(tmp_path / "runs").seed) == [0, 1]
+    assert caught[0].filename == __file__
+    report = cnnlab.report(tmp_path / "runs", out=tmp_path / "report")
+    assert f"{run.name}: left out: metrics.csv has no rows" in report.path.with_name("report.md").read_text()
+    with pytest.raises(cnnlab.UserError, match=r"There is no run in .* cannot be read: .* metrics.csv has no rows"):
+        cnnlab.runs(run)
+
+
 def test_a_run_is_that_of_the_command_line(here, capsys):
     first, second = here
     assert first.path.name != second.path.name
@@ -81,6 +95,7 @@ def test_a_run_is_that_of_the_command_line(here, capsys):
     assert "done before" in capsys.readouterr().out
     assert json.loads((second.path / "summary.json").read_text()) == second.summary
     assert f"{second.metrics['test/acc']:.4f}" in second._repr_html_()
+    assert second.summary["metric_modes"] == {"acc": "max"}
     assert second.summary["overrides"] == [*WORDS.split(), "optim.lr=0.02", "seed=1"]
 
 

@@ -19,14 +19,16 @@ from cnnlab.config.options import UserError
 from cnnlab.report import compare, page, run_figures, tables
 from cnnlab.report.answer import answer
 from cnnlab.report.effects import effects
+from cnnlab.report.listing import labels, print_list
 from cnnlab.report.plan import past_speeds
-from cnnlab.report.runs import find, read
+from cnnlab.report.runs import find, read, short_names
 from cnnlab.report.sections import document
 from cnnlab.report.statistics import estimate, mcnemar
 from cnnlab.report.sweep import Sweep
 from cnnlab.runs.directory import RunDirectory
 
 VALUES = [0.71, 0.74, 0.69, 0.75]
+DATA = {"classes": ["cat", "dog"], "task": "multiclass", "fingerprint": "f" * 64, "num_train": 90}
 
 
 # --------------------------------------------------------------------------------------------------------- statistics
@@ -107,7 +109,7 @@ def make_run(
         "train_seconds": 60.0,
         "images_per_second": 1000.0,
         "num_weights": 10,
-        "data": {"classes": ["cat", "dog"], "task": "multiclass", "fingerprint": "f" * 64, "num_train": 90},
+        "data": DATA,
         "environment": {"device": "cpu", "precision": "32-true", "torch": "2.15.0"},
         "code_digest": "c" * 64,
     }
@@ -157,6 +159,35 @@ def test_long_paths_are_named_by_their_last_parts_where_these_differ(tmp_path):
         assert f"Which weights ({', '.join(shown[::-1])}) gives" in found.question()
 
 
+def test_a_mean_over_seeds_ends_where_the_first_seed_stopped(tmp_path):
+    for seed, num in enumerate((6, 3)):
+        for optim in ("sgd", "adam"):
+            run = RunDirectory(make_run(tmp_path, seed, 0.9 - 0.4 * seed, {"optim": optim}))
+            rows = [{"epoch": epoch + 1, "val/acc": 0.9 - 0.4 * seed, "val/loss": 1.0} for epoch in range(num)]
+            run.write_metrics(rows if optim == "sgd" else rows[:2])
+    figure = next(figure for figure in document(sweep_of(tmp_path)).figures() if figure.name == "curves")
+    curve = next(line for line in figure.chart["lines"] if line["name"] == "optim=sgd")
+    assert curve["epochs"] == [1, 2, 3]
+    assert curve["values"]["acc"]["held out"] == {"mean": [70.0] * 3, "low": [50.0] * 3, "high": [90.0] * 3}
+    assert figure.caption.endswith("bands span all seeds. A line ends where the first of its seeds stopped.")
+
+
+def test_names_in_sentences_are_as_short_as_they_can_be(tmp_path, monkeypatch):
+    paths = ["optim.lr", "aug.cutmix.alpha", "aug.mixup.alpha", "aug", "model.seed", "seed"]
+    short = ["lr", "cutmix.alpha", "mixup.alpha", "aug", "model.seed", "seed"]
+    assert list(short_names(paths).values()) == short
+    for cutmix in (0.2, 1.0):
+        for mixup in (0.2, 1.0):
+            make_run(tmp_path, 0, 0.5 + cutmix * mixup / 3, changes={paths[1]: cutmix, paths[2]: mixup})
+    sweep = sweep_of(tmp_path)
+    assert sweep.question().startswith("Which cutmix.alpha (0.2, 1.0) and which mixup.alpha (0.2, 1.0) gives")
+    assert answer(sweep).startswith("cutmix.alpha=1.0, mixup.alpha=1.0 has the highest")
+    assert labels(sweep.runs)[0] == "cutmix.alpha=0.2 mixup.alpha=0.2"
+    monkeypatch.setattr(page, "write", lambda sweep, folder, latex: folder / "report.html")
+    written = page.write_beside(sweep, [run.path for run in sweep.runs])
+    assert written.parent.name.startswith("report-cutmix.alpha=0.2+1.0-mixup.alpha=0.2+1.0-")
+
+
 def test_question_answer_and_ranking(two_by_two):
     sweep = sweep_of(two_by_two)
     assert (
@@ -198,11 +229,14 @@ def test_one_run_of_each_is_no_answer_over_seeds(tmp_path):
     "other",
     [
         {"code_digest": "d" * 64},
-        {"data": {"classes": ["cat", "dog"], "task": "multiclass", "fingerprint": "e" * 64}},
+        {"data": DATA | {"fingerprint": "e" * 64}},
         {"environment": {"device": "cpu", "precision": "bf16-mixed", "torch": "2.15.0"}},
+        {"environment": {"device": "cpu", "precision": "32-true", "torch": "2.15.0", "lightning": "2.6.0"}},
+        {"data": DATA | {"num_held_out": 10}},
+        {"data": DATA | {"num_test": 100}},
         {"changes": {"optim.lr": 0.5}},
     ],
-    ids=["code", "data", "precision", "knob"],
+    ids=["code", "data", "precision", "lightning", "held out", "test", "knob"],
 )
 def test_only_seeds_are_averaged_over(tmp_path, other):
     make_run(tmp_path, 0, 0.7)
@@ -222,7 +256,10 @@ def test_runs_of_other_configurations_are_not_averaged_whatever_their_settings_s
 
 
 def test_another_setting_is_another_configuration_and_no_more_is_said_of_it(tmp_path):
-    first, second = (make_run(tmp_path, 0, 0.5, {"optim": name}, setting=name) for name in ("sgd", "adam"))
+    first, second = (
+        make_run(tmp_path, 0, 0.5, {"optim": name}, setting=name, data=DATA | {"num_held_out": len(name)})
+        for name in ("sgd", "adam")
+    )
     sweep = sweep_of(tmp_path)
     assert (sweep.axes, sweep.warnings) == (["optim"], [])
     assert compare.names(*(compare.chosen(str(run), tmp_path) for run in (first, second))) == [
@@ -248,6 +285,21 @@ def test_what_trains_a_setting_again_has_no_words_about_how(two_by_two):
         assert command.startswith("python train.py -m ")
         assert "launcher" not in command
         assert command.count("seed=") == 1
+    prefixed = ["optim=sgd", "++optim.lr=0.1", "~sched.milestones", "++seed=0", "+launcher=local"]
+    make_run(two_by_two / "prefixed", 7, 0.5, overrides=prefixed)
+    [command] = tables.commands(sweep_of(two_by_two / "prefixed"))
+    assert command == "python train.py optim=sgd ++optim.lr=0.1 '~sched.milestones' seed=7"
+
+
+def test_a_class_without_test_images_has_no_accuracy(tmp_path):
+    run = RunDirectory(make_run(tmp_path, 0, 0.9, data=DATA | {"classes": ["ant", "bee", "cat"]}))
+    labels = np.array([1] * 4 + [2] * 4)
+    run.write_predictions(labels, np.array([1, 1, 1, 2] + [2] * 4), np.ones(8))
+    assert tables.per_class_table(sweep_of(tmp_path))[1:] == [
+        ["bee", "75.00", "cat (25.0%)"],
+        ["cat", "100.00", "-"],
+        ["ant", "-", "-"],
+    ]
 
 
 def test_a_default_is_a_value_too(tmp_path):
@@ -259,6 +311,8 @@ def test_a_default_is_a_value_too(tmp_path):
             (path / ".hydra" / "config.yaml").write_text(f"optim: {{lr: {rate or 0.01}}}\nseed: {seed}\n")
     sweep = sweep_of(tmp_path)
     assert sweep.values("optim.lr") == ["0.01", "0.1"]
+    head, *rows = tables.runs_table(sweep)
+    assert sorted(row[head.index("optim.lr")] for row in rows) == ["0.01", "0.01", "0.1", "0.1"]
     assert sweep.question() == "Which lr (0.01, 0.1) gives the highest validation accuracy?"
     figures = {figure.name: figure for figure in document(sweep).figures()}
     assert [point["x"] for point in figures["axis-1"].chart["points"]] == [0.01, 0.1]
@@ -415,6 +469,25 @@ def test_links_to_runs_are_followed_once(tmp_path):
     (run.parent / "loop").symlink_to(collected)
     [found] = find([collected])
     assert found.resolve() == run
+
+
+@pytest.mark.parametrize(
+    ("metric", "summary", "first"),
+    [
+        ("val/acc", {}, "high"),
+        ("test/loss", {}, "low"),
+        ("test/error", {"selected_on": "val/error", "select_mode": "min"}, "low"),
+        ("last/val/error", {"selected_on": "val/error", "select_mode": "min"}, "low"),
+        ("last/test/error", {"metric_modes": {"acc": "max", "error": "min"}}, "low"),
+        ("test/error", {}, "high"),  # not known
+    ],
+)
+def test_the_best_by_a_metric_is_listed_first(tmp_path, capsys, metric, summary, first):
+    for seed, value in enumerate((0.25, 0.75)):
+        metrics = {summary.get("selected_on", "val/acc"): 0.5, metric: value}
+        make_run(tmp_path, seed, 0.5, {"optim": ("low", "high")[seed]}, metrics=metrics, **summary)
+    print_list(tmp_path, metric, 50)
+    assert re.findall(r"optim=(\w+)", capsys.readouterr().out)[0] == first
 
 
 # ------------------------------------------------------------------------------------------------------------- figures

@@ -7,7 +7,8 @@ from contextlib import suppress
 
 import numpy as np
 
-from cnnlab.report.contrasts import seeds_to_detect
+from cnnlab.report.contrasts import TINY, seeds_to_detect
+from cnnlab.report.runs import loss_warning
 from cnnlab.report.statistics import ImageNoise, seeds_and_images
 from cnnlab.report.sweep import Place, Sweep
 from cnnlab.report.units import in_brackets, interval, is_accuracy, points, with_interval
@@ -26,12 +27,15 @@ def answer(sweep: Sweep) -> str:
     best, *others = sweep.ranking
     score = with_interval(sweep.measure, best.score, best.setting.count())
     if others or sweep.empty:
-        first = f"{sweep.label(best.setting)} has the {sweep.superlative} {sweep.name}: {score}"
+        ahead = any(place.behind and place.behind.estimate.mean < 0 for place in others)
+        among = " of the settings without a diverged run" * ahead
+        first = f"{sweep.label(best.setting)} has the {sweep.superlative} {sweep.name}{among}: {score}"
     else:
         first = f"The {sweep.name} is {score}"
     if best.test:
         first += f"; its {in_words(sweep.tested)} is {with_interval(sweep.tested, best.test)}"
-    sentences = [f"{first}."]
+    sentences = [warning] if (warning := loss_warning(sweep.measure, sweep.axes)) else []
+    sentences.append(f"{first}.")
     if others and best.score.num > 1:
         sentences += _compared(sweep, others)
     elif others:
@@ -51,21 +55,30 @@ def answer(sweep: Sweep) -> str:
 
 
 def _compared(sweep: Sweep, others: list[Place]) -> list[str]:
-    """Which settings may be as good as the first, and that all others are worse."""
+    """Which settings may be as good as the first, which are worse, and which are ahead where they did not diverge."""
     rivals = [place for place in others if place.may_be_best]
-    worse = len(others) - len(rivals)
-    if not rivals:
-        those = "the other setting" if worse == 1 else f"all {worse} others"
-        return [f"It is better than {those}; {_gap(sweep, others[0])}."]
-    names = _listed([_with_count(sweep, place) for place in rivals])
-    found = [f"It cannot be distinguished from {names}, which may be as good; {_gap(sweep, rivals[0])}."]
-    return found + [f"The other {'setting is' if worse == 1 else f'{worse} settings are'} worse."] * (worse > 0)
+    worse = [place for place in others if place.verdict == "worse"]
+    ahead = [place for place in others if place not in rivals + worse]
+    if not rivals and not ahead:
+        those = "the other setting" if len(worse) == 1 else f"all {len(worse)} others"
+        return [f"It is better than {those}; {_gap(sweep, worse[0])}."]
+    found = []
+    if rivals:
+        names = _named(sweep, rivals)
+        found.append(f"It cannot be distinguished from {names}, which may be as good; {_gap(sweep, rivals[0])}.")
+    if ahead:
+        found.append(f"Significantly ahead, but with diverged runs: {_named(sweep, ahead)}; {_gap(sweep, ahead[0])}.")
+    if worse:
+        found.append(f"The other {'setting is' if len(worse) == 1 else f'{len(worse)} settings are'} worse.")
+    return found
 
 
-def _with_count(sweep: Sweep, place: Place) -> str:
-    """A setting, with its number of runs if that is one, or if some have not finished."""
-    notable = place.setting.unfinished or place.score.num < 2
-    return sweep.label(place.setting) + (f" (n = {place.setting.count()})" if notable else "")
+def _named(sweep: Sweep, places: list[Place]) -> str:
+    """Settings, each with its number of runs if that is one, or if some have not finished."""
+    counts = [
+        f" (n = {place.setting.count()})" if place.setting.unfinished or place.score.num < 2 else "" for place in places
+    ]
+    return _listed([sweep.label(place.setting) + count for place, count in zip(places, counts, strict=True)])
 
 
 def _gap(sweep: Sweep, place: Place) -> str:
@@ -100,7 +113,7 @@ def seeds_needed(sweep: Sweep) -> str:
             return "Run several seeds of each setting to see their spread, and so how many seeds are needed."
         spread, claims, least = math.sqrt(run.score * (1 - run.score) / images), count * (count - 1) // 2, "at least "
         origin = f"The choice of {images:,} images alone causes a spread of {points(sweep.measure, spread)}; with that"
-    if spread == 0:
+    if spread < TINY:
         return ""
     assert rival.behind is not None
     gaps = (0.01, 0.02) if is_accuracy(sweep.measure) else (abs(rival.behind.estimate.mean),)

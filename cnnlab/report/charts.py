@@ -44,7 +44,7 @@ def _score_axis(sweep: Sweep) -> dict[str, Any]:
 
 
 def curves(measure: str, settings: Sequence[tuple[str, Setting]], first: str) -> dict[str, Any]:
-    """Metrics over epochs: means over seeds, and bands from the smallest to the largest seed.
+    """Metrics over epochs: means over seeds, and bands from the smallest to the largest seed, while all seeds train.
 
     measure: the metric that runs are ranked by, "val/acc". settings: with their labels. first: the name of the metric
         that is shown first, "acc".
@@ -54,7 +54,7 @@ def curves(measure: str, settings: Sequence[tuple[str, Setting]], first: str) ->
         names |= dict.fromkeys(part for name in setting.runs[0].rows[0] if (part := name.partition("/")[2]))
     lines = []
     for place, (label, setting) in enumerate(settings[:MAX_SETTINGS]):
-        num = max(len(run.rows) for run in setting.runs)
+        num = min(len(run.rows) for run in setting.runs)  # a mean over fewer seeds would jump
         places = np.unique(np.linspace(0, num - 1, min(num, MAX_EPOCHS)).round().astype(int))
         values = {
             name: {

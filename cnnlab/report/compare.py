@@ -12,17 +12,20 @@ import numpy as np
 
 from cnnlab.config.options import UserError
 from cnnlab.report.contrasts import Family
-from cnnlab.report.runs import Run, Setting, find, grouped, read, varied
+from cnnlab.report.runs import FOLLOW, Run, Setting, find, grouped, loss_warning, read, varied, without_repeats
 from cnnlab.report.statistics import mcnemar
 from cnnlab.report.units import bounds_of_difference, interval, is_accuracy, mean_of, number, with_interval
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.named import named, names_a_run
 from cnnlab.runs.readers import BrokenFileError
 from cnnlab.runs.wording import in_words
+from cnnlab.text import say
 
 
 def chosen(what: str, among: Path) -> Setting:
     """The runs that `what` names: a run, a folder of runs, or settings like aug=cutmix,optim=sgd.
+
+    Prints which of them are left out because there are others with the same setting and seed.
 
     Raises: UserError if there are none, or if they differ in more than their seed.
     """
@@ -32,6 +35,9 @@ def chosen(what: str, among: Path) -> Setting:
         wanted = dict(part.partition("=")[::2] for part in re.split(r",(?![^\[]*\])", what))
         runs, _ = read(find([among]))
         runs = [run for run in runs if all(same(run.value(name), value) for name, value in wanted.items())]
+    runs, repeats = without_repeats(runs)
+    for path, reason in repeats:
+        say(f"{path}: left out: {reason}")
     groups = [group for group in grouped(runs) if group.runs]
     if not groups:
         raise UserError(
@@ -58,12 +64,12 @@ def names(first: Setting, second: Setting) -> list[str]:
     """What distinguishes two settings, for each: "aug=cutmix", "aug=crop_flip"."""
     differing = varied([first.runs[0], second.runs[0]])
     conditions = [name for name, value in first.conditions.items() if value != second.conditions[name]]
-    differing += [name for name in conditions if name != "configuration" or not differing]
+    differing += [name for name in conditions if name not in FOLLOW or not differing]
     return [", ".join(f"{name}={group.value(name)}" for name in differing or ["run"]) for group in (first, second)]
 
 
 def compare(first: Setting, second: Setting) -> list[str]:
-    """Three lines: the two means, their difference over seeds, and the comparison image by image."""
+    """Three lines: the two means, their difference over seeds, and the comparison image by image; before, a warning."""
     measure, other = (group.runs[0].measure for group in (first, second))
     if measure != other:
         raise UserError(
@@ -87,7 +93,9 @@ def compare(first: Setting, second: Setting) -> list[str]:
         size += "; the seeds show no spread, so nothing can be said about others"
     else:
         size += "; one run of a setting does not show whether other seeds would reverse that"
+    warning = loss_warning(measure, varied([first.runs[0], second.runs[0]]))
     return [
+        *[warning] * bool(warning),
         "; ".join(means) + ".",
         f"Would other seeds of these settings give the same result? Difference in {in_words(measure)}: {size}.",
         images(first.runs, second.runs),

@@ -23,12 +23,14 @@ class Effect:
     Attributes:
         value: as text.
         mean: over the combinations.
+        reference: the mean of the reference over the same combinations.
         combinations: of the other axes, as text: those that were run with both this value and the reference.
         change: improvement over the reference; None for the reference itself, and without a common combination.
     """
 
     value: str
     mean: float
+    reference: float
     combinations: list[str]
     change: Difference | None
 
@@ -60,13 +62,16 @@ def effects(sweep: Sweep, axis: str, family: Family | None = None) -> list[Effec
         several = [at for at in shared if min(len(sweep.groups[side[at]].runs) for side in (cell, first)) > 1]
         contexts = several or shared
         names = [", ".join(f"{name}={part}" for name, part in zip(others, at, strict=True)) for at in contexts]
-        mean = float(np.mean([sweep.family.means[cell[at]] for at in contexts])) if contexts else math.nan
+        mean, against = (
+            float(np.mean([sweep.family.means[side[at]] for at in contexts])) if contexts else math.nan
+            for side in (cell, first)
+        )
         change = None
         if contexts and cell is not first:
             share = 1 / len(contexts)
             weights = {cell[at]: share for at in contexts} | {first[at]: -share for at in contexts}
             change = sweep.better(weights, family)
-        found.append(Effect(value, mean, names, change))
+        found.append(Effect(value, mean, against, names, change))
     return found
 
 

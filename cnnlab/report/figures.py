@@ -126,7 +126,8 @@ def _heat(chart: Chart) -> matplotlib.figure.Figure:
     axis.set_yticks(range(len(rows)), rows)
     axis.set(xlabel=_names(chart["x"])[0], ylabel=_names(chart["y"])[0])
     if cells.size <= 400:
-        run_figures.write_cells(axis, cells, f".{chart['digits']}f", (low + high) / 2)
+        form = f".{chart['digits']}f" if chart["digits"] < 3 else ".3g"
+        run_figures.write_cells(axis, cells, form, (low + high) / 2)
     figure.colorbar(image, label=chart["value"])
     return figure
 

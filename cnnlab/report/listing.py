@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from cnnlab.config.options import UserError
-from cnnlab.report.runs import Run, find, read, varied
+from cnnlab.report.runs import Run, find, read, short_names, varied
 from cnnlab.report.units import is_accuracy, number
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import BrokenFileError
@@ -79,11 +79,12 @@ def column(metric: str) -> str:
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """What distinguishes each run, "optim=adam seed=1"; if nothing does, its directory's name."""
-    names = varied(runs)
+    names = short_names([*varied(runs), "seed"])
     seeds = len({run.seed for run in runs}) > 1
     found = []
     for run in runs:
-        words = [f"{name.rsplit('.', 1)[-1]}={run.value(name)}" for name in names] + [f"seed={run.seed}"] * seeds
+        words = [f"{short}={run.value(name)}" for name, short in names.items() if name != "seed"]
+        words += [f"seed={run.seed}"] * seeds
         found.append(" ".join(words) or run.path.name.removesuffix(f"-{handle(run.path)}"))
     return found
 
@@ -108,8 +109,7 @@ def print_list(folder: Path, by: str | None, num: int) -> None:
         if by not in names:
             raise UserError(f"--by {by}: no run has measured it. Use one of {', '.join(names) or 'none so far'}.")
         runs = [run for run in runs if by in run.summary.get("metrics", {})]
-        higher = next((run.higher for run in runs if run.measure == by), not by.endswith("loss"))
-        runs.sort(key=lambda run: run.summary["metrics"][by], reverse=higher)
+        runs.sort(key=lambda run: run.summary["metrics"][by], reverse=is_higher_better(by, runs))
     shown = runs[:num]
     table = Table(title=f"{len(shown)} of {len(runs)} runs in {folder}")
     table.add("hash", number=False)
@@ -140,6 +140,15 @@ def print_list(folder: Path, by: str | None, num: int) -> None:
     table.show()
     for path, reason in left_out:
         say(f"{path}: left out: {reason}")
+
+
+def is_higher_better(metric: str, runs: Sequence[Run]) -> bool:
+    """Whether larger values of a metric on any images, "last/test/mae", are better, as far as the runs know."""
+    kind = metric.removeprefix("last/").partition("/")[2]
+    modes = {name: mode for run in runs for name, mode in run.summary.get("metric_modes", {}).items()}
+    selected = {run.measure.partition("/")[2]: "max" if run.higher else "min" for run in runs if run.done}
+    default = "min" if kind.endswith("loss") else "max"
+    return (selected | modes).get(kind, default) == "max"
 
 
 def print_status(folder: Path) -> None:

@@ -70,9 +70,9 @@ def write_beside(sweep: Sweep, paths: Sequence[Path], latex: bool = False) -> Pa
     """
     paths = [path.resolve() for path in paths]
     digest = hashlib.sha256("\n".join(sorted(path.name for path in paths)).encode(errors="replace")).hexdigest()
-    axes = [axis.rpartition(".")[2] for axis in sweep.axes]
-    full = "-".join(f"{name}={'+'.join(sweep.values(axis))}" for name, axis in zip(axes, sweep.axes, strict=True))
-    compared = re.sub(r"[^\w=+.-]", "_", full if len(full) <= MAX_NAME else "-".join(axes), flags=re.ASCII)[:MAX_NAME]
+    full = "-".join(f"{sweep.short[axis]}={'+'.join(sweep.values(axis))}" for axis in sweep.axes)
+    shown = full if len(full) <= MAX_NAME else "-".join(sweep.short.values())
+    compared = re.sub(r"[^\w=+.-]", "_", shown, flags=re.ASCII)[:MAX_NAME]
     parent = Path(os.path.commonpath([path.parent for path in paths]))
     written = write(sweep, parent / "-".join(filter(None, ["report", compared, digest[:8]])), latex)
     _link(parent / "latest", written.parent.name)

@@ -16,6 +16,8 @@ from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.named import find as find
 from cnnlab.runs.readers import BrokenFileError, Row
 
+FOLLOW = ("configuration", "held-out images", "test images")  # conditions that settings may change, too
+
 
 @dataclass
 class Run:
@@ -45,9 +47,9 @@ class Run:
         changes = {path: as_typed(value) for path, value in self.summary["changes"].items() if path != "seed"}
         return {group: str(option) for group, option in self.summary["choices"].items()} | changes
 
-    def value(self, name: str) -> str:
-        """A setting as text, including defaults; "-" if the run has no such hyperparameter."""
-        return self.settings.get(name) or self.configuration.get(name, "-")
+    def value(self, name: str, missing: str = "-") -> str:
+        """A setting as text, including defaults; `missing` if the run has no such hyperparameter."""
+        return self.settings.get(name) or self.configuration.get(name, missing)
 
     @cached_property
     def configuration(self) -> dict[str, str]:
@@ -96,9 +98,17 @@ class Run:
             "device": str(environment.get("device", "")),
             "devices": str(environment.get("num_devices", "")),
             "torch": str(environment.get("torch", "")),
+            "lightning": str(environment.get("lightning", "")),
+            "held-out images": str(data.get("num_held_out", "")),
+            "test images": str(data.get("num_test", "")),
             "selected on": f"{self.summary.get('selected_on')} {self.summary.get('select_mode')}",
             "configuration": str(self.summary.get("setting", ""))[:12],  # also differs if an option file was edited
         }
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        """What finished runs must share to be averaged over their seeds."""
+        return *sorted(self.settings.items()), *self.conditions.items(), len(self.summary["data"]["classes"])
 
 
 def varied(runs: Sequence[Run]) -> list[str]:
@@ -106,6 +116,24 @@ def varied(runs: Sequence[Run]) -> list[str]:
     names = dict.fromkeys(name for run in runs for name in run.settings)
     differing = [name for name in names if len({run.settings.get(name) for run in runs}) > 1]
     return [name for name in differing if len({run.value(name) for run in runs}) > 1]
+
+
+def loss_warning(measure: str, differing: Iterable[str]) -> str:
+    """A warning if runs are compared by their loss and differ in what it is; otherwise empty."""
+    names = [name for name in differing if name.partition(".")[0] == "loss"]
+    if not names or measure.partition("/")[2] != "loss":
+        return ""
+    return (
+        f"Warning: settings that differ in {' and '.join(names)} have losses that are different quantities. Compare "
+        f"them by a metric: train with select_on=val/acc or another."
+    )
+
+
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """The shortest end of each path that no other has: optim.lr -> lr, aug.mixup.alpha -> mixup.alpha."""
+    ends = {path: [path.split(".", depth)[-1] for depth in range(path.count("."), -1, -1)] for path in paths}
+    counts = Counter(end for path in ends for end in ends[path])
+    return {path: next((end for end in ends[path] if counts[end] == 1), path) for path in ends}
 
 
 def read(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
@@ -125,6 +153,25 @@ def read(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
         except FileNotFoundError:
             unreadable.append((path, "metrics.csv is missing, but the run is done"))
     return runs, unreadable
+
+
+def without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Path, str]]]:
+    """One run of each setting and seed, finished ones first, and the directories of the others, each with the reason.
+
+    The conditions of an unfinished run may not be known, so its settings and seed decide.
+    """
+    first: dict[Any, Run] = {}
+    reasons: dict[Path, str] = {}
+    for run in sorted(runs, key=lambda run: not run.done):
+        place = (tuple(sorted(run.settings.items())), run.seed)
+        kept = first.setdefault((run.setting, run.seed) if run.done else place, run)
+        first.setdefault(place, run)
+        if kept is not run:
+            results = [(one.summary["status"], one.summary.get("metrics")) for one in (run, kept)]
+            copied = run.path.name == kept.path.name and results[0] == results[1]
+            differs = ", with other results" * (run.done and results[0] != results[1])
+            reasons[run.path] = f"{'a copy of' if copied else 'the same setting and seed as'} {kept.path}{differs}"
+    return [run for run in runs if run.path not in reasons], list(reasons.items())
 
 
 @dataclass
@@ -193,8 +240,7 @@ def grouped(runs: Sequence[Run]) -> list[Setting]:
     """
     groups: dict[Any, Setting] = {}
     for run in filter(lambda run: run.done, runs):
-        key = *sorted(run.settings.items()), *run.conditions.items(), len(run.summary["data"]["classes"])
-        groups.setdefault(key, Setting(run.settings, run.conditions)).runs.append(run)
+        groups.setdefault(run.setting, Setting(run.settings, run.conditions)).runs.append(run)
     found = list(groups.values())
     for run in filter(lambda run: not run.done, runs):
         group = next((group for group in found if group.settings == run.settings), None)

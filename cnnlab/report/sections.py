@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,9 @@ from pathlib import Path
 from cnnlab.report import charts, figures, run_figures, tables
 from cnnlab.report.answer import answer, method, notes, protocol
 from cnnlab.report.document import Block, Commands, Document, Figure, Items, Link, Section, Table, Text
+from cnnlab.report.runs import Setting
 from cnnlab.report.sweep import Sweep
-from cnnlab.report.trials import importances, is_search
+from cnnlab.report.trials import importances, is_search, without_result
 from cnnlab.runs.readers import MEGABYTE, BrokenFileError, read_bytes
 
 MAX_CELLS = 400  # of the heat map
@@ -44,8 +45,8 @@ def _results(sweep: Sweep) -> Iterator[Section]:
 
     held_out = "test" if sweep.ranking[0].setting.held_out == "test" else "held-out"
     caption = f"Solid: {held_out} images; dashed: training."
-    caption += " Lines are means over seeds; bands span all seeds." * several + shown
     settings = [(sweep.label(place.setting), place.setting) for place in sweep.ranking]
+    caption += " Lines are means over seeds; bands span all seeds." * several + _early(settings) + shown
     chart = charts.curves(sweep.measure, settings, sweep.measure.partition("/")[2])
     yield Section("Curves", [_figure("curves", caption, chart)])
     for title, text, table in tables.effect_sections(sweep):
@@ -63,6 +64,12 @@ def _results(sweep: Sweep) -> Iterator[Section]:
     yield from _classes(sweep)
 
 
+def _early(settings: Sequence[tuple[str, Setting]]) -> str:
+    """For the caption of curves: where they end if the seeds of a setting stopped at different epochs."""
+    uneven = any(len({len(run.rows) for run in setting.runs}) > 1 for _, setting in settings)
+    return " A line ends where the first of its seeds stopped." * uneven
+
+
 def _figure(name: str, caption: str, chart: dict[str, object]) -> Figure:
     return Figure(name, caption, chart, partial(figures.png, chart))
 
@@ -76,12 +83,19 @@ def _by_value(sweep: Sweep, axis: str, number: int) -> list[Block]:
     if len(alike) > 1:
         settings = [(f"{axis}={group.value(axis)}", group) for group in alike]
         caption = f"Loss over epochs for every value of {axis}. Solid: held-out images; dashed: training."
+        caption += _early(settings)
         blocks.append(_figure(f"axis-{number}-curves", caption, charts.curves(sweep.measure, settings, "loss")))
     return blocks
 
 
 def _search(sweep: Sweep) -> Iterator[Section]:
     text = f"The {sweep.superlative} {sweep.name} to expect from fewer trials (J. Dodge et al., 2019)."
+    worst, others = without_result(sweep)
+    text += " Diverged and pruned trials count as the worst of the others." * (worst > 0)
+    if others:
+        text += (
+            f" Without a result and not counted: {', '.join(f'{num} {outcome}' for outcome, num in others.items())}."
+        )
     chart = _figure("best-of", text, charts.best_of_trials(sweep))
     yield Section("Expected best by the number of trials", [chart, Table(tables.best_of_table(sweep))])
     found = importances(sweep)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnlab.report.contrasts import Difference, Family
-from cnnlab.report.runs import Run, Setting, grouped, varied
+from cnnlab.report.runs import FOLLOW, Run, Setting, grouped, short_names, varied, without_repeats
 from cnnlab.report.statistics import Estimate
 from cnnlab.report.units import bounds_of_difference, mean_of
 from cnnlab.runs.directory import RunDirectory
@@ -41,9 +41,18 @@ class Place:
     behind: Difference | None
 
     @property
+    def verdict(self) -> str:
+        """How it compares with the first place. Only a setting with diverged runs can be ahead of that."""
+        if self.behind is None:
+            return "first"
+        if self.behind.distinguishable:
+            return "worse" if self.behind.estimate.mean > 0 else "ahead where it did not diverge"
+        return "may be the best" if math.isfinite(self.behind.estimate.half_width) else "not known"
+
+    @property
     def may_be_best(self) -> bool:
-        """Whether it is not significantly worse than the first place."""
-        return self.behind is None or not (self.behind.distinguishable and self.behind.estimate.mean > 0)
+        """Whether it cannot be distinguished from the first place."""
+        return self.verdict in ("may be the best", "not known")
 
     def seconds(self) -> float:
         """Mean training time of a run."""
@@ -61,18 +70,20 @@ class Sweep:
     A setting with diverged runs is ranked after all settings without any, since its mean is over the survivors.
 
     Args:
-        runs: in any state; only finished ones are averaged, and only over seeds.
+        runs: in any state; only finished ones are averaged, and only over seeds. Of several with the same setting and
+            seed, one counts.
         left_out: directories that cannot be read, each with the reason.
 
     Attributes:
         groups: settings with a finished run; `empty`: those without one.
         measure, higher: the metric that settings are ranked by, "val/acc", and whether larger is better.
-        axes: the names of what is varied.
+        axes: the names of what is varied; `short`: as they are written in a sentence.
     """
 
     def __init__(self, runs: Sequence[Run], left_out: Sequence[tuple[Path, str]] = ()):
-        self.runs, self.left_out = list(runs), list(left_out)
-        everything = grouped(runs)
+        self.runs, repeats = without_repeats(runs)
+        self.left_out = [*left_out, *repeats]
+        everything = grouped(self.runs)
         self.empty = [group for group in everything if not group.runs]
         found = [group for group in everything if group.runs]
         first = found[0].runs[0] if found else None
@@ -80,7 +91,7 @@ class Sweep:
         self.groups = [group for group in found if group.runs[0].measure == self.measure]
         self.left_out += [
             (run.path, f"it was selected by {run.measure}, the others by {self.measure}")
-            for run in runs
+            for run in self.runs
             if run.done and run.measure != self.measure
         ]
         alike: dict[tuple[tuple[str, str], ...], list[dict[str, str]]] = defaultdict(list)
@@ -93,6 +104,7 @@ class Sweep:
         ]
         examples = [(group.runs or group.unfinished)[0] for group in self.groups + self.empty]
         self.axes = varied(examples) + self.varied_conditions
+        self.short = short_names(self.axes)
 
     @property
     def unfinished(self) -> list[Run]:
@@ -151,12 +163,13 @@ class Sweep:
         return [
             f"{name}: {', '.join(found)}"
             for name, found in values.items()
-            if len(found) > 1 and (name != "configuration" or name in self.varied_conditions)
+            if len(found) > 1 and (name not in FOLLOW or name in self.varied_conditions)
         ]
 
     def label(self, group: Setting) -> str:
         """What distinguishes a group from the others: "optim=adam, aug=cutmix"."""
-        return ", ".join(f"{_short(name)}={self.brief(name, group.value(name))}" for name in self.axes) or "all runs"
+        words = [f"{self.short[name]}={self.brief(name, group.value(name))}" for name in self.axes]
+        return ", ".join(words) or "all runs"
 
     def brief(self, axis: str, value: str) -> str:
         """A value for a sentence: of a long path its last part, if that distinguishes it."""
@@ -210,7 +223,7 @@ class Sweep:
         if not self.axes:
             return "How well does this setting do, over seeds?"
         values = {axis: [self.brief(axis, value) for value in self.values(axis)] for axis in self.axes}
-        parts = [f"{_short(axis)} ({_listed(values[axis])})" for axis in self.axes]
+        parts = [f"{self.short[axis]} ({_listed(values[axis])})" for axis in self.axes]
         return f"Which {' and which '.join(parts)} gives the {self.superlative} {self.name}?"
 
     @property
@@ -234,11 +247,6 @@ def _listed(values: Sequence[str]) -> str:
     if len(values) <= MAX_LISTED:
         return ", ".join(values)
     return f"{len(values)} values from {values[0]} to {values[-1]}"
-
-
-def _short(path: str) -> str:
-    """optim.lr -> lr."""
-    return path.rsplit(".", 1)[-1]
 
 
 def _is_number(text: str) -> bool:

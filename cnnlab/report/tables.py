@@ -13,7 +13,7 @@ from urllib.parse import quote
 from cnnlab.report.contrasts import Difference, Family
 from cnnlab.report.document import Cell, Link
 from cnnlab.report.effects import effects, reference, shares
-from cnnlab.report.sweep import Place, Sweep
+from cnnlab.report.sweep import Sweep
 from cnnlab.report.trials import best_of
 from cnnlab.report.units import heading, in_brackets, interval, number
 
@@ -34,19 +34,11 @@ def ranking_table(sweep: Sweep) -> list[list[str]]:
         values = [place.setting.value(axis) for axis in sweep.axes]
         found = [number(measure, place.score.mean), interval(measure, place.score) or "one run", place.setting.count()]
         test = [number(sweep.tested, place.test.mean) if place.test else ""] if has_test else []
-        rows.append([*values, *found, behind, _verdict(place), *test, place.best_epochs(), f"{place.seconds():.0f}"])
+        rows.append([*values, *found, behind, place.verdict, *test, place.best_epochs(), f"{place.seconds():.0f}"])
     for group in sweep.empty:
         values = [group.value(axis) for axis in sweep.axes]
         rows.append([*values, "", "", group.count(), *[""] * (len(rows[0]) - len(values) - 3)])
     return rows
-
-
-def _verdict(place: Place) -> str:
-    if place.behind is None:
-        return "first"
-    if not place.may_be_best:
-        return "worse"
-    return "may be the best" if math.isfinite(place.behind.estimate.half_width) else "not known"
 
 
 def _change(measure: str, change: Difference, sign: str = "+") -> str:
@@ -55,11 +47,15 @@ def _change(measure: str, change: Difference, sign: str = "+") -> str:
 
 
 def effects_table(sweep: Sweep, axis: str, family: Family | None = None) -> list[list[str]]:
-    """The values of an axis and their improvement over the reference."""
-    crossed = len(sweep.axes) > 1
-    head = [axis, f"mean {heading(sweep.measure)}", f"better than {reference(sweep, axis)} by", "corrected p"]
-    rows = [head + ["averaged over"] * crossed]
-    for effect in effects(sweep, axis, family):
+    """The values of an axis and their improvement over the reference.
+
+    Where values were run in different combinations of the other axes, also the reference's mean over the same ones.
+    """
+    crossed, first, found = len(sweep.axes) > 1, reference(sweep, axis), effects(sweep, axis, family)
+    uneven = len({frozenset(effect.combinations) for effect in found if effect.combinations}) > 1
+    head = [axis, f"mean {heading(sweep.measure)}", *[f"mean of {first} there"] * uneven]
+    rows = [head + [f"better than {first} by", "corrected p"] + ["averaged over"] * crossed]
+    for effect in found:
         change, p_value = "", ""
         if effect.change:
             change = _change(sweep.measure, effect.change)
@@ -67,8 +63,9 @@ def effects_table(sweep: Sweep, axis: str, family: Family | None = None) -> list
         over = "; ".join(effect.combinations[:MAX_COMBINATIONS]) or "none in common"
         if len(effect.combinations) > MAX_COMBINATIONS:
             over = f"{len(effect.combinations)} combinations"
-        mean = number(sweep.measure, effect.mean) if effect.combinations else ""
-        rows.append([effect.value, mean, change, p_value] + [over] * crossed)
+        means = [effect.mean, *[effect.reference] * uneven]
+        shown = [number(sweep.measure, mean) if effect.combinations else "" for mean in means]
+        rows.append([effect.value, *shown, change, p_value] + [over] * crossed)
     return rows
 
 
@@ -123,7 +120,7 @@ def runs_table(sweep: Sweep) -> list[list[str]]:
     rows = [["run", "status", "seed", *names, *metrics, *rest]]
     for run in sweep.runs:
         summary = run.summary
-        settings = [run.settings.get(name, "") for name in names]
+        settings = [run.value(name, "") for name in names]
         found = [summary.get("metrics", {}).get(name, "") for name in metrics]
         numbers = [summary.get(name, "") for name in rest]
         rows.append([str(cell) for cell in (summary["run"], summary["status"], run.seed, *settings, *found, *numbers)])
@@ -135,13 +132,16 @@ def per_class_table(sweep: Sweep) -> list[list[str]]:
     classes = sweep.ranking[0].setting.runs[0].summary["data"]["classes"]
     rows = []
     for true, counts in enumerate(sweep.confusion().tolist()):
-        num = max(sum(counts), 1)
+        num = sum(counts)
         count, other = max((count, other) for other, count in enumerate(counts) if other != true)
         mistake = f"{classes[other]} ({count / num:.1%})" if count else "-"
-        rows.append((counts[true] / num, classes[true], mistake))
+        rows.append((counts[true] / num if num else math.inf, classes[true], mistake))  # without images: last
     return [
         ["class", "accuracy (%)", "most often confused with"],
-        *([name, f"{100 * acc:.2f}", mistake] for acc, name, mistake in sorted(rows)[:MAX_CLASSES]),
+        *(
+            [name, f"{100 * acc:.2f}" if math.isfinite(acc) else "-", mistake]
+            for acc, name, mistake in sorted(rows)[:MAX_CLASSES]
+        ),
     ]
 
 
@@ -151,7 +151,7 @@ def commands(sweep: Sweep) -> list[str]:
     for place in sweep.ranking:
         runs = place.setting.runs
         overrides = runs[0].summary.get("overrides", [])
-        words = [shlex.quote(word) for word in overrides if re.split(r"[.=]", word)[0] not in NOT_SETTINGS]
+        words = [shlex.quote(word) for word in overrides if re.split(r"[.=]", word.lstrip("+~"))[0] not in NOT_SETTINGS]
         seeds = ",".join(map(str, sorted(run.seed for run in runs)))
         found.append(" ".join(["python train.py", *["-m"] * (len(runs) > 1), *words, f"seed={seeds}"]))
     return found

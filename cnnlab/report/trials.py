@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,20 +20,30 @@ NUM_POINTS = 40  # on the curve
 
 
 def is_search(sweep: Sweep) -> bool:
-    """Whether settings are samples of a space: one run of each, and not every combination of the values."""
+    """Whether settings are samples of a space: one run of each, and at most half of all combinations of the values.
+
+    The runs of a grid start in order, so even if others have not started, these are more than half of the combinations.
+    """
     combinations = math.prod(len(sweep.values(axis)) for axis in sweep.axes)
     single = all(len(group.runs) == 1 for group in sweep.groups)
-    return single and len(sweep.axes) > 1 and MIN_TRIALS <= len(sweep.groups) < combinations
+    started = len(sweep.groups) + len(sweep.empty)
+    return single and len(sweep.axes) > 1 and len(sweep.groups) >= MIN_TRIALS and 2 * started <= combinations
+
+
+def without_result(sweep: Sweep) -> tuple[int, Counter[str]]:
+    """The number of diverged and pruned trials, and of the others that have no result, by their outcome."""
+    outcomes = Counter(group.unfinished[0].outcome for group in sweep.empty)
+    return outcomes.pop("diverged", 0) + outcomes.pop("pruned", 0), outcomes
 
 
 def best_of(sweep: Sweep) -> tuple[list[int], list[float]]:
     """Numbers of trials and the expected best result of each (J. Dodge et al., 2019).
 
-    A trial without a result counts as the worst of the others.
+    A diverged or pruned trial counts as the worst of the others; one that is not finished or failed does not count.
     """
     sign = 1 if sweep.higher else -1
     values = [sign * group.runs[0].score for group in sweep.groups]
-    values += [min(values)] * len(sweep.empty)
+    values += [min(values)] * without_result(sweep)[0]
     nums = sorted({round(num) for num in np.geomspace(1, len(values), min(NUM_POINTS, len(values)))})
     return nums, [sign * mean for mean in expected_best(values, nums)]
 

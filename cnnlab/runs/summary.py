@@ -18,6 +18,7 @@ SUMMARY: dict[str, Any] = {
     **dict.fromkeys(("train_seconds", "images_per_second"), float),
     "status": ("running", "done", "failed", "interrupted"),
     "select_mode": ("max", "min"),
+    "metric_modes": {str: ("max", "min")},
     "choices": {str: str},
     "changes": {str: PLAIN},
     "overrides": [str],

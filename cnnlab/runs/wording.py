@@ -15,6 +15,8 @@ ADVICE = {
     "shared memory": "/dev/shm is full: use data.num_workers=0, or give a container more (docker run --shm-size=1g)",
 }
 
+ROUNDING = 1e-12  # a number below this is rounding error
+
 
 def advice(error: BaseException) -> str:
     """What to do about a failure; empty if only its log helps."""
@@ -58,8 +60,10 @@ def scale(metric: str) -> float:
 
 
 def number(metric: str, value: float, sign: str = "") -> str:
-    """0.8123 -> "81.23" for an accuracy."""
-    return f"{scale(metric) * value:{sign}.{2 if is_accuracy(metric) else 4}f}"
+    """0.8123 -> "81.23" for an accuracy; others have four decimals, or three digits if they are small: "9.00e-06"."""
+    if is_accuracy(metric):
+        return f"{scale(metric) * value:{sign}.2f}"
+    return f"{value:{sign}#.3g}" if ROUNDING < abs(value) < 0.01 else f"{value:{sign}.4f}"
 
 
 def written(metric: str, value: float) -> str:

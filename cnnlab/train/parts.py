@@ -63,6 +63,12 @@ class Parts:
     higher: bool
     loaded: frozenset[str] = frozenset()
 
+    @property
+    def modes(self) -> dict[str, str]:
+        """ "max" or "min" by the name of each metric, whichever is better; without metrics that do not know."""
+        better = {name: metric.higher_is_better for name, metric in self.metrics.items()}
+        return {name: "max" if higher else "min" for name, higher in better.items() if higher is not None}
+
     def check_monitor(self, option: str, name: str, mode: str) -> None:
         """Raises: UserError if a metric is not logged, or mode, "max" or "min", is the wrong one for it.
 
@@ -74,11 +80,10 @@ class Parts:
             why = " With val_fraction=0 nothing is held out." if held_out == "test" and name.startswith("val/") else ""
             raise UserError(f"{option}={name} is not measured.{why} Use one of {', '.join(names)}.")
         kind = name.partition("/")[2]
-        higher = self.metrics[kind].higher_is_better if kind in self.metrics else None
-        higher = False if kind.endswith("loss") else higher
-        if higher is not None and higher != (mode == "max"):
-            side, other = ("higher", "max") if higher else ("lower", "min")
-            raise UserError(f"{option}={name} with mode={mode}: {side} values are better. Use mode={other}.")
+        better = "min" if kind.endswith("loss") else self.modes.get(kind, mode)
+        if better != mode:
+            side = "higher" if better == "max" else "lower"
+            raise UserError(f"{option}={name} with mode={mode}: {side} values are better. Use mode={better}.")
 
 
 def assemble(

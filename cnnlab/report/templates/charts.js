@@ -3,7 +3,12 @@
 
 const printing = () => document.documentElement.classList.contains("paper");
 const cssColor = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const format = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+
+// Accuracies have one or two digits; small values of other metrics have three significant ones.
+function format(value, digits) {
+  if (value === null || value === undefined) return "–";
+  return digits > 2 && Math.abs(value) > 1e-12 && Math.abs(value) < 0.01 ? value.toPrecision(3) : value.toFixed(digits);
+}
 
 function range(point, digits) {
   const inside = point.low === undefined || point.low === null ? "" : ` (${format(point.low, digits)} to ${format(point.high, digits)})`;
