@@ -217,12 +217,16 @@ def hostile(folder: Path) -> Path:
     return folder
 
 
-def test_text_of_strangers_is_text_in_every_form(tmp_path):
+@pytest.mark.parametrize("rows_at_first", [page.MAX_ROWS, 1])
+def test_text_of_strangers_is_text_in_every_form(tmp_path, monkeypatch, rows_at_first):
+    monkeypatch.setattr(page, "MAX_ROWS", rows_at_first)
     made = document(sweep_of(hostile(tmp_path)), tmp_path / "report")
     text = page.html(made)
     parsed = Parsed(text)
     assert not [attributes for _, attributes, _ in parsed.elements if "onerror" in attributes]
-    assert len(parsed.named("script")) == 1 + len(page.SCRIPTS)
+    more = [content for *_, attributes, content in parsed.named("script") if attributes.get("class") == "more"]
+    assert len(parsed.named("script")) == 1 + len(more) + len(page.SCRIPTS)
+    assert (bool(more), "\\u001b" in "".join(more)) == (rows_at_first == 1, False)
     assert "alert(1)</script>" not in text
     assert "\u2028" not in text
     assert json.loads(parsed.named("script")[0][2])
