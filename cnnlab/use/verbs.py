@@ -51,7 +51,8 @@ def anatomy(arguments: argparse.Namespace) -> None:
     source = data_source(config.data)
     shape = offered(source, "shape") or load_once(source).shape
     shape = shape.resized(output_size(in_order(make_augmentations(config.aug, shape)), shape.size))
-    parts = layers(make_network(config.model, shape), shape)
+    network = make_network(config.model, shape)
+    parts = layers(network, shape)
 
     table = Table(title=f"{config.model._target_}, images of {shape}")
     for name in ("layer", "kind", "output"):
@@ -60,12 +61,16 @@ def anatomy(arguments: argparse.Namespace) -> None:
         table.add_column(name, justify="right")
     for layer in parts:
         size = " x ".join(map(str, layer.output))
-        counts = (f"{layer.weights:,}", f"{layer.multiply_adds:,}", str(layer.receptive_field), str(layer.stride))
-        table.add_row(layer.name, layer.kind, size, *counts, f"{layer.fully_connected:,}")
+        fields = ("-" if value is None else str(value) for value in (layer.receptive_field, layer.stride))
+        counts = (f"{layer.weights:,}", f"{layer.multiply_adds:,}", *fields, f"{layer.fully_connected:,}")
+        table.add_row(layer.name, layer.kind, size, *counts)
+    total = sum(values.numel() for values in network.parameters())
+    if others := total - sum(layer.weights for layer in parts):
+        table.add_row("elsewhere", "", "", f"{others:,}", "", "", "", "")
     table.add_section()
-    sums = (sum(getattr(layer, name) for layer in parts) for name in ("weights", "multiply_adds", "fully_connected"))
-    weights, multiply_adds, dense = (f"{value:,}" for value in sums)
-    table.add_row("all", "", "", weights, multiply_adds, "", "", dense)
+    multiply_adds = sum(layer.multiply_adds for layer in parts)
+    dense = sum(layer.fully_connected for layer in parts)
+    table.add_row("all", "", "", f"{total:,}", f"{multiply_adds:,}", "", "", f"{dense:,}")
     table.show(width=120)
     print("fully connected: weights, without biases, of a fully connected layer between the same sizes")
 
