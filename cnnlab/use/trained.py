@@ -220,6 +220,7 @@ def _made(run: OpenedRun, saved: dict[str, Any]) -> Trained:
     with bounded(sum(values.nbytes for values in weights.values() if isinstance(values, Tensor))):
         network = make_network(config.model, shape, try_it=False)
         network.load_state_dict(weights)
+        loss, metrics = make_loss(config.loss, shape), make_metrics(config.metrics, shape)
     norm = instantiate(filled(config.norm, stored.facts()))
     norm.restore(saved.get("ImageData", {}))  # a normalization may have no statistics
     crop = next((aug for aug in augmentations.values() if aug.stage == Stage.CROP), None)
@@ -234,8 +235,8 @@ def _made(run: OpenedRun, saved: dict[str, Any]) -> Trained:
         data["classes"],
         stored,
         bf16,
-        make_loss(config.loss, shape),
-        make_metrics(config.metrics, shape),
+        loss,
+        metrics,
         config.test_shifts,
         run.background,
     )
