@@ -90,12 +90,17 @@ def _after(func: Any, args: Any, inputs: list[Tensor], fields: list[Field], outp
     if kind is aten.convolution and not args[6]:
         return _window(field, places, args[1].shape[2:], *args[3:6])
     if kind is aten.max_pool2d_with_indices:
-        size, stride, padding, dilation = [*args[1:5], *([], [0], [1])[len(args) - 2 :]]
-        return _window(field, places, size, stride or size, padding, dilation)
+        return _window(field, places, *_pooling(args, [], [0], [1]))
     if kind is aten.avg_pool2d:
-        size, stride, padding = [*args[1:4], *([], [0])[len(args) - 2 :]]
-        return _window(field, places, size, stride or size, padding, [1])
+        return _window(field, places, *_pooling(args, [], [0]), [1])
     return None
+
+
+def _pooling(args: Any, *defaults: list[int]) -> list[Sequence[int]]:
+    """Size, stride, padding and so on of a pooling; its stride is its size by default."""
+    given = list(args[1 : len(defaults) + 2])
+    given += defaults[len(given) - 1 :]
+    return [given[0], given[1] or given[0], *given[2:]]
 
 
 def _window(field: Field, places: Sequence[int], size: Sequence[int], *settings: Sequence[int]) -> Field | None:
