@@ -158,13 +158,18 @@ class Trained(nn.Module):
 
     @torch.no_grad()
     def features(self, images: ImageInput) -> Tensor:
-        """The inputs of the last layer with weights, on the CPU: (N, D) float32; feature maps are averaged over space.
+        """The inputs of the last layer with weights, on the CPU: (N, D) float32, averaged over space or tokens.
 
         Raises: UserError if the network has no such layer, or its inputs are not one for each image.
         """
         inputs: list[Tensor] = []
+
+        def append(layer: nn.Module, values: tuple[Tensor, ...]) -> None:
+            features_last = cast(Tensor, layer.weight).ndim == 2  # (B, ..., D); otherwise (B, D, ...)
+            inputs.append(values[0].movedim(-1, 1) if features_last else values[0])
+
         hooks = [
-            layer.register_forward_pre_hook(lambda layer, values: inputs.append(values[0]))
+            layer.register_forward_pre_hook(append)
             for layer in self.network.modules()
             if isinstance(getattr(layer, "weight", None), Tensor) and cast(Tensor, layer.weight).ndim > 1
         ]
