@@ -1,5 +1,6 @@
 """A trained run, ready for use: images in, logits out, including cropping and normalization."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -22,6 +23,7 @@ from cnnlab.data.resident import evaluated_together
 from cnnlab.metrics import Accuracy
 from cnnlab.normalize import Normalization
 from cnnlab.runs.directory import CheckpointError
+from cnnlab.text import say
 from cnnlab.train.checkpoint import CheckpointFiles
 from cnnlab.train.machine import computes_in_bf16
 from cnnlab.train.parts import MISFITS, make_augmentations, make_loss, make_metrics, make_network
@@ -29,11 +31,14 @@ from cnnlab.train.views import mean_of_views
 from cnnlab.use.bounded import bounded
 from cnnlab.use.opened import OpenedRun, opened
 
+USED_WEIGHTS = ("network.", "loss.")  # the beginnings of the keys of a module that has no further parts
 ImageInput: TypeAlias = Tensor | np.ndarray | Image.Image | Sequence[Image.Image]
 
 
 class Trained(nn.Module):
-    """The model of a run in evaluation mode.
+    """The network of a run in evaluation mode, with the run's normalization, crop and test-time views.
+
+    A module that evaluates anything else, such as an average of its network that it keeps itself, is not reproduced.
 
     (B, C, H, W) uint8, of the shape `stored` -> outputs (B, K) float32: logits, or numbers for regression.
 
@@ -210,6 +215,8 @@ def open_run(path: Path, epoch: str = "best") -> tuple[Trained, DictConfig, dict
         raise CheckpointError(
             f"{checkpoint} does not fit the configuration and the summary of {path}: {error}"
         ) from error
+    if others := sorted({key.partition(".")[0] for key in saved["state_dict"] if not key.startswith(USED_WEIGHTS)}):
+        say(f"cnnlab: {checkpoint} also has weights of {', '.join(others)}; only the network is used.", sys.stderr)
     return model, run.config, run.summary
 
 
