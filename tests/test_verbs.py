@@ -247,6 +247,8 @@ def test_predictions_of_numbers(runs, verb, tmp_path):
     rows = list(csv.reader(verb(*words, "--format", "csv").stdout.splitlines()))
     assert rows[0] == ["path", "age", "weight"]
     assert np.allclose([[float(cell) for cell in row[1:]] for row in rows[1:]], expected, rtol=1e-4)
+    refused = verb(*words, "--top", "2")
+    assert (refused.returncode, "--top 2: the run is for regression data" in refused.stderr) == (2, True)
     table = verb(*words).stdout
     assert "probability" not in table
     assert f"{expected[1, 1]:.5g}" in table

@@ -162,11 +162,15 @@ def result_folder(overrides: Sequence[str]) -> str:
 
 def predict(arguments: argparse.Namespace) -> None:
     """Label images, or all images in folders, with a trained run."""
-    if arguments.top < 1:
+    if arguments.top is not None and arguments.top < 1:
         raise UserError(f"--top {arguments.top} is not allowed. Use a number from 1.")
     from cnnlab.data.decode import described, images_in
 
     run = opened(named(arguments.run, arguments.runs))
+    if arguments.top and run.stored.task != "multiclass":
+        raise UserError(
+            f"--top {arguments.top}: the run is for {run.stored.task} data and ranks no classes. Leave it out."
+        )
     run.check_decoding()
     paths, others = images_in(arguments.paths)
     if others:
@@ -175,7 +179,7 @@ def predict(arguments: argparse.Namespace) -> None:
     from cnnlab.use.trained import open_run
 
     model, _, _ = open_run(run.path)
-    results = list(predict.predict(model, paths, arguments.top))
+    results = list(predict.predict(model, paths, arguments.top or 3))
     predict.print_predictions(model, [result for result in results if isinstance(result, dict)], arguments.format)
     failed = [result for result in results if isinstance(result, tuple)]
     for path, reason in failed:
