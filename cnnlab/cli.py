@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     argument("run", metavar="RUN", help=RUN)
     argument("--runs", **runs)
     argument("paths", nargs="+", type=Path, metavar="PATH", help="images, or folders of images")
-    argument("--top", type=int, default=3, help="number of labels for each image (default %(default)s)")
+    argument("--top", type=int, help="number of classes for each image, of which it has one (default 3)")
     argument("--format", choices=("table", "csv", "json"), default="table", help="default: %(default)s")
 
     argument = add(export)

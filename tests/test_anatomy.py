@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from cnnlab.config.shape import Shape
 from cnnlab.networks import BagOfWords, ConvNet
+from cnnlab.resnet import ResNet
 from cnnlab.use.anatomy import layers
 
 
@@ -90,3 +92,74 @@ def test_the_command_prints_the_table_of_question_10(command):
     wrong = command("-m", "cnnlab", "anatomy", "model.dropout=1.5")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "dropout < 1" in wrong.stderr
+
+
+def depends_on(network: nn.Module, layer: nn.Module, size: int) -> int:
+    """The side of the square of pixels on which the middle of a layer's output really depends; weights are positive."""
+    kept = []
+    hook = layer.register_forward_hook(lambda *found: kept.append(found[2]))
+    for values in network.parameters():
+        nn.init.constant_(values, 0.01)
+    image = torch.full((1, 3, size, size), 0.5, requires_grad=True)
+    network.eval()(image)
+    hook.remove()
+    middle = kept[0].shape[2] // 2
+    kept[0][0, :, middle, middle].sum().backward()
+    rows = image.grad[0].abs().sum((0, 2)).nonzero().flatten()
+    return int(rows[-1] - rows[0]) + 1
+
+
+def test_receptive_fields_of_branches_are_those_of_the_gradient():
+    network = ResNet(width=4)
+    found = layers(network, Shape(10, 3, 512, 512))
+    assert [layer.stride for layer in found if layer.name.endswith("conv2")] == [1, 1, 2, 2, 4, 4, 8, 8]
+    by_name = {layer.name: layer for layer in found}
+    assert by_name["stage2.0.shortcut.0"].receptive_field == by_name["stage1.1.relu"].receptive_field == 11
+    for name in ("stage1.0.conv2", "stage2.0.conv2", "stage2.0.shortcut.0", "stage2.1.conv1", "stage4.1.conv2"):
+        part = network.get_submodule(name)
+        assert by_name[name].receptive_field == depends_on(network, part, 512), name
+    assert by_name["fc"].weights == 10 * (4 * 8 + 1)
+
+
+class Unusual(nn.Module):
+    """Weights outside of layers, a layer used twice, dilation, average pooling, functions instead of layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.scale = nn.Parameter(torch.ones(100))
+        self.twice = nn.Conv2d(8, 8, 3, padding=2, dilation=2)
+        self.pool = nn.AvgPool2d(2)
+        self.after = nn.Conv2d(16, 8, 3, stride=2)
+        self.rolled = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, images):
+        images = self.pool(self.twice(F.relu(self.twice(self.stem(images)))))
+        images = self.after(torch.cat((images, images * 2), 1))
+        return self.head(images.mean((2, 3)) * self.scale[:8]) + self.rolled(images.roll(1, 2)).mean()
+
+
+def test_unusual_networks():
+    network = Unusual()
+    found = layers(network, Shape(10, 3, 32, 32))
+    assert [(layer.name, layer.receptive_field, layer.stride) for layer in found] == [
+        *(("stem", 3, 1), ("twice", 7, 1), ("twice", 11, 1), ("pool", 12, 2), ("after", 16, 4)),
+        *(("head", 16 + 6 * 4, 28), ("rolled", None, None)),
+    ]
+    for layer in (network.pool, network.after):
+        assert depends_on(network, layer, 64) == {network.pool: 12, network.after: 16}[layer]
+    assert [layer.weights for layer in found][1:3] == [8 * 8 * 9 + 8, 0]
+
+
+def test_the_total_counts_every_weight_once(verb, tmp_path, monkeypatch):
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "unusual.yaml").write_text("# Unusual.\n_target_: test_anatomy.Unusual\n")
+    monkeypatch.setenv("CNNLAB_CONF", str(tmp_path / "conf"))
+    result = verb("anatomy", "model=unusual", "data=shapes")
+    assert result.returncode == 0, result.stderr
+    total = sum(values.numel() for values in Unusual().parameters())
+    [line] = [line.split() for line in result.stdout.splitlines() if line.split()[:1] == ["all"]]
+    assert line[1] == f"{total:,}"
+    assert "elsewhere  " in result.stdout
+    assert "rolled" in result.stdout

@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import zipfile
@@ -568,6 +569,75 @@ def test_a_network_may_compute_when_it_is_made_and_is_no_larger_than_its_weights
     result = verb("evaluate", run)
     assert refused(result)
     assert "takes more than" in result.stderr
+
+
+READING = """
+import torch
+from cnnlab.networks import ConvNet
+
+
+class Reading(ConvNet):
+    def __init__(self, how: str = "file", **arguments):
+        super().__init__(**arguments)
+        if how == "file":
+            torch.load("missing.pt")
+        elif how == "hub":
+            torch.hub.load_state_dict_from_url("https://nowhere.invalid/backbone.pt")
+        elif how == "address":
+            import urllib.request
+
+            urllib.request.urlopen("http://127.0.0.1:9/backbone.pt")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("file", "missing.pt"),
+        ("hub", "backbone.pt would have to be downloaded"),
+        ("address", "127.0.0.1 would have to be downloaded"),
+        ("", ""),
+    ],
+)
+def test_a_network_that_reads_or_downloads_when_it_is_made_is_refused(run, verb, tmp_path, monkeypatch, how, said):
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    ours = (ROOT / "conf" / "model" / "cnn.yaml").read_text()
+    option = ours.replace("cnnlab.networks.ConvNet", "reading.Reading") + "how: file\n"
+    (tmp_path / "conf" / "model" / "reading.yaml").write_text(option)
+    (tmp_path / "reading.py").write_text(READING)
+    monkeypatch.setenv("CNNLAB_CONF", str(tmp_path / "conf"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.syspath_prepend(tmp_path)
+    before = torch.hub.download_url_to_file, socket.getaddrinfo
+    change_summary(run, choices=json.loads((run / "summary.json").read_text())["choices"] | {"model": "reading"})
+    change_config(run, lambda c: c["model"].update(how=how))
+    result = verb("evaluate", run)
+    assert refused(result) if how else result.returncode == 0, result.stderr
+    assert said in result.stderr
+    assert ("does not fit" in result.stderr) == bool(how)
+    assert (torch.hub.download_url_to_file, socket.getaddrinfo) == before
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        {"auroc": {"_target_": "torchmetrics.AUROC", "task": "data.task", "num_classes": 10, "thresholds": 10**9}},
+        {"calibration_error": {"num_classes": "data.num_classes", "n_bins": 200_000_000}},
+    ],
+    ids=lambda metric: next(iter(metric)),
+)
+def test_metrics_take_no_more_memory_than_networks(run, verb, metric):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    change_config(run, lambda c: c.update(metrics=metric))
+    assert refused(verb("evaluate", run))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kB
+
+
+def test_generated_data_have_a_largest_size(run, verb):
+    change_config(run, lambda c: c["data"].update(num_train=10**9))
+    result = verb("evaluate", run)
+    assert refused(result)
+    assert "num_train <= 10000000" in result.stderr
 
 
 TOO_LARGE: dict[str, Callable[[], Any]] = {

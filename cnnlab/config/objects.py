@@ -12,6 +12,7 @@ import hydra.utils
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config.options import GROUPS, UserError, allowed_targets
+from cnnlab.config.shape import offered
 from cnnlab.config.values import plain
 
 
@@ -113,6 +114,14 @@ def data_source(node: DictConfig) -> Any:
     if key not in _sources:
         _sources[key] = instantiate(node)
     return _sources[key]
+
+
+def checked_source(config: DictConfig) -> Any:
+    """The data source of a run, after checking that its files still exist."""
+    source = data_source(config.data)
+    if check_source := offered(source, "check"):
+        check_source()
+    return source
 
 
 def num_trained_on(config: DictConfig) -> int | None:

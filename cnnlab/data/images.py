@@ -238,6 +238,14 @@ def subset(indices: np.ndarray, num: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(indices)[:num])
 
 
+def training_split(
+    targets: np.ndarray, val_fraction: float, num_train_images: int | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of the images that a run trains on, and of those that it holds out. Raises: UserError."""
+    train, held_out = stratified_split(targets, val_fraction, seed)
+    return train if num_train_images is None else subset(train, num_train_images, seed), held_out
+
+
 class Source(Protocol):
     """What a data set option must offer, without importing torch before `load`; for what else it may, see `offered`."""
 

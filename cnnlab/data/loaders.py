@@ -27,12 +27,14 @@ class Part:
         return (self.data.cropped(self.part, chunk) for chunk in self.index.split(num))
 
 
-def pixel_batches(images: Images, num: int) -> Iterator[Tensor]:
-    """All images in order, `num` at a time: (B, C, H, W) uint8."""
+def pixel_batches(images: Images, num: int, index: Tensor | None = None) -> Iterator[Tensor]:
+    """The images `index`, or all in order, `num` at a time: (B, C, H, W) uint8."""
     if not is_fetched(images):
-        yield from as_tensor(images.pixels).split(num)
+        pixels = as_tensor(images.pixels)
+        yield from pixels.split(num) if index is None else (pixels[chunk] for chunk in index.split(num))
         return
-    items = torch.arange(len(images.targets))[:, None].expand(-1, 2)  # the seed of an image is its index
+    index = torch.arange(len(images.targets)) if index is None else index
+    items = index[:, None].expand(-1, 2)  # the seed of an image is its index
     for pixels in cast(Any, images.pixels).batches([list(map(tuple, chunk.tolist())) for chunk in items.split(num)]):
         yield pixels.permute(0, 3, 1, 2)
 

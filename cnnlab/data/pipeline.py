@@ -19,7 +19,7 @@ from torch import Tensor
 from cnnlab.augment.base import Augmentation, Crop, Stage, center_digest, in_order, output_size
 from cnnlab.config.options import UserError
 from cnnlab.config.paths import expand
-from cnnlab.data.images import DataSet, for_evaluation, is_fetched, stratified_split, subset
+from cnnlab.data.images import DataSet, for_evaluation, is_fetched, training_split
 from cnnlab.data.loaders import EpochSteps, Part, Slices
 from cnnlab.data.plan import Plan, draw_epoch, generator, of_process, sampling_weights, split_drawn
 from cnnlab.data.resident import _uploaded, evaluated_together, on_device, taken, upload
@@ -63,9 +63,7 @@ class ImageData(LightningDataModule):
         self.data, self.norm, self.augmentations = data, norm, in_order(dict(augmentations))
         self.parts = {"train": data.train, "val": for_evaluation(data.train), "test": data.test}
         self.batch_size, self.seed, self.resident = batch_size, seed, resident
-        train, held_out = stratified_split(data.train.targets, val_fraction, seed)
-        if num_train_images is not None:
-            train = subset(train, num_train_images, seed)
+        train, held_out = training_split(data.train.targets, val_fraction, num_train_images, seed)
         if len(train) < batch_size:
             raise UserError(
                 f"batch_size={batch_size} is larger than the {len(train)} training images. Use batch_size={len(train)} "

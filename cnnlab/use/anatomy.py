@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cnnlab.config.shape import Shape
 from cnnlab.networks import VisualWords
 from cnnlab.train.parts import on_black
+from cnnlab.use.fields import Field, Fields
 
 
 @dataclass
@@ -17,10 +17,10 @@ class Layer:
     Attributes:
         name, kind: its path in the network and the name of its class.
         output: size without the batch, (C, H, W) or (features,).
-        weights: number of learned values, including biases.
+        weights: number of learned values, including biases; 0 if they are counted for an earlier layer.
         multiply_adds: multiplications of a weight with a value.
         receptive_field: side of the square of pixels that one output depends on; it may extend beyond the image.
-        stride: pixels of the image between neighboring outputs.
+        stride: pixels of the image between neighboring outputs. Both are None after operations that are not followed.
         fully_connected: weights, without biases, of a fully connected layer between the same sizes.
     """
 
@@ -29,48 +29,44 @@ class Layer:
     output: tuple[int, ...]
     weights: int
     multiply_adds: int
-    receptive_field: int
-    stride: int
+    receptive_field: int | None
+    stride: int | None
     fully_connected: int
 
 
 def layers(network: nn.Module, shape: Shape) -> list[Layer]:
     """The layers without submodules, in the order in which an image of this shape passes through them."""
     found: list[Layer] = []
-    field, stride = 1, 1  # r_0
+    counted: set[nn.Parameter] = set()  # a layer may be used twice
+    fields = Fields()
 
-    def visit(name: str, layer: nn.Module, source: torch.Tensor, output: torch.Tensor) -> None:
-        nonlocal field, stride
-        weights = sum(values.numel() for values in layer.parameters())
+    def visit(name: str, layer: nn.Module, source: Tensor, output: Tensor) -> None:
+        new = set(layer.parameters()) - counted
+        counted.update(new)
         multiply_adds = 0
         if isinstance(layer, nn.Linear):
-            multiply_adds = layer.weight.numel()
+            multiply_adds = layer.weight.numel() * (output[0].numel() // output.shape[-1])
         elif isinstance(layer, nn.Conv2d):
             multiply_adds = layer.weight[0].numel() * output[0].numel()
         elif isinstance(layer, VisualWords):
             multiply_adds = layer.multiply_adds(*source.shape[2:])
-        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
-            field += (_first(layer.kernel_size) - 1) * stride  # r_k = r_{k-1} + (f_k - 1) s_1 ... s_{k-1}
-            stride *= _first(layer.stride)
-        elif isinstance(layer, nn.Flatten | VisualWords):  # every output depends on the whole input
-            field += (source.shape[-1] - 1) * stride
-            stride *= source.shape[-1]
+            fields.set(output, (before := fields.of(source)) and before.whole(source.shape[2:]))
         dense = source[0].numel() * output[0].numel() if multiply_adds else 0
-        size = tuple(output.shape[1:])
-        found.append(Layer(name, type(layer).__name__, size, weights, multiply_adds, field, stride, dense))
+        field, size = fields.of(output), tuple(output.shape[1:])
+        side, stride = (field.side, field.stride) if field else (None, None)
+        weights = sum(values.numel() for values in new)
+        found.append(Layer(name, type(layer).__name__, size, weights, multiply_adds, side, stride, dense))
 
-    hooks = [
+    hooks = [network.register_forward_pre_hook(lambda _, inputs: fields.set(inputs[0], Field()))]
+    hooks += [
         layer.register_forward_hook(lambda layer, inputs, output, name=name: visit(name, layer, inputs[0], output))
         for name, layer in network.named_modules()
         if not list(layer.children())
     ]
     try:
-        on_black(network, shape)
+        with fields:
+            on_black(network, shape)
     finally:
         for hook in hooks:
             hook.remove()
     return found
-
-
-def _first(size: int | tuple[int, ...]) -> int:
-    return size if isinstance(size, int) else size[0]

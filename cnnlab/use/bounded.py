@@ -1,9 +1,9 @@
-"""Constructing a network from an untrusted configuration: bounded memory, and no pickles."""
+"""Constructing the parts of an untrusted configuration: bounded memory, no pickles, no downloads."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 from unittest.mock import patch
 
 import torch
@@ -17,14 +17,27 @@ MIN_BYTES = 1 << 14  # that each tensor counts as, which bounds the number of la
 
 @contextmanager
 def bounded(num_bytes: int) -> Iterator[None]:
-    """Within the block, the total size of new tensors is bounded, and torch.load reads only tensors.
+    """Within the block, the total size of new tensors is bounded, torch.load reads only tensors, nothing is downloaded.
 
     Constructors may compute with real values, which they could not on the meta device.
 
-    num_bytes: of the network's weights. Raises: ValueError before an operation that would exceed the limit.
+    num_bytes: of the network's weights. Raises: ValueError before an operation that would exceed the limit, and for a
+        file that cannot be read or would be downloaded.
     """
-    with patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}), _Bounded(4 * num_bytes + SPARE_BYTES):
-        yield
+    with (
+        patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}),
+        patch("torch.hub.download_url_to_file", _refuse_download),
+        patch("socket.getaddrinfo", _refuse_download),  # with which every other download begins
+        _Bounded(4 * num_bytes + SPARE_BYTES),
+    ):
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(f"a file cannot be read: {error}") from error
+
+
+def _refuse_download(address: Any, *_: Any, **__: Any) -> NoReturn:
+    raise OSError(f"{address} would have to be downloaded")
 
 
 class _Bounded(TorchDispatchMode):
@@ -39,7 +52,7 @@ class _Bounded(TorchDispatchMode):
         if not any(isinstance(value, Tensor) for value in tree_leaves((args, kwargs))):
             self.left -= max(largest, MIN_BYTES)
         if largest > self.limit or self.left < 0:
-            raise ValueError(f"the network takes more than {self.limit:,} bytes, but its weights do not")
+            raise ValueError(f"it takes more than {self.limit:,} bytes, far more than the network's weights")
         return func(*args, **kwargs)
 
 

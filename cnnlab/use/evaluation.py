@@ -1,7 +1,8 @@
 """The performance of a trained run on images: loss, metrics, per-class results, calibration."""
 
 import csv
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ class Evaluation:
 def evaluate(model: Trained, images: Images) -> Evaluation:
     """Evaluate images; their classes may be a subset of the model's, in another order.
 
-    Batches and operations are those of the training's own test, whose metrics are reproduced to the last bit.
+    Batches and operations are those of the default module's test, whose metrics are reproduced to the last bit. What
+    another module does at test time besides calling `network` is not repeated here: see `disagreement`.
     """
     device, task = model.device, model.stored.task
     targets = torch.from_numpy(images.targets).to(device)
@@ -93,6 +95,23 @@ def evaluate(model: Trained, images: Images) -> Evaluation:
         confidence=confidence.cpu().numpy(),
         correct=(predicted == targets).cpu().numpy(),
     )
+
+
+def disagreement(found: Evaluation, summary: Mapping[str, Any]) -> str:
+    """How the loss differs from that of the training's own test of the same images; without one, another metric.
+
+    Empty if it differs by no more than other hardware explains: one percent, or the share of one image.
+    """
+    reported = summary.get("metrics", {})
+    for name in ("loss",) if "test/loss" in reported else found.metrics:
+        value, before = found.metrics[name], reported.get(f"test/{name}")
+        noise = 0.001 if name == "loss" else 1 / found.num_images
+        if before is not None and not math.isclose(value, before, rel_tol=0.01, abs_tol=noise):
+            return (
+                f"the training reported test/{name} {before:.4f} for these images, but the network alone gives "
+                f"{value:.4f}. The run's module evaluates something else than its network."
+            )
+    return ""
 
 
 def check_fits(model: Trained, images: Images) -> None:
@@ -126,12 +145,15 @@ def write_confusion(path: Path, found: Evaluation, classes: Sequence[str]) -> No
         writer.writerows([csv_cell(name), *row] for name, row in zip(classes, found.confusion.tolist(), strict=True))
 
 
-def per_class(found: Evaluation, classes: Sequence[str]) -> list[tuple[str, int, float, float]]:
-    """Name, number of images, recall and precision of every class."""
+def per_class(found: Evaluation, classes: Sequence[str]) -> list[tuple[str, int, float | None, float | None]]:
+    """Name, number of images, recall and precision of every class; None where there is no image to divide by."""
     assert found.confusion is not None
     correct, actual, predicted = np.diag(found.confusion), found.confusion.sum(1), found.confusion.sum(0)
-    recall, precision = (correct / np.maximum(num, 1) for num in (actual, predicted))
-    return list(zip(classes, actual.tolist(), recall.tolist(), precision.tolist(), strict=True))
+    recall, precision = (
+        [right / num if num else None for right, num in zip(correct.tolist(), nums.tolist(), strict=True)]
+        for nums in (actual, predicted)
+    )
+    return list(zip(classes, actual.tolist(), recall, precision, strict=True))
 
 
 def print_evaluation(found: Evaluation, classes: Sequence[str]) -> None:
@@ -140,8 +162,8 @@ def print_evaluation(found: Evaluation, classes: Sequence[str]) -> None:
         table = Table()
         for name in HEAD:
             table.add_column(name, justify="left" if name == "class" else "right")
-        for name, num, recall, precision in per_class(found, classes):
-            table.add_row(name, f"{num:,}", f"{recall:.4f}", f"{precision:.4f}")
+        for name, num, *shares in per_class(found, classes):
+            table.add_row(name, f"{num:,}", *("-" if share is None else f"{share:.4f}" for share in shares))
         table.show(width=100)
         results["expected calibration error"] = found.calibration_error
     print(f"{found.num_images:,} images: {', '.join(f'{name} {value:.4f}' for name, value in results.items())}")

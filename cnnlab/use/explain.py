@@ -38,7 +38,8 @@ def feature_maps(model: Trained, pixels: Tensor) -> list[tuple[str, np.ndarray]]
 def occlusion(model: Trained, pixels: Tensor, label: int, size: int = 8, stride: int = 2) -> np.ndarray:
     """The drop in a label's probability when a gray square covers a pixel (M. Zeiler and R. Fergus, 2014).
 
-    pixels: (1, C, H, W) uint8 -> (H, W) float64: the mean over all squares that cover a pixel.
+    pixels: (1, C, H, W) uint8 -> (H, W) float64: the mean over all squares that cover a pixel. For regression, `label`
+    is the index of a number, and the drop is that number's.
     """
     height, width = pixels.shape[2:]
     squares = [
@@ -49,7 +50,7 @@ def occlusion(model: Trained, pixels: Tensor, label: int, size: int = 8, stride:
     covered = pixels.repeat(len(squares), 1, 1, 1)
     for image, (rows, columns) in zip(covered, squares, strict=True):
         image[:, rows, columns] = 128
-    whole, *others = model.logits(torch.cat((pixels, covered))).softmax(1)[:, label].double().numpy()
+    whole, *others = model.probabilities(torch.cat((pixels, covered)))[:, label].double().numpy()
     lost, times = np.zeros((height, width)), np.zeros((height, width))
     for share, square in zip(others, squares, strict=True):
         lost[square] += whole - share
@@ -77,8 +78,10 @@ def draw_feature_maps(
 
 
 @figure
-def draw_occlusion(path: Path, image: np.ndarray, lost: np.ndarray, title: str) -> None:
-    """The image (H, W, C) uint8, alone and with the lost probability (H, W) as an overlay."""
+def draw_occlusion(
+    path: Path, image: np.ndarray, lost: np.ndarray, title: str, label: str = "probability lost"
+) -> None:
+    """The image (H, W, C) uint8, alone and with the lost probability (H, W) as an overlay. label: of its scale."""
     figure = matplotlib.figure.Figure(figsize=(6.4, 3.2), layout="constrained")
     plain, over = figure.subplots(1, 2)
     for axis in (plain, over):
@@ -86,7 +89,7 @@ def draw_occlusion(path: Path, image: np.ndarray, lost: np.ndarray, title: str) 
         axis.axis("off")
     limit = max(float(np.abs(lost).max()), 1e-6)
     shown = over.imshow(lost, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.6)
-    figure.colorbar(shown, label="probability lost")
+    figure.colorbar(shown, label=label)
     figure.suptitle(title, fontsize=9)
     save(figure, path)
 

@@ -24,7 +24,8 @@ from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import BrokenFileError
 
 GROUPS = ("data", "norm", "aug", "model", "loss", "metrics")  # of a run's configuration, used after training
-USED = (*GROUPS, "test_flips", "test_shifts")
+SPLIT = ("seed", "val_fraction", "num_train_images")  # the arguments of cnnlab.data.images.training_split
+USED = (*GROUPS, "test_flips", "test_shifts", *SPLIT)
 OURS = ("cache_dir", "sources", "sha256", "timeout")  # keys of `data` that are never taken from a run directory
 WORD = re.compile(r"[\w#][\w#.+ -]*", re.ASCII)  # neither a path nor an address
 MAX_SIDE = 4096  # pixels
@@ -57,7 +58,24 @@ class OpenedRun:
     @property
     def background(self) -> str:
         """The color behind transparent images."""
-        return str(self.summary["changes"].get("data.background", "black"))
+        return str(self.config.data.get("background", "black"))
+
+    def check_decoding(self) -> None:
+        """Check that image files can be decoded as in training.
+
+        Raises: UserError if no image mode has as many channels; BrokenFileError if the background is not a color.
+        """
+        from PIL import ImageColor
+
+        from cnnlab.data.decode import MODES
+
+        if (channels := self.stored.channels) not in MODES:
+            raise UserError(f"The run takes images of {channels} channels; image files with 1, 3 or 4 can be read.")
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError as error:
+            wrong = f"has data.background={self.background}, which is not a color"
+            raise BrokenFileError(self.path / ".hydra" / "config.yaml", wrong) from error
 
 
 def opened(path: Path) -> OpenedRun:
@@ -81,6 +99,7 @@ def opened(path: Path) -> OpenedRun:
         not isinstance(tree["test_flips"], bool)
         or type(tree["test_shifts"]) is not int
         or tree["test_shifts"] not in range(9)
+        or not isinstance(tree["num_train_images"], int | None)
         or not all(isinstance(tree[group], dict) for group in LISTED if group in GROUPS)
     ):
         raise BrokenFileError(file, "has values of unexpected types")
@@ -142,7 +161,9 @@ def _incomplete(summary: dict[str, Any]) -> str:
 
 
 def with_other_data(run: OpenedRun, overrides: Sequence[str] = ()) -> DictConfig:
-    """Our own configuration with the run's data, normalization and test-time views, unless overridden.
+    """Our own configuration with the run's data, normalization, test-time views and split, unless overridden.
+
+    Other data are decoded as the run's own: to the same size and number of channels, on the same background.
 
     Raises: UserError for overrides of anything else, or with values that are not allowed.
     """
@@ -163,10 +184,12 @@ def with_other_data(run: OpenedRun, overrides: Sequence[str] = ()) -> DictConfig
     for group in kept:
         ours = {key: value for key, value in plain(made[group]).items() if key in OURS or f"{group}.{key}" in given}
         made[group] = plain(run.config[group]) | ours
-    if "data" in given and "image_size" in made.data and "data.image_size" not in given:
-        height, width = run.summary["data"]["image_size"]
-        made.data.image_size = height if height == width else [height, width]
-    for name in {"test_flips", "test_shifts"} - given:
+    if "data" in given:
+        decoding: dict[str, Any] = {"image_size": run.stored.image_size, "channels": run.stored.channels}
+        if "background" in run.config.data:
+            decoding["background"] = run.background
+        made.data.update({key: decoding[key] for key in decoding.keys() & made.data if f"data.{key}" not in given})
+    for name in {"test_flips", "test_shifts", *SPLIT} - given:
         made[name] = run.config[name]
-    check_values(made, "data", "norm", "test_flips", "test_shifts")
+    check_values(made, "data", "norm", "test_flips", "test_shifts", *SPLIT)
     return made

@@ -1,4 +1,4 @@
-"""Predicting the labels of image files with a trained run."""
+"""Predicting the labels of image files, or numbers, with a trained run."""
 
 import csv
 import json
@@ -12,12 +12,15 @@ import torch
 
 from cnnlab.data.decode import UNREADABLE, read_image
 from cnnlab.terminal import Table
-from cnnlab.text import csv_cell
+from cnnlab.text import csv_cell, printable
 from cnnlab.use.trained import Trained
 
 CHUNK = 500  # images that are in memory at once
 
-Prediction = dict[str, Any]  # {"path": ..., "label": ..., "probability": ..., "top": [[label, probability], ...]}
+# multiclass: {"path": ..., "label": ..., "probability": ..., "top": [[label, probability], ...]}
+# multilabel: {"path": ..., "labels": [[label, probability], ...]}, those that are more probable than not
+# regression: {"path": ..., "numbers": {name: number, ...}}
+Prediction = dict[str, Any]
 
 
 def predict(model: Trained, paths: Iterable[str], top: int = 3) -> Iterator[Prediction | tuple[str, str]]:
@@ -33,35 +36,69 @@ def predict(model: Trained, paths: Iterable[str], top: int = 3) -> Iterator[Pred
                 failed[path] = f"{type(error).__name__}: {error}"
         if images:
             pixels = torch.from_numpy(np.stack(list(images.values()))).permute(0, 3, 1, 2)
-            # stable: equal logits, which are common in bfloat16, are ranked as in evaluation
-            values, labels = torch.sort(model.probabilities(pixels), dim=1, descending=True, stable=True)
-            shares, labels = values[:, :top], labels[:, :top]
-            ranked = dict(zip(images, zip(shares.tolist(), labels.tolist(), strict=True), strict=True))
+            found = dict(zip(images, model.probabilities(pixels).tolist(), strict=True))
         for path in some:
-            if path in failed:
-                yield path, failed[path]
-            else:
-                best = [[model.classes[label], round(share, 4)] for share, label in zip(*ranked[path], strict=True)]
-                yield {"path": path, "label": best[0][0], "probability": best[0][1], "top": best}
+            yield (path, failed[path]) if path in failed else {"path": path} | prediction(model, found[path], top)
 
 
-def print_predictions(predictions: Sequence[Prediction], form: str) -> None:
+def prediction(model: Trained, values: Sequence[float], top: int = 3) -> Prediction:
+    """What `Trained.probabilities` returns for one image, (K,), as a prediction without a path."""
+    named = list(zip(model.classes, values, strict=True))
+    if model.stored.task == "regression":
+        return {"numbers": {name: float(f"{number:.7g}") for name, number in named}}
+    # stable: equal logits, which are common in bfloat16, are ranked as in evaluation
+    ranked = sorted(named, key=lambda one: one[1], reverse=True)
+    if model.stored.task == "multilabel":
+        return {"labels": [[label, round(share, 4)] for label, share in ranked if share > 0.5]}
+    best = [[label, round(share, 4)] for label, share in ranked[:top]]
+    return {"label": best[0][0], "probability": best[0][1], "top": best}
+
+
+def in_words(one: Prediction) -> str:
+    """A prediction in a line of text: "cat, 0.912", "cat 0.912, dog 0.641", "none" or "age 41.3, weight 82.99"."""
+    if "numbers" in one:
+        return ", ".join(f"{name} {number:.5g}" for name, number in one["numbers"].items())
+    if "labels" in one:
+        return ", ".join(f"{label} {share:.3f}" for label, share in one["labels"]) or "none"
+    return f"{one['label']}, {one['probability']:.3f}"
+
+
+def print_predictions(model: Trained, predictions: Sequence[Prediction], form: str) -> None:
     """Print a table, CSV or JSON."""
     if form == "json":
         print(json.dumps(list(predictions), indent=1))
-    elif form == "csv":
+        return
+    last = "top" if form == "csv" else "others"
+    heads = {"multiclass": ("label", "probability", last), "multilabel": ("labels",), "regression": model.classes}
+    columns = heads[model.stored.task]
+    if form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(("path", "label", "probability", "top"))
+        writer.writerow(("path", *map(csv_cell, columns)))
         for one in predictions:
-            others = " ".join(f"{label}={share}" for label, share in one["top"])
-            writer.writerow((csv_cell(one["path"]), csv_cell(one["label"]), one["probability"], csv_cell(others)))
+            cells = (one["path"], *_cells_of_csv(one))
+            writer.writerow(csv_cell(cell) if isinstance(cell, str) else cell for cell in cells)
     else:
         table = Table()
         table.add_column("image", overflow="fold")
-        table.add_column("label")
-        table.add_column("probability", justify="right")
-        table.add_column("others")
+        for name in columns:
+            is_number = name == "probability" or columns is model.classes
+            table.add_column(printable(name), justify="right" if is_number else "left")
         for one in predictions:
-            others = ", ".join(f"{label} {share:.3f}" for label, share in one["top"][1:])
-            table.add_row(one["path"], one["label"], f"{one['probability']:.3f}", others)
+            table.add_row(one["path"], *_cells_of_table(one))
         table.show()
+
+
+def _cells_of_csv(one: Prediction) -> list[Any]:
+    if "numbers" in one:
+        return list(one["numbers"].values())
+    ranked = " ".join(f"{label}={share}" for label, share in one["labels" if "labels" in one else "top"])
+    return [ranked] if "labels" in one else [one["label"], one["probability"], ranked]
+
+
+def _cells_of_table(one: Prediction) -> list[str]:
+    if "numbers" in one:
+        return [f"{number:.5g}" for number in one["numbers"].values()]
+    if "labels" in one:
+        return [in_words(one)]
+    others = ", ".join(f"{label} {share:.3f}" for label, share in one["top"][1:])
+    return [one["label"], f"{one['probability']:.3f}", others]

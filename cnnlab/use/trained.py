@@ -1,5 +1,6 @@
 """A trained run, ready for use: images in, logits out, including cropping and normalization."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -22,6 +23,7 @@ from cnnlab.data.resident import evaluated_together
 from cnnlab.metrics import Accuracy
 from cnnlab.normalize import Normalization
 from cnnlab.runs.directory import CheckpointError
+from cnnlab.text import say
 from cnnlab.train.checkpoint import CheckpointFiles
 from cnnlab.train.machine import computes_in_bf16
 from cnnlab.train.parts import MISFITS, make_augmentations, make_loss, make_metrics, make_network
@@ -29,11 +31,14 @@ from cnnlab.train.views import mean_of_views
 from cnnlab.use.bounded import bounded
 from cnnlab.use.opened import OpenedRun, opened
 
+USED_WEIGHTS = ("network.", "loss.")  # the beginnings of the keys of a module that has no further parts
 ImageInput: TypeAlias = Tensor | np.ndarray | Image.Image | Sequence[Image.Image]
 
 
 class Trained(nn.Module):
-    """The model of a run in evaluation mode.
+    """The network of a run in evaluation mode, with the run's normalization, crop and test-time views.
+
+    A module that evaluates anything else, such as an average of its network that it keeps itself, is not reproduced.
 
     (B, C, H, W) uint8, of the shape `stored` -> outputs (B, K) float32: logits, or numbers for regression.
 
@@ -158,13 +163,18 @@ class Trained(nn.Module):
 
     @torch.no_grad()
     def features(self, images: ImageInput) -> Tensor:
-        """The inputs of the last layer with weights, on the CPU: (N, D) float32; feature maps are averaged over space.
+        """The inputs of the last layer with weights, on the CPU: (N, D) float32, averaged over space or tokens.
 
         Raises: UserError if the network has no such layer, or its inputs are not one for each image.
         """
         inputs: list[Tensor] = []
+
+        def append(layer: nn.Module, values: tuple[Tensor, ...]) -> None:
+            features_last = cast(Tensor, layer.weight).ndim == 2  # (B, ..., D); otherwise (B, D, ...)
+            inputs.append(values[0].movedim(-1, 1) if features_last else values[0])
+
         hooks = [
-            layer.register_forward_pre_hook(lambda layer, values: inputs.append(values[0]))
+            layer.register_forward_pre_hook(append)
             for layer in self.network.modules()
             if isinstance(getattr(layer, "weight", None), Tensor) and cast(Tensor, layer.weight).ndim > 1
         ]
@@ -205,6 +215,8 @@ def open_run(path: Path, epoch: str = "best") -> tuple[Trained, DictConfig, dict
         raise CheckpointError(
             f"{checkpoint} does not fit the configuration and the summary of {path}: {error}"
         ) from error
+    if others := sorted({key.partition(".")[0] for key in saved["state_dict"] if not key.startswith(USED_WEIGHTS)}):
+        say(f"cnnlab: {checkpoint} also has weights of {', '.join(others)}; only the network is used.", sys.stderr)
     return model, run.config, run.summary
 
 
@@ -220,6 +232,7 @@ def _made(run: OpenedRun, saved: dict[str, Any]) -> Trained:
     with bounded(sum(values.nbytes for values in weights.values() if isinstance(values, Tensor))):
         network = make_network(config.model, shape, try_it=False)
         network.load_state_dict(weights)
+        loss, metrics = make_loss(config.loss, shape), make_metrics(config.metrics, shape)
     norm = instantiate(filled(config.norm, stored.facts()))
     norm.restore(saved.get("ImageData", {}))  # a normalization may have no statistics
     crop = next((aug for aug in augmentations.values() if aug.stage == Stage.CROP), None)
@@ -234,8 +247,8 @@ def _made(run: OpenedRun, saved: dict[str, Any]) -> Trained:
         data["classes"],
         stored,
         bf16,
-        make_loss(config.loss, shape),
-        make_metrics(config.metrics, shape),
+        loss,
+        metrics,
         config.test_shifts,
         run.background,
     )

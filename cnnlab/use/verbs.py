@@ -1,17 +1,17 @@
 """The verbs of `cnnlab VERB`, other than training. Imports torch only where it must."""
 
 import argparse
+import hashlib
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from cnnlab.config.check import check, check_values
 from cnnlab.config.identity import chosen, configuration
-from cnnlab.config.objects import data_source, filled, instantiate
+from cnnlab.config.objects import checked_source, data_source, filled, instantiate
 from cnnlab.config.options import UserError
 from cnnlab.config.shape import offered
 from cnnlab.runs.named import find, named, names_a_run
@@ -19,13 +19,7 @@ from cnnlab.terminal import Table
 from cnnlab.text import say
 from cnnlab.use.opened import OpenedRun, opened, with_other_data
 
-
-def checked_source(config: DictConfig) -> Any:
-    """The data source of a run, after checking that its files still exist."""
-    source = data_source(config.data)
-    if check_source := offered(source, "check"):
-        check_source()
-    return source
+LONGEST_NAME = 100  # of the folder with the results of an evaluation
 
 
 def fetch(arguments: argparse.Namespace) -> None:
@@ -51,7 +45,8 @@ def anatomy(arguments: argparse.Namespace) -> None:
     source = data_source(config.data)
     shape = offered(source, "shape") or load_once(source).shape
     shape = shape.resized(output_size(in_order(make_augmentations(config.aug, shape)), shape.size))
-    parts = layers(make_network(config.model, shape), shape)
+    network = make_network(config.model, shape)
+    parts = layers(network, shape)
 
     table = Table(title=f"{config.model._target_}, images of {shape}")
     for name in ("layer", "kind", "output"):
@@ -60,12 +55,16 @@ def anatomy(arguments: argparse.Namespace) -> None:
         table.add_column(name, justify="right")
     for layer in parts:
         size = " x ".join(map(str, layer.output))
-        counts = (f"{layer.weights:,}", f"{layer.multiply_adds:,}", str(layer.receptive_field), str(layer.stride))
-        table.add_row(layer.name, layer.kind, size, *counts, f"{layer.fully_connected:,}")
+        fields = ("-" if value is None else str(value) for value in (layer.receptive_field, layer.stride))
+        counts = (f"{layer.weights:,}", f"{layer.multiply_adds:,}", *fields, f"{layer.fully_connected:,}")
+        table.add_row(layer.name, layer.kind, size, *counts)
+    total = sum(values.numel() for values in network.parameters())
+    if others := total - sum(layer.weights for layer in parts):
+        table.add_row("elsewhere", "", "", f"{others:,}", "", "", "", "")
     table.add_section()
-    sums = (sum(getattr(layer, name) for layer in parts) for name in ("weights", "multiply_adds", "fully_connected"))
-    weights, multiply_adds, dense = (f"{value:,}" for value in sums)
-    table.add_row("all", "", "", weights, multiply_adds, "", "", dense)
+    multiply_adds = sum(layer.multiply_adds for layer in parts)
+    dense = sum(layer.fully_connected for layer in parts)
+    table.add_row("all", "", "", f"{total:,}", f"{multiply_adds:,}", "", "", f"{dense:,}")
     table.show(width=120)
     print("fully connected: weights, without biases, of a fully connected layer between the same sizes")
 
@@ -73,7 +72,11 @@ def anatomy(arguments: argparse.Namespace) -> None:
 def show(arguments: argparse.Namespace) -> None:
     """Draw training images before and after augmentation or, for a run, what it has learned."""
     if len(arguments.overrides) == 1 and names_a_run(arguments.overrides[0], arguments.runs):
-        show_run(named(arguments.overrides[0], arguments.runs), arguments.picture)
+        run, file = opened(named(arguments.overrides[0], arguments.runs)), arguments.picture
+        pixels = None if file is None else pixels_of(file, run)
+        from cnnlab.use.show import show_run
+
+        show_run(run, file, pixels)
         return
     if arguments.num < 1:
         raise UserError(f"--num {arguments.num} is not allowed. Use a number from 1.")
@@ -91,66 +94,15 @@ def show(arguments: argparse.Namespace) -> None:
     say(path)
 
 
-def show_run(path: Path, file: Path | None) -> None:
-    """Draw filters, feature maps, occlusion sensitivity and the most confused classes as PNG files.
-
-    file: the image to explain; by default, the first test image.
-    """
+def pixels_of(file: Path, run: OpenedRun) -> Any:
+    """The pixels of an image file, decoded as the run's own images: (H, W, C) uint8. Raises: UserError."""
     from cnnlab.data.decode import UNREADABLE, read_image
 
-    run = opened(path)
-    if file is not None:
-        try:
-            pixels = read_image(file, run.stored.size, run.background, readable_channels(run)).pixels
-        except UNREADABLE as error:
-            raise UserError(f"{file} cannot be read as an image ({type(error).__name__}: {error}).") from error
-    import torch
-
-    from cnnlab.data.images import at_places, load_once
-    from cnnlab.networks import first_filters
-    from cnnlab.report.run_figures import drawable, tiled, write_png
-    from cnnlab.runs.directory import RunDirectory
-    from cnnlab.use import explain
-    from cnnlab.use.trained import open_run
-
-    model, _, summary = open_run(path)
-    data = load_once(checked_source(with_other_data(run)))
-    test = data.test
-    multiclass, names = model.stored.task == "multiclass", drawable(model.classes)
-    if file is not None:
-        name, label, title = file.name, "not known", "the image"
-    elif multiclass:
-        name, label, title = "the first test image", model.classes[test.targets[0]], names[test.targets[0]]
-    else:
-        name, label, title = "the first test image", str(test.targets[0]), "the image"
-    if file is None:
-        pixels = at_places(test)([0])[0]
-    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
-    share, place = model.probabilities(image)[0].max(0)
-    folder = path / "pictures"
-    folder.mkdir(exist_ok=True)
-    if (filters := first_filters(model.network)) is not None:
-        write_png(folder / "filters.png", tiled(filters.numpy()))
-    if layers := explain.feature_maps(model, image):
-        explain.draw_feature_maps(folder / "feature_maps.png", pixels, layers)
-    title = f"{title}, predicted as {names[place]}, {share:.3f}"
-    explain.draw_occlusion(folder / "occlusion.png", pixels, explain.occlusion(model, image, int(place)), title)
-    if multiclass and summary["status"] == "done" and summary["data"]["fingerprint"] == data.fingerprint:
-        predicted, labels, _ = RunDirectory(path).predictions()
-        explain.draw_confused(folder / "confused.png", at_places(test), labels, predicted, model.classes)
-    say(f"{name} ({label}): {model.classes[place]}, {share:.3f}")
-    for figure in ("filters", "feature_maps", "occlusion", "confused"):
-        if (folder / f"{figure}.png").exists():
-            say(folder / f"{figure}.png")
-
-
-def readable_channels(run: OpenedRun) -> int:
-    """The number of channels to decode image files to. Raises: UserError if no image mode has that many."""
-    from cnnlab.data.decode import MODES
-
-    if (channels := run.stored.channels) not in MODES:
-        raise UserError(f"The run takes images of {channels} channels; only image files with 1, 3 or 4 can be read.")
-    return channels
+    run.check_decoding()
+    try:
+        return read_image(file, run.stored.size, run.background, run.stored.channels).pixels
+    except UNREADABLE as error:
+        raise UserError(f"{file} cannot be read as an image ({type(error).__name__}: {error}).") from error
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -164,42 +116,62 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise UserError(f"The run takes images of {wanted}, but these are {shape}. Use data of {wanted}.")
     import torch
 
-    from cnnlab.data.images import for_evaluation, load_once
+    from cnnlab.data.images import for_evaluation, load_once, training_split
     from cnnlab.data.loaders import pixel_batches
     from cnnlab.report import run_figures
     from cnnlab.runs.files import write_text
     from cnnlab.use import evaluation
     from cnnlab.use.trained import open_run
 
-    model, _, _ = open_run(path)
+    model, _, summary = open_run(path)
     data = load_once(source)
+    same_data = data.fingerprint == summary["data"].get("fingerprint")
     evaluation.check_fits(model, data.test)
     if any(word.startswith("norm") for word in overrides):
         model.norm = instantiate(filled(config.norm, wanted.facts()))
-        model.norm.fit(torch.cat([model.cropped(some) for some in pixel_batches(for_evaluation(data.train), 1000)]))
+        index = None  # all training images of other data
+        if same_data:
+            split = (config.val_fraction, config.num_train_images, config.seed)
+            index = torch.from_numpy(training_split(data.train.targets, *split)[0])
+        batches = pixel_batches(for_evaluation(data.train), 1000, index)
+        model.norm.fit(torch.cat([model.cropped(some) for some in batches]))
         model.norm.to(model.device)
     model.test_flips, model.test_shifts = config.test_flips, config.test_shifts
     found = evaluation.evaluate(model, data.test)
-    folder = arguments.out or path / re.sub(r"[^\w.=-]+", "_", "-".join(["evaluation", *overrides]))
+    evaluation.print_evaluation(found, model.classes)
+    if same_data and not overrides and (differ := evaluation.disagreement(found, summary)):
+        say(f"cnnlab: {differ}", file=sys.stderr)
+    folder = arguments.out or path / result_folder(overrides)
     folder.mkdir(parents=True, exist_ok=True)
     result = evaluation.as_dictionary(found, model.classes) | {"fingerprint": data.fingerprint, "overrides": overrides}
     if found.confusion is not None:
         run_figures.confusion(folder / "confusion.png", found.confusion, model.classes)
         run_figures.reliability(folder / "reliability.png", found.reliability(), found.calibration_error)
         evaluation.write_confusion(folder / "confusion.csv", found, model.classes)
-    evaluation.print_evaluation(found, model.classes)
     write_text(folder / "evaluation.json", json.dumps(result, indent=1) + "\n")
     say(f"Files: {folder}")
 
 
+def result_folder(overrides: Sequence[str]) -> str:
+    """The name of the folder of an evaluation: a long one is cut, and a hash keeps it distinct."""
+    name = re.sub(r"[^\w.=-]+", "_", "-".join(["evaluation", *overrides]), flags=re.ASCII)
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(' '.join(overrides).encode()).hexdigest()[:8]}"
+    return name
+
+
 def predict(arguments: argparse.Namespace) -> None:
     """Label images, or all images in folders, with a trained run."""
-    if arguments.top < 1:
+    if arguments.top is not None and arguments.top < 1:
         raise UserError(f"--top {arguments.top} is not allowed. Use a number from 1.")
     from cnnlab.data.decode import described, images_in
 
     run = opened(named(arguments.run, arguments.runs))
-    readable_channels(run)
+    if arguments.top and run.stored.task != "multiclass":
+        raise UserError(
+            f"--top {arguments.top}: the run is for {run.stored.task} data and ranks no classes. Leave it out."
+        )
+    run.check_decoding()
     paths, others = images_in(arguments.paths)
     if others:
         say(f"cnnlab: {described(others)} and were left out.", file=sys.stderr)
@@ -207,8 +179,8 @@ def predict(arguments: argparse.Namespace) -> None:
     from cnnlab.use.trained import open_run
 
     model, _, _ = open_run(run.path)
-    results = list(predict.predict(model, paths, arguments.top))
-    predict.print_predictions([result for result in results if isinstance(result, dict)], arguments.format)
+    results = list(predict.predict(model, paths, arguments.top or 3))
+    predict.print_predictions(model, [result for result in results if isinstance(result, dict)], arguments.format)
     failed = [result for result in results if isinstance(result, tuple)]
     for path, reason in failed:
         say(f"cnnlab: {path} cannot be read as an image ({reason}); skipped.", file=sys.stderr)

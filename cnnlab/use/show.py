@@ -1,0 +1,64 @@
+"""What a trained run has learned, drawn into its directory: `cnnlab show RUN`."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cnnlab.config.objects import checked_source
+from cnnlab.data.images import at_places, load_once
+from cnnlab.networks import first_filters
+from cnnlab.report.run_figures import drawable, tiled, write_png
+from cnnlab.runs.directory import RunDirectory
+from cnnlab.text import say
+from cnnlab.use import explain
+from cnnlab.use.opened import OpenedRun, with_other_data
+from cnnlab.use.predict import in_words, prediction
+from cnnlab.use.trained import open_run
+
+FIGURES = ("filters", "feature_maps", "occlusion", "confused")
+
+
+def show_run(run: OpenedRun, file: Path | None, pixels: np.ndarray | None) -> None:
+    """Draw filters, feature maps, occlusion sensitivity and the most confused classes as PNG files.
+
+    file: the image to explain, and its pixels (H, W, C) uint8; None: the first test image.
+    """
+    model, _, summary = open_run(run.path)
+    task, classes, names = model.stored.task, model.classes, drawable(model.classes)
+    data = load_once(checked_source(with_other_data(run)))
+    name, target, title = file.name if file else "the first test image", "not known", "the image"
+    if pixels is None:
+        pixels, right = at_places(data.test)([0])[0], data.test.targets[0]
+        if task == "multiclass":
+            target, title = classes[right], names[right]
+        else:
+            target = in_words(prediction(model, right.tolist()))
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+    values = model.probabilities(image)[0]
+    place = 0 if task == "regression" else int(values.argmax())
+
+    folder = run.path / "pictures"
+    folder.mkdir(exist_ok=True)
+    drawn = {figure: folder / f"{figure}.png" for figure in FIGURES}
+    for path in drawn.values():  # of an earlier command
+        path.unlink(missing_ok=True)
+    if (filters := first_filters(model.network)) is not None:
+        write_png(drawn["filters"], tiled(filters.numpy()))
+    if layers := explain.feature_maps(model, image):
+        explain.draw_feature_maps(drawn["feature_maps"], pixels, layers)
+    lost = explain.occlusion(model, image, place)
+    if task == "regression":
+        title = f"{title}, predicted {names[place]} {values[place]:.5g}"
+        explain.draw_occlusion(drawn["occlusion"], pixels, -lost, title, f"change of {names[place]}")
+    else:
+        title = f"{title}, predicted as {names[place]}, {values[place]:.3f}"
+        explain.draw_occlusion(drawn["occlusion"], pixels, lost, title)
+    tested = summary["status"] == "done" and (run.path / "predictions.npz").exists()
+    if task == "multiclass" and tested and summary["data"].get("fingerprint") == data.fingerprint:
+        predicted, labels, _ = RunDirectory(run.path).predictions()
+        explain.draw_confused(drawn["confused"], at_places(data.test), labels, predicted, classes)
+    say(f"{name} ({target}): {in_words(prediction(model, values.tolist()))}")
+    for path in drawn.values():
+        if path.exists():
+            say(path)
