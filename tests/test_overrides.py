@@ -65,6 +65,22 @@ def test_null_in_parentheses():
     assert "null is not allowed in parentheses. Use the list alone, key=null,1.0" in explain(error.value)
 
 
+TRANSLATED = {
+    "+optim.lr=1": "+optim.lr: optim.lr has a value already. Use optim.lr=VALUE; or ++optim.lr=VALUE in a sweep",
+    "+optim=adam": "+optim: an option of optim is chosen already. Use optim=OPTION",
+    "~optim.foo": "~optim.foo: there is no optim.foo to remove",
+    "~optim.lr=3": "~optim.lr=3: its value is 0.01. Use ~optim.lr.",
+    "aug.cutmix.alpha=1": "aug=cutmix is not chosen. Use 'aug=[cutmix]' as well.",
+}
+
+
+@pytest.mark.parametrize("word", TRANSLATED)
+def test_what_hydra_says_is_translated(word):
+    with pytest.raises(HydraException) as error:
+        configuration([word])
+    assert TRANSLATED[word] in explain(error.value)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -29,6 +29,14 @@ OTHER_NAMES = {  # the names in other programs
     "gpus": "trainer.devices",
 }
 
+IN_OUR_WORDS = {  # what Hydra says, and what we say instead
+    r"An item is already at '(.*?)'": "+{0}: {0} has a value already. Use {0}=VALUE; or ++{0}=VALUE in a sweep over "
+    "options that do not all have it.",
+    r"Multiple values for (\w+)\.": "+{0}: an option of {0} is chosen already. Use {0}=OPTION, without the plus.",
+    r"Could not delete from config. '(.*?)' does not exist": "~{0}: there is no {0} to remove. " + HELP,
+    r"The value of '(.*?)' is (.*) and not (.*)\.": "~{0}={2}: its value is {1}. Use ~{0}.",
+}
+
 
 @contextmanager
 def refusing() -> Iterator[None]:
@@ -75,6 +83,9 @@ def explain(error: Exception) -> str:
         and isinstance(cause.parent_node, DictConfig)
     ):
         return _unknown_key(cause.full_key, cause.parent_node)
+    for theirs, ours in IN_OUR_WORDS.items():
+        if found := re.search(theirs, str(error)):
+            return ours.format(*found.groups())
     text = re.sub(r"\s*(full_key|object_type|reference_type).*|\s+", " ", f"{error} {cause or ''}").strip()
     return f"{text} ({HELP})"
 
@@ -86,6 +97,8 @@ def _unknown_key(key: str, node: DictConfig) -> str:
         return f"{key}: there is no '{key}' here. Did you mean {' or '.join(below)}?"
     if not parent and key in OTHER_NAMES:
         return f"{key}: there is no '{key}' here. Did you mean {OTHER_NAMES[key]}?"
+    if parent in LISTED and name in options(parent):
+        return f"{key}: {parent}={name} is not chosen. Use '{parent}=[{','.join([*map(str, node), name])}]' as well."
     keys = [str(key) for key in node if key not in ("_target_", "_partial_", "hydra")]
     text = _unknown(key, f"{parent or 'The configuration'} has", keys, f"{parent}." if parent else "")
     offered = options(parent) if parent in (*GROUPS, "trainer") else ()
