@@ -157,10 +157,10 @@ KINDS = {  # of what Lightning writes
     **dict.fromkeys(("state_dict", "loops", "callbacks", "records"), dict),
     **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
 }
-RECORDED = {  # of what `Records` writes
+RECORDED = {  # of what `Records` writes; "precision" is newer
     **dict.fromkeys(("epoch_done", "should_stop"), bool),
     **dict.fromkeys(("rows", "filters", "processes"), list),
-    **dict.fromkeys(("torch", "precision", "code"), str),
+    **dict.fromkeys(("torch", "code"), str),
     **dict.fromkeys(("at", "seconds", "lr", "elapsed"), float),
 }
 MAX_EXPANDED = 1 << 28  # bytes by which tensors may exceed what is stored: an expanded tensor repeats its values

@@ -97,7 +97,7 @@ class Records(Checkpoint):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.restored = state = checkpoint["records"]
-        precision = state["precision"]
+        precision = state.get("precision", trainer.precision)
         for then, now, fix in (
             (f"by torch {state['torch']}", f"by torch {torch.__version__}", "Install that version"),
             (f"in precision {precision}", f"in precision {trainer.precision}", "Use a device that computes in it"),
