@@ -25,7 +25,7 @@ from cnnlab.data import folder as module
 from cnnlab.data.folder import ImageFolder, read_table
 from cnnlab.data.pipeline import ImageData
 from cnnlab.normalize import Standard
-from cnnlab.use.opened import OpenedRun, with_other_data
+from cnnlab.use.opened import USED, OpenedRun, with_other_data
 
 
 def write_pictures(root: Path, classes=("cat", "dog"), num=3, size=(32, 32)) -> None:
@@ -164,7 +164,7 @@ def test_a_run_is_evaluated_on_its_folder_unless_another_one_is_given(typed):
     trained = composed("data=image_folder", "data.root=/a")
     summary = {"choices": identity.described(identity.chosen(trained)), "data": {"image_size": 32}}
     whole = values.job_config(trained)
-    kept = objects.checked_config({key: whole[key] for key in ("data", "norm", "test_flips", "test_shifts")})
+    kept = objects.checked_config({key: whole[key] for key in USED})
     run = OpenedRun(Path("run"), Path("best.ckpt"), summary, kept)
     assert with_other_data(run, typed).data.root == "/a"
     assert with_other_data(run, [*typed, "data.root=/b"]).data.root == "/b"

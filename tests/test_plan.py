@@ -96,7 +96,7 @@ def test_processes_have_equal_numbers_of_batches_for_evaluation_and_none_is_empt
             device=torch.device("cpu"),
             home=torch.device("cpu"),
             stored=SimpleNamespace(size=(side, side)),
-            data=SimpleNamespace(test=None),
+            parts={"test": SimpleNamespace(pixels=None)},
         )
         return Slices(data, "test", torch.arange(num)).batches
 
