@@ -87,7 +87,7 @@ class Run:
             return kind
         return str(self.summary["status"]) if self.summary["status"] in ("done", "failed") else "not finished"
 
-    @property
+    @cached_property
     def conditions(self) -> dict[str, str]:
         """What must be the same, besides the settings, for runs to be averaged over their seeds."""
         data, environment = self.summary.get("data", {}), self.summary.get("environment", {})
@@ -105,7 +105,7 @@ class Run:
             "configuration": str(self.summary.get("setting", ""))[:12],  # also differs if an option file was edited
         }
 
-    @property
+    @cached_property
     def setting(self) -> tuple[Any, ...]:
         """What finished runs must share to be averaged over their seeds."""
         return *sorted(self.settings.items()), *self.conditions.items(), len(self.summary["data"]["classes"])
