@@ -71,8 +71,9 @@ def _folders(named: str, current: Path | None) -> tuple[Path, ...]:
                 f"{folder} is not a folder of options. Use --config-dir FOLDER, {VARIABLE}, or conf in pyproject.toml."
             )
         beside = str(folder.parent)
-        # A project is also used from elsewhere: by --config-dir, by `cnnlab`, in the processes of a sweep. Its folder
-        # comes last on the path, so that a module of the project hides no installed one.
+        # Hydra imports the class that an option file names from sys.path, on which only the folder of the script is:
+        # with --config-dir, `cnnlab`, or in the processes of a sweep, that is not the project's, which need not be
+        # installed either. The folder comes last, so that a module of the project hides no installed one.
         if beside not in sys.path:
             sys.path.append(beside)
     return (*own, CONF)

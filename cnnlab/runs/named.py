@@ -22,15 +22,16 @@ def find(folders: Iterable[Path]) -> Iterator[Path]:
     """
     seen = set[Path]()
     for folder in folders:
-        candidates = [folder] if (folder / "summary.json").exists() else sorted(_below(folder, set()))
+        candidates = [folder] if (folder / "summary.json").exists() else sorted(_below(folder))
         for path in candidates:
             if path.resolve() not in seen and not re.search(r"\.old[0-9]+$", path.name):
                 seen.add(path.resolve())
                 yield path
 
 
-def _below(folder: Path, visited: set[str]) -> Iterator[Path]:
-    """The folders below one that hold a summary.json. visited: real paths, as links may form a loop."""
+def _below(folder: Path) -> Iterator[Path]:
+    """The folders below one that hold a summary.json; every real folder once, as links may form a loop."""
+    visited = set[str]()
     for parent, names, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(parent)) in visited:
             names.clear()

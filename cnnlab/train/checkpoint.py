@@ -165,8 +165,10 @@ RECORDED = {  # of what `Records` writes; "precision" is newer
 }
 MAX_EXPANDED = 1 << 28  # bytes by which tensors may exceed what is stored: an expanded tensor repeats its values
 
-# What zipfile, pickle and torch.load raise for a file that torch.save did not write; NotImplementedError: an unknown
-# kind of archive. Not MemoryError: sizes in a pickle are compared with the size of the file before they are used.
+# What zipfile, pickle and torch.load raise for content that torch.save did not write, and that may be made to confuse
+# them. Two are raised on purpose: NotImplementedError by zipfile for a version or compression that it does not know,
+# and by torch for an unknown layout of tensors; AssertionError by torch for values of another type than it expects.
+# Not MemoryError: sizes in a pickle are compared with the size of the file before they are used.
 UNREADABLE = (
     *(zipfile.BadZipFile, pickle.UnpicklingError, EOFError, NotImplementedError, AssertionError),
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),

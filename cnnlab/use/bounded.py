@@ -64,6 +64,8 @@ def _on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     try:
         args, kwargs = tree_map_only(Tensor, lambda value: torch.empty_like(value, device="meta"), (args, kwargs))
         return func(*args, **kwargs)
-    # reads values (RuntimeError), has no implementation on the meta device, or takes no argument `device` (TypeError)
     except (RuntimeError, NotImplementedError, TypeError):
+        # There is no meta result of an operation that reads values, as item and nonzero do (RuntimeError), that is not
+        # implemented for the meta device (NotImplementedError), or that takes no argument `device` (TypeError). It is
+        # then done without a check of its size: refusing would refuse every constructor that computes with values.
         return None
