@@ -17,7 +17,7 @@ from cnnlab.losses import CrossEntropy
 from cnnlab.networks import ConvNet
 from cnnlab.train.classifier import Classifier
 from cnnlab.train.optimizers import keeps_factors, make_optimizer, schedule, weight_groups
-from cnnlab.train.trainer import check_optimizer
+from cnnlab.train.trainer import check_parts
 
 NUM_EPOCHS, STEPS_PER_EPOCH = 4, 5
 
@@ -107,9 +107,9 @@ def test_a_warm_up_that_a_schedule_would_overwrite_is_refused():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", ["sched=onecycle", "warmup_epochs=1"])
     with pytest.raises(UserError, match=r"OneCycleLR sets every rate anew.* Use warmup_epochs=0"):
-        check_optimizer(config, parts)
+        check_parts(config, parts, {})
     config.warmup_epochs = 0.0
-    check_optimizer(config, parts)
+    check_parts(config, parts, {})
 
 
 def test_onecycle_rises_to_the_rate_and_falls_over_the_whole_training():

@@ -115,6 +115,31 @@ def test_two_at_once_come_to_the_same(plain, tmp_path):
     assert len(list(tmp_path.glob("outputs/runs/*.old1/summary.json"))) == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("select_on=val/acc,val/f1", "rerun=true"),
+            "The run with select_on=val/f1: select_on=val/f1 is not measured.",
+        ),
+        (
+            ("callbacks=early_stopping", "callbacks.early_stopping.monitor=val/acc,val/f1", "launcher=local"),
+            "The run with callbacks.early_stopping.monitor=val/f1: callbacks.early_stopping.monitor=val/f1 is not",
+        ),
+        (
+            ("sched=plateau", "sched.mode=max,min"),
+            "The run with sched.mode=min: sched.mode=min waits for val/acc to get worse. Use sched.mode=max.",
+        ),
+    ],
+)
+def test_a_run_of_which_the_parts_do_not_fit_is_refused_before_another_has_trained(in_turn, tmp_path, words, said):
+    shutil.copytree(in_turn, tmp_path, dirs_exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+    status, printed = ended(sweep(tmp_path, *SMALL, *words))
+    assert (status, said in printed) == (2, True), printed
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_threads_are_the_cores_in_equal_shares_or_those_that_are_typed(monkeypatch):
     monkeypatch.setattr(local, "num_cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

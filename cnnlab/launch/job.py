@@ -90,6 +90,16 @@ class Job:
             use_folders(self.content["folders"])
         return checked_config(self.content["config"])
 
+    def assemble(self) -> None:
+        """Read the data and make all parts of the run, but do not train. Raises: UserError if they do not fit."""
+        from cnnlab.data.images import load_once
+
+        data, run = load_once(data_source(self.config.data)), RunDirectory(self.path)
+        from cnnlab.train.parts import assemble
+        from cnnlab.train.trainer import check_parts, make_callbacks
+
+        check_parts(self.config, assemble(self.config, data), make_callbacks(self.config, run))
+
     def do(self) -> int:
         """Return the finished run if there is one, otherwise train it here.
 

@@ -1,7 +1,7 @@
 """Progress messages about the jobs of a sweep."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from cnnlab.config.options import UserError
@@ -19,7 +19,7 @@ def report_ended(job: Job, left: int) -> None:
     say(f"{job.path}: {status}{found}; {left} left")
 
 
-def differing(jobs: Sequence[Job]) -> dict[Path, str]:
+def differing(jobs: Collection[Job]) -> dict[Path, str]:
     """The overrides of each job that not all jobs have, by its run directory: "optim=adam seed=1"."""
     overrides = {job.path: job.content["about"]["overrides"] for job in jobs}
     common = set.intersection(*map(set, overrides.values())) if overrides else set()

@@ -1,14 +1,14 @@
 """The jobs of a sweep: checked, done here in turn or by launcher=local, slurm or ray, and compared at the end.
 
 Wherever a job runs, it is the text of its configuration. Doing it takes the lock of the run and resumes from the last
-checkpoint: a job that is started again, by a requeue or by a second command, is done once. Does not import torch before
-a job is done here, except to count GPUs.
+checkpoint: a job that is started again, by a requeue or by a second command, is done once. Does not import torch
+unless jobs are done on this machine.
 """
 
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from cnnlab.config.identity import identity, run_path, targets
 from cnnlab.config.objects import data_source
 from cnnlab.config.options import UserError
 from cnnlab.config.processes import place
+from cnnlab.console import announce
 from cnnlab.launch.job import Job
 from cnnlab.launch.job_states import differing, report_begin, report_stopped, require
 from cnnlab.launch.local import locally
@@ -49,16 +50,18 @@ def sweep(config: DictConfig, configs: Sequence[DictConfig]) -> None:
         print_plan(configs, Path(config.output_dir))
         return
     settings = config.get("launcher", {})
-    ready, do = WAYS[settings.get("way", "in_turn")]
+    ready, do, on_this_machine = WAYS[settings.get("way", "in_turn")]
     ready()
-    write_multirun(config)
     submits = not settings.get("dry_run")
     for one in configs:
-        if config.rerun and submits:
-            archive_old(one)
         one.rerun = False  # a job that is started again, by a requeue for example, resumes
     jobs = {job.path: job for job in map(Job.of, configs)}
-    done = [path for path in jobs if RunDirectory(path).summary().get("status") == "done" and submits]
+    if on_this_machine:
+        rehearse([job for job in jobs.values() if config.rerun or not is_done(job)], differing(jobs.values()))
+    write_multirun(config)
+    for one in configs if config.rerun and submits else ():
+        archive_old(one)
+    done = [path for path, job in jobs.items() if is_done(job) and submits]
     for path in done:
         jobs[path].do()  # prints its result
     if to_do := [job for job in jobs.values() if job.path not in done]:
@@ -67,6 +70,32 @@ def sweep(config: DictConfig, configs: Sequence[DictConfig]) -> None:
         RunDirectory(path).end_rerun()
     if not report(list(jobs)):
         sys.exit(1)
+
+
+def is_done(job: Job) -> bool:
+    return RunDirectory(job.path).summary().get("status") == "done"
+
+
+def rehearse(jobs: Sequence[Job], settings: Mapping[Path, str]) -> None:
+    """Assemble a run of every setting, so that one of which the parts do not fit is refused before others have trained.
+
+    What else fails here, a download for example, fails again in the run itself, and only there.
+
+    settings: what distinguishes each job of the sweep, by its run directory.
+
+    Raises: UserError.
+    """
+    first = {job.content["about"]["setting"]: job for job in reversed(jobs)}
+    if len(first) == 1:
+        return
+    announce(f"Checking {len(first)} settings")
+    for job in reversed(first.values()):
+        try:
+            job.assemble()
+        except UserError as error:
+            raise UserError(f"The run with {settings[job.path]}: {error}") from error
+        except Exception:
+            continue
 
 
 def write_multirun(config: DictConfig) -> None:
@@ -129,10 +158,11 @@ def in_turn(settings: Any, jobs: list[Job], sweep: Sequence[Job] = ()) -> None:
             sys.exit(status)
 
 
-# For every value of launcher.way: a check of what it needs, and the function that does the jobs.
-WAYS: dict[str, tuple[Callable[[], None], Callable[[Any, list[Job], Sequence[Job]], None]]] = {
-    "in_turn": (lambda: None, in_turn),
-    "local": (lambda: None, locally),
-    "slurm": (slurm_ready, on_slurm),
-    "ray": (lambda: require("ray"), on_ray),
+# For every value of launcher.way: a check of what it needs, the function that does the jobs, and whether this machine
+# does them.
+WAYS: dict[str, tuple[Callable[[], None], Callable[[Any, list[Job], Sequence[Job]], None], bool]] = {
+    "in_turn": (lambda: None, in_turn, True),
+    "local": (lambda: None, locally, True),
+    "slurm": (slurm_ready, on_slurm, False),
+    "ray": (lambda: require("ray"), on_ray, False),
 }

@@ -43,7 +43,7 @@ from cnnlab.train.machine import (
 )
 from cnnlab.train.parts import NOT_DETERMINISTIC, Parts, assemble, misfits_as_user_errors, try_alone
 from cnnlab.train.records import Records, measured
-from cnnlab.train.trainer import check_monitors, check_optimizer, make_callbacks, make_trainer, with_graph
+from cnnlab.train.trainer import check_parts, make_callbacks, make_trainer, with_graph
 
 FITTED_ON = 10_000  # training images for the `fit` of a network, before training
 
@@ -71,8 +71,7 @@ def train_run(config: DictConfig, run: RunDirectory, data: DataSet, about: Mappi
         raise UserError("trainer.sync_batchnorm=true needs GPUs. Use trainer.sync_batchnorm=false.")
     with explained_nondeterminism(trainer):
         parts = assemble(config, data, extend=partial(with_graph, config, trainer))
-    check_optimizer(config, parts)
-    check_monitors(callbacks, parts)
+    check_parts(config, parts, callbacks)
     datamodule = parts.data
     refuse_few(datamodule, trainer.world_size)
     if config.batch_size == trainer.world_size:

@@ -113,14 +113,6 @@ def make_callbacks(config: DictConfig, run: RunDirectory) -> dict[str, Callback]
     return made
 
 
-def check_monitors(callbacks: Mapping[str, Callback], parts: Parts) -> None:
-    """Raises: UserError for a callback that monitors an unknown metric, or with the wrong mode."""
-    for name, callback in callbacks.items():
-        if monitor := getattr(callback, "monitor", None):
-            mode = getattr(callback, "mode", "max" if parts.higher else "min")
-            parts.check_monitor(f"callbacks.{name}.monitor", monitor, mode)
-
-
 def ddp(timeout_minutes: float = 10.0) -> DDPStrategy:
     """Distributed data parallel training; processes wait so long for one that does not respond.
 
@@ -151,8 +143,12 @@ def with_graph(
     return graph.graphed(kind)
 
 
-def check_optimizer(config: DictConfig, parts: Parts) -> None:
-    """Raises: UserError for what torch's optimizers and schedules refuse, before anything is written."""
+def check_parts(config: DictConfig, parts: Parts, callbacks: Mapping[str, Callback]) -> None:
+    """Raises: UserError for a metric that is not measured, and for what the optimizer or its schedule refuses."""
+    for name, callback in callbacks.items():
+        if monitor := getattr(callback, "monitor", None):
+            mode = getattr(callback, "mode", "max" if parts.higher else "min")
+            parts.check_monitor(f"callbacks.{name}.monitor", monitor, mode)
     make_scheduler = instantiate(config.sched)
     try:
         optimizer = make_optimizer(instantiate(config.optim), parts.network, config.decay_all)
