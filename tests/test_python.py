@@ -254,6 +254,10 @@ def test_a_run_is_named_in_five_ways(tmp_path):
     made(Path("outputs/runs/cnn-sgd-bbbbbbbb"), data="others")
     with pytest.raises(cnnlab.UserError, match="different data"):
         named("best")
+    running = Path("outputs/runs/cnn-sgd-aaaaaaaa")
+    (running / "metrics.csv").touch()
+    os.utime(running / "metrics.csv", (3e9, 3e9))  # written after every epoch
+    assert named("latest") == running
     made(Path("unfinished/runs/cnn-sgd-12345678"), status="failed")
     with pytest.raises(cnnlab.UserError, match="no run in unfinished is done"):
         named("best", Path("unfinished"))

@@ -196,6 +196,17 @@ def test_a_module_that_evaluates_something_else_is_noticed(runs, verb):
         assert verb("evaluate", runs[name]).stderr == ""
 
 
+def test_a_run_that_is_not_finished_is_used_and_said_to_be(runs, verb):
+    file = runs["stickers"] / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"status": "interrupted"}))
+    result = verb("evaluate", runs["stickers"])
+    assert (result.returncode, len(result.stderr.splitlines())) == (0, 1), result.stderr
+    best = json.loads(file.read_text())["best_epoch"]
+    assert (
+        f"{runs['stickers']} is interrupted: these are the weights of epoch {best}, its best so far." in result.stderr
+    )
+
+
 def test_a_long_override_makes_a_short_folder(runs, verb, tmp_path):
     long = tmp_path / "/".join(["a" * 70] * 4)
     long.parent.mkdir(parents=True)

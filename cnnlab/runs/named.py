@@ -54,7 +54,8 @@ def named(name: str | os.PathLike[str], among: Path = HERE) -> Path:
         return path
     runs = list(find([among]))
     if text == "latest" and runs:
-        return max(runs, key=lambda run: (run / "summary.json").stat().st_mtime)
+        written = ("summary.json", "metrics.csv")
+        return max(runs, key=lambda run: max(file.stat().st_mtime for name in written if (file := run / name).exists()))
     if text == "best" and runs:
         return _best(runs, among)
     found = [run for run in runs if run.name == path.name == text]

@@ -217,6 +217,9 @@ def open_run(path: Path, epoch: str = "best") -> tuple[Trained, DictConfig, dict
         ) from error
     if others := sorted({key.partition(".")[0] for key in saved["state_dict"] if not key.startswith(USED_WEIGHTS)}):
         say(f"cnnlab: {checkpoint} also has weights of {', '.join(others)}; only the network is used.", sys.stderr)
+    if (status := run.summary.get("status")) != "done":
+        number = len(saved["records"]["rows"])
+        say(f"cnnlab: {path} is {status}: these are the weights of epoch {number}, its {epoch} so far.", sys.stderr)
     return model, run.config, run.summary
 
 
