@@ -183,7 +183,23 @@ def test_an_effect_names_the_combinations_that_it_covers(tmp_path):
     over = {effect.value: effect.combinations for effect in effects(sweep, "aug")}
     assert over["mixup"] == ["optim=sgd"]
     assert len(tables.effects_table(sweep, "aug")) == 4
-    assert shares(sweep) is None
+    assert (shares(sweep).parts, shares(sweep).p_value > 0.05) == ({}, True)
+    texts = {title: text for title, text, _ in tables.effect_sections(sweep)}
+    assert "F-test for no interaction" in texts["Effect of aug"]
+
+
+def test_an_interaction_is_found_though_a_combination_is_missing(tmp_path):
+    values = {"none": (0.5, 0.6), "cutmix": (0.7, 0.6), "mixup": (0.5,)}
+    for place, (aug, means) in enumerate(values.items()):
+        for optim, mean in zip(("a", "b"), means, strict=False):
+            for seed, noise in enumerate(np.roll((0.0, 0.002, -0.002), place)):
+                make_run(tmp_path, seed, mean + noise, {"optim": optim, "aug": aug})
+    sweep = sweep_of(tmp_path)
+    [(title, said, _)] = tables.effect_sections(sweep)
+    assert (title, "mean effects would mislead" in said) == ("Effects of the axes", True)
+    between = 3 * 4 * 0.05**2  # four cells, each 0.05 from the sum of its axes
+    ratio = between / (5 * 2 * 0.002**2 / 10)
+    assert shares(sweep).p_value == pytest.approx(stats.f.sf(ratio, 1, 10), rel=1e-6)
 
 
 def test_on_an_incomplete_grid_the_means_in_a_row_differ_by_its_difference(tmp_path):
@@ -231,7 +247,9 @@ def test_advice_on_seeds_is_their_number(tmp_path):
     data = {"classes": ["a", "b"], "fingerprint": "f" * 64, "num_train": 9, "num_held_out": 5000}
     single = settings(tmp_path / "single", [0.80], [0.79], data=data)
     number = seeds_to_detect(0.01, math.sqrt(0.8 * 0.2 / 5000))
-    assert f"detecting 1 point takes at least {number} seeds" in answer(single)
+    assert f"detecting 1 point takes {number} seeds" in answer(single)
+    by_test = settings(tmp_path / "by_test", [0.80], [0.79], data=data, selected_on="test/acc")
+    assert "detecting" not in answer(by_test)  # the test images are the same for every seed
     assert "Run several seeds of each setting" in seeds_needed(settings(tmp_path / "unknown", [0.8], [0.7]))
 
 
@@ -404,3 +422,17 @@ def test_trials_that_have_not_ended_do_not_count(tmp_path):
         "Diverged and pruned trials count as the worst of the others. Without a result and not counted: 2 not "
         "finished, 1 failed."
     )
+
+
+def test_seeds_without_spread_say_nothing_about_others(tmp_path):
+    said = answer(settings(tmp_path, [0.9] * 3, [0.5] * 3))
+    assert "40.00 points behind; the seeds show no spread, so nothing can be said about others." in said
+    assert "cannot be distinguished" not in said
+
+
+def test_the_metric_of_most_runs_ranks(tmp_path):
+    made = [make_run(tmp_path, 0, 0.6, {"optim": "a"}, selected_on="test/acc")]
+    made += [make_run(tmp_path, seed, 0.7, {"optim": "b"}) for seed in range(3)]
+    said = answer(sweep_of(tmp_path))
+    assert "The validation accuracy is 70.00%" in said
+    assert "Not compared: runs selected by test/acc (1)." in said

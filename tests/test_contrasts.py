@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from cnnlab.report.answer import answer
-from cnnlab.report.contrasts import Family, seeds_to_detect
+from cnnlab.report.contrasts import Family, coverage_of_first, seeds_to_detect
 from cnnlab.report.runs import Run
 from cnnlab.report.statistics import expected_best, seeds_and_images
 from cnnlab.report.sweep import Sweep
@@ -84,19 +84,54 @@ def test_with_equal_spreads_intervals_are_a_little_wider_than_tukeys():
     assert 1 < np.mean(ours) / np.mean(theirs) < 1.5
 
 
-def test_no_variance_is_taken_to_be_smaller_than_the_median():
-    """Three spreads: the smallest is raised to the median, which has half of the pooled degrees of freedom."""
+def test_variances_below_the_typical_one_are_moderated():
+    """Of three settings, by the median variance, which counts for three eighths of a setting's own."""
     samples = [[0.70, 0.701, 0.702], [0.60, 0.62, 0.64, 0.66], [0.40, 0.50, 0.60]]
-    small, median, large = (np.var(sample, ddof=1) for sample in samples)
-    assert small < median < large
-    errors, df = [median / 3, median / 4, large / 3], (2 + 3 + 2) / 2
-    for (first, second), df_of_both in (((0, 1), df), ((0, 2), None)):
-        error = errors[first] + errors[second]
-        df_of_both = df_of_both or error**2 / (errors[0] ** 2 / df + errors[2] ** 2 / 2)
+    own, free = np.array([np.var(sample, ddof=1) for sample in samples]), np.array([2, 3, 2])
+    typical = np.median(own * free / stats.chi2(free).ppf(0.5))
+    assert own[0] < own[1] < typical < own[2]
+    prior = 0.75 / 2
+    used = np.array([*((own[:2] + prior * typical) / (1 + prior)), own[2]]) / [3, 4, 3]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        error = used[first] + used[second]
+        df = error**2 / sum(used[place] ** 2 / ((1 + prior) * free[place]) for place in (first, second))
         made = Family(by_seed(*samples)).contrast({first: 1, second: -1})
-        half_width = stats.t.ppf(1 - 0.05 / 3 / 2, df_of_both) * math.sqrt(error)
+        half_width = stats.t.ppf(1 - 0.05 / 3 / 2, df) * math.sqrt(error)
         assert made.estimate.half_width == pytest.approx(half_width)
         assert made.estimate.mean == pytest.approx(np.mean(samples[first]) - np.mean(samples[second]))
+
+
+def test_one_unsteady_setting_does_not_blur_the_others():
+    generator = np.random.default_rng(0)
+    leads = sum(
+        Family(by_seed(*generator.normal(0, [[0.1]] * 7 + [[5]], (8, 3)) + np.eye(8)[:, :1] * 2))
+        .contrast({0: 1, 1: -1})
+        .distinguishable
+        for _ in range(200)
+    )
+    assert leads > 180
+
+
+@pytest.mark.parametrize(("lead", "least"), [(5, 0.3), (10, 0.9)])
+def test_clear_leads_are_detected_among_16_settings(lead, least):
+    """In standard deviations, with three seeds."""
+    generator = np.random.default_rng(0)
+    found = [
+        Family(by_seed(*generator.normal(np.eye(16)[:, :1] * lead, 1, (16, 3)))).contrast({0: 1, 1: -1}).distinguishable
+        for _ in range(400)
+    ]
+    assert np.mean(found) > least
+
+
+@pytest.mark.parametrize(("settings", "seeds"), [(1, 3), (4, 2), (16, 3), (32, 5)])
+def test_coverage_of_the_interval_of_the_best_by_simulation(settings, seeds):
+    values = np.random.default_rng(0).normal(size=(20000, settings, seeds))
+    means = values.mean(2)
+    best = means.argmax(1)
+    spread = values.std(2, ddof=1)[np.arange(20000), best] / math.sqrt(seeds)
+    covered = means.max(1) <= stats.t.ppf(0.975, seeds - 1) * spread
+    covered &= means.max(1) >= -stats.t.ppf(0.975, seeds - 1) * spread
+    assert coverage_of_first(settings, seeds) == pytest.approx(covered.mean(), abs=0.01)
 
 
 def test_p_values_are_corrected_for_every_comparison_of_the_page():
@@ -172,6 +207,7 @@ SCENES = {
     "2 with unequal spreads": ([0.8] * 2, [0.005, 0.015], 3),
     "4, one of them unsteady": ([0.8] * 4, [0.004, 0.004, 0.004, 0.02], 3),
     "8 equal settings, seeds correlated": ([0.8] * 8, [0.01], 4),
+    "8, one of them unsteady, five seeds": ([0.8] * 8, [0.004] * 7 + [0.02], 5),
     "6 that differ": ([0.80, 0.80, 0.798, 0.79, 0.78, 0.76], [0.005, 0.01], 3),
 }
 

@@ -205,7 +205,7 @@ def test_question_answer_and_ranking(two_by_two):
     assert answer(sweep).startswith(
         "aug=none, optim=adam has the highest validation accuracy: 70.20% (67.22 to 73.18, n = 3); its test accuracy "
         "is 70.20% (67.22 to 73.18, n = 3). It is better than all 3 others; aug=cutmix, optim=adam is 5.00 points "
-        "behind (3.87 to 6.13)."
+        "behind (4.19 to 5.81)."
     )
     found = {effect.value: effect for effect in effects(sweep, "optim")}
     assert found["adam"].change.estimate.mean == pytest.approx(0.1)  # sgd is the default
@@ -337,7 +337,7 @@ def test_bad_directories_are_named_and_left_out(two_by_two):
         "half: left out: ",
         "foreign: left out: ",
         "old: left out: ",
-        f"{failed.name}: failed: DivergedError",
+        f"{failed.name}: diverged: DivergedError",
     ):
         assert words in lines
     assert "interrupted" in lines

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from contextlib import suppress
 
 import numpy as np
 
-from cnnlab.report.contrasts import TINY, seeds_to_detect
+from cnnlab.report.contrasts import TINY, coverage_of_first, seeds_to_detect
 from cnnlab.report.runs import loss_warning
-from cnnlab.report.statistics import ImageNoise, seeds_and_images
+from cnnlab.report.statistics import CONFIDENCE, ImageNoise, seeds_and_images
 from cnnlab.report.sweep import Place, Sweep
 from cnnlab.report.units import in_brackets, interval, is_accuracy, points, with_interval
 from cnnlab.runs.directory import RunDirectory
@@ -46,6 +47,10 @@ def answer(sweep: Sweep) -> str:
         sentences.append(f"Without a finished run: {names}.")
     if any(place.may_be_best for place in others) and (advice := seeds_needed(sweep)):
         sentences.append(advice)
+    other = Counter(run.measure for run in sweep.runs if run.done and run.measure != sweep.measure)
+    sentences += [f"Not compared: runs selected by {measure} ({num})." for measure, num in other.items()]
+    if sweep.unreadable:
+        sentences.append(f"Run directories that could not be read, and may belong here: {sweep.unreadable}.")
     if sweep.warnings:
         differing = "; ".join(sweep.warnings)
         sentences.append(
@@ -56,6 +61,8 @@ def answer(sweep: Sweep) -> str:
 
 def _compared(sweep: Sweep, others: list[Place]) -> list[str]:
     """Which settings may be as good as the first, which are worse, and which are ahead where they did not diverge."""
+    if all(place.verdict == "not known" and place.score.num > 1 for place in others):
+        return [f"{_gap(sweep, others[0])}; the seeds show no spread, so nothing can be said about others."]
     rivals = [place for place in others if place.may_be_best]
     worse = [place for place in others if place.verdict == "worse"]
     ahead = [place for place in others if place not in rivals + worse]
@@ -95,33 +102,39 @@ def _listed(names: list[str]) -> str:
 
 
 def seeds_needed(sweep: Sweep) -> str:
-    """How many seeds it takes to detect differences of interest, given the spread; for single runs, at least."""
-    family, count, least = sweep.family, len(sweep.groups), ""
+    """How many seeds it takes to detect differences of interest, given the spread."""
+    family, count = sweep.family, len(sweep.groups)
     rival = next(place for place in sweep.ranking[1:] if place.may_be_best)
     pair = [group is place.setting for place in (sweep.ranking[0], rival) for group in sweep.groups]
     variance, claims = float(np.mean(family.variances[np.flatnonzero(pair) % count])), family.num_claims
+    kind = "that the seed does not explain" if family.paired else "over seeds"
     if math.isfinite(variance):
         spread = math.sqrt(variance)
-        origin = f"With their spread over seeds ({points(sweep.measure, spread)})"
-    elif math.isfinite(family.floor):
-        spread = math.sqrt(family.floor)
+        whose = "their spread" if count == 2 else "their spread, moderated by that of all settings,"
+        origin = f"With {whose} {kind} ({points(sweep.measure, spread)})"
+    elif family.typical > 0:
+        spread = math.sqrt(family.typical)
         origin = f"With the spread over seeds of the other settings ({points(sweep.measure, spread)})"
     else:
         run = sweep.ranking[0].setting.runs[0]
-        images = run.summary["data"].get("num_test" if sweep.by_test else "num_held_out", 0)
-        if not (is_accuracy(sweep.measure) and images):
+        images = run.summary["data"].get("num_held_out", 0)
+        if sweep.by_test or not (is_accuracy(sweep.measure) and images):
             return "Run several seeds of each setting to see their spread, and so how many seeds are needed."
-        spread, claims, least = math.sqrt(run.score * (1 - run.score) / images), count * (count - 1) // 2, "at least "
-        origin = f"The choice of {images:,} images alone causes a spread of {points(sweep.measure, spread)}; with that"
+        spread, claims = math.sqrt(run.score * (1 - run.score) / images), count * (count - 1) // 2
+        origin = (
+            f"The choice of {images:,} held-out images, which is another one for every seed, alone causes a spread of "
+            f"about {points(sweep.measure, spread)}; with that"
+        )
     if spread < TINY:
         return ""
     assert rival.behind is not None
     gaps = (0.01, 0.02) if is_accuracy(sweep.measure) else (abs(rival.behind.estimate.mean),)
-    nums = [seeds_to_detect(gap, spread, claims) for gap in gaps]
-    needed = [f"{least}{num}" if num else "more than 1,000" for num in nums]
+    nums = [seeds_to_detect(gap, spread, claims, family.moderation) for gap in gaps]
+    needed = [str(num) if num else "more than 1,000" for num in nums]
+    seeds = "the same seeds" if family.paired else "seeds"
     if not is_accuracy(sweep.measure):
-        return f"{origin}, detecting {points(sweep.measure, gaps[0])} takes {needed[0]} seeds of each setting."
-    return f"{origin}, detecting 1 point takes {needed[0]} seeds of each setting, 2 points {needed[1]}."
+        return f"{origin}, detecting {points(sweep.measure, gaps[0])} takes {needed[0]} {seeds} of each setting."
+    return f"{origin}, detecting 1 point takes {needed[0]} {seeds} of each setting, 2 points {needed[1]}."
 
 
 def protocol(sweep: Sweep) -> str:
@@ -169,16 +182,22 @@ def method(sweep: Sweep) -> list[str]:
         if family.paired
         else "over all seeds, without pairing"
     )
+    first = sweep.ranking[0].score.num
+    covered = coverage_of_first(len(sweep.ranking), first) if first > 1 else math.nan
+    chosen = f"if all {len(sweep.ranking)} settings were equal, in {covered:.0%} of sweeps"
+    moderated = ", with variances below the typical one moderated by it" * (family.moderation > 0)
     return [
-        f"{alone} The first setting is chosen for being the best, so its interval covers the true mean in only 89 to "
-        "93% of sweeps.",
-        f"Settings are compared {how}, by Welch's t-test with a Bonferroni correction for all {family.num_claims} "
-        "comparisons on this page: in 95% of such sweeps, every interval of a difference covers the true one and no "
-        'setting is wrongly called worse. "May be the best" marks every setting that cannot be distinguished from the '
-        "first.",
-        "Known limits, by simulation: the share of sweeps with a wrong claim is 5.9% instead of 5% for two settings of "
-        "which one has five times the spread of the other, up to 7.7% with two seeds of each setting, and about 10% "
-        "with 2, 3, 5 and 10 seeds if the setting with two seeds has the largest spread.",
+        f"{alone} The first setting is chosen for being the best, so its interval covers the true mean less often: "
+        f"{chosen}."
+        if covered < CONFIDENCE - 0.005
+        else alone,
+        f"Settings are compared {how}, by Welch's t-test{moderated}, with a Bonferroni correction for all "
+        f"{family.num_claims} comparisons on this page: in 95% of such sweeps, every interval of a difference covers "
+        'the true one and no setting is wrongly called worse. "May be the best" marks every setting that cannot be '
+        "distinguished from the first. Whether axes interact is not one of these claims.",
+        "Known limits, by simulation: the share of sweeps with a wrong claim is 6% instead of 5% for two settings of "
+        "which one has five times the spread of the other, up to 7% with two seeds of each setting, and about 8% with "
+        "2, 3, 5 and 10 seeds if the setting with two seeds has the largest spread.",
     ]
 
 

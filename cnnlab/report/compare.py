@@ -88,7 +88,10 @@ def compare(first: Setting, second: Setting) -> list[str]:
     if math.isfinite(gap.estimate.half_width):
         how = f"paired over {gap.estimate.num} seeds" if family.paired else "Welch's t over all seeds"
         verdict = "" if gap.distinguishable else ": cannot be distinguished from noise"
-        size += f" (95%: {interval(measure, gap.estimate)}; {how}, p = {gap.p_value:.2g}){verdict}"
+        size += (
+            f" (95%: {interval(measure, gap.estimate)}; {how}, p = {gap.p_value:.2g}, not corrected for other "
+            f"comparisons){verdict}"
+        )
     elif family.nums.min() > 1:
         size += "; the seeds show no spread, so nothing can be said about others"
     else:

@@ -5,12 +5,12 @@ minus its default. Each is tested by Welch's t (B. L. Welch, 1947) at the level 
 95% probability none of them is wrong. The best setting is chosen by the same numbers, so the family counts all pairs of
 settings, not only those with the best.
 
-Three seeds estimate a variance poorly. With three or more settings, variances below their median are therefore raised
-to it, with half of the pooled degrees of freedom. In simulations with three or five seeds and 2 to 16 settings, whose
-spreads are equal or differ up to fivefold, at most 6% of the sweeps have a wrong claim (8% with two seeds). With 16
-settings of equal spread and three seeds, a lead of three standard deviations is detected in 22% of the cases, against
-2% by Welch's test alone. Pooling all variances detects 79%, but 22% of the sweeps then have a wrong claim if one spread
-is five times the others.
+Three seeds estimate a variance poorly. With three or more settings, a variance below the typical one is therefore
+averaged with it, and all of them count for more degrees of freedom (a moderated t-test, after G. Smyth, 2004; larger
+variances are left as they are). In simulations of 2 to 16 settings with three or five seeds, whose spreads are equal or
+differ up to fivefold, at most 6% of the sweeps have a wrong claim (7% with two seeds, 8% if the setting with the
+largest spread has the fewest seeds). With 16 settings of equal spread and three seeds, a lead of 5 standard deviations
+is detected in 39% of the cases, one of 10 in 94%.
 
 The interval of the best setting's own mean is not part of the family. `answer.method` states the known limits.
 """
@@ -28,6 +28,7 @@ from scipy import special, stats
 from cnnlab.report.statistics import CONFIDENCE, Estimate
 
 TINY = 1e-12  # a standard deviation below this is rounding error
+PRIOR = 0.75  # weight of the typical variance against a setting's own, with four and more settings
 PAIRED_BELOW = 0.01  # p-value of the F-test for an effect of the seed
 
 
@@ -63,9 +64,11 @@ class Family:
         paired: whether values are compared seed by seed: all settings have the same seeds, and the seed has an effect
             (F-test of a two-way layout, p < 0.01). With few seeds and a weak correlation, pairing costs more in
             degrees of freedom than it gains.
-        variances: over seeds, after raising them to `floor`; NaN for a setting with one run.
-        floor: their median; NaN if all settings have one run.
-        df: the degrees of freedom of `floor`.
+        variances: over seeds, moderated; NaN for a setting with one run.
+        typical: their median before that, without its bias; NaN if all settings have one run.
+        dfs: their degrees of freedom.
+        moderation: by which share the typical variance adds to the degrees of freedom of each.
+        common_df: the degrees of freedom of a variance that all settings share; otherwise None.
         residual: the sum of squares not explained by settings or, if paired, seeds; and its degrees of freedom.
     """
 
@@ -97,23 +100,26 @@ class Family:
                 residuals, dfs = list(left), dfs * (len(samples) - 1) / len(samples)
         squares = np.array([(values**2).sum() for values in residuals])
         self.residual = (float(squares.sum()), float(dfs.sum()))
+        self.common_df: float | None = None
         self._set_variances(squares, dfs)
         if noise:
-            self.variances, self.df = np.full(len(samples), noise[0]), noise[1]
-            self.has_own_variance = np.zeros(len(samples), dtype=bool)
+            self.variances, self.common_df = np.full(len(samples), noise[0]), noise[1]
 
     def _set_variances(self, squares: np.ndarray, dfs: np.ndarray) -> None:
         """squares, dfs: residual sum of squares and degrees of freedom of each setting, 0 for one run."""
         several = dfs > 0
-        self.dfs = np.where(several, dfs, np.nan)
-        variances = squares / self.dfs
-        self.floor = float(np.median(variances[several])) if several.any() else math.nan
-        self.df = float(dfs.sum())
-        if several.sum() <= 2:  # Welch's test; if paired, the variances are one number, and this is the paired t-test
-            self.has_own_variance = np.full(len(variances), not self.paired)
-        else:
-            self.has_own_variance, self.df = variances > self.floor, self.df / 2
-        self.variances = np.where(self.has_own_variance | ~several, variances, self.floor)
+        own = squares / np.where(several, dfs, np.nan)
+        medians = special.chdtri(dfs[several], 0.5) / dfs[several]  # of a variance over the true one
+        self.typical = float(np.median(own[several] / medians)) if several.any() else math.nan
+        if self.paired and len(dfs) == 2:  # one variance of the differences: the paired t-test
+            self.variances, self.dfs, self.common_df = np.full(2, squares.sum() / dfs.sum()), dfs, float(dfs.sum())
+            return
+        self.moderation = PRIOR * min(
+            1.0, max(0.0, float(several.sum()) / 2 - 1)
+        )  # none with two settings: Welch's test
+        prior = dfs * self.moderation
+        moderated = (dfs * own + prior * self.typical) / np.where(several, dfs + prior, np.nan)
+        self.variances, self.dfs = np.maximum(own, moderated), np.minimum(dfs + prior, dfs.sum())
 
     def contrast(self, weights: Mapping[int, float]) -> Difference:
         """The weighted sum of means; without an interval if a setting has one run or no setting varies.
@@ -126,25 +132,38 @@ class Family:
         error = math.sqrt(parts.sum())
         if not error > TINY:
             return Difference(Estimate(mean, math.inf, num, math.nan, self.bounds), math.nan)
-        own = self.has_own_variance[places]
-        own_terms = parts[own] ** 2 / self.dfs[places][own]
-        df = parts.sum() ** 2 / (parts[~own].sum() ** 2 / self.df + own_terms.sum())  # Satterthwaite's
+        df = self.common_df or parts.sum() ** 2 / (parts**2 / self.dfs[places]).sum()  # Satterthwaite's
         half_width = -float(special.stdtrit(df, (1 - CONFIDENCE) / self.num_claims / 2)) * error
         p_value = min(1.0, 2 * self.num_claims * float(special.stdtr(df, -abs(mean) / error)))
         return Difference(Estimate(mean, half_width, num, error, self.bounds), p_value)
 
 
-def seeds_to_detect(gap: float, spread: float, num_claims: int = 1, power: float = 0.8, most: int = 1000) -> int | None:
+def seeds_to_detect(
+    gap: float, spread: float, num_claims: int = 1, moderation: float = 0.0, power: float = 0.8, most: int = 1000
+) -> int | None:
     """Seeds per setting to detect a gap between two settings with this power; None if more than `most`.
 
-    spread: standard deviation over seeds. Computed with the noncentral t-distribution.
+    spread: standard deviation over seeds. moderation: by which share other settings add to the degrees of freedom.
+    Computed with the noncentral t-distribution.
     """
 
     def enough(num: int) -> bool:
-        df = 2 * (num - 1)
+        df = 2 * (num - 1) * (1 + moderation)
         critical = -special.stdtrit(df, (1 - CONFIDENCE) / num_claims / 2)
         return bool(stats.nct.sf(critical, df, gap / spread * math.sqrt(num / 2)) >= power)
 
     nums = range(2, most + 1)
     place = bisect_left(nums, True, key=enough)
     return nums[place] if place < len(nums) else None
+
+
+def coverage_of_first(num_settings: int, num_seeds: int) -> float:
+    """In which share of sweeps the 95% interval of the best of equal settings covers its true mean.
+
+    The largest of k means lies within t standard errors with probability F(tr)^k - F(-tr)^k, where r is the ratio of
+    the estimated to the true spread, and F the normal distribution.
+    """
+    df = num_seeds - 1
+    ratios = np.sqrt(special.chdtri(df, (np.arange(2000) + 0.5) / 2000) / df)
+    reach = special.stdtrit(df, (1 + CONFIDENCE) / 2) * ratios
+    return float((special.ndtr(reach) ** num_settings - special.ndtr(-reach) ** num_settings).mean())

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import special
 
 from cnnlab.config.options import GROUPS, default_option
-from cnnlab.report.contrasts import Difference, Family
+from cnnlab.report.contrasts import TINY, Difference, Family
 from cnnlab.report.sweep import Sweep
 
 INTERACTS_BELOW = 0.05  # p-value of the interaction
@@ -77,11 +77,12 @@ def effects(sweep: Sweep, axis: str, family: Family | None = None) -> list[Effec
 
 @dataclass
 class Shares:
-    """Shares of the variance on a full grid (analysis of variance of the means of its cells).
+    """Shares of the variance on a grid (analysis of variance of the means of its cells).
 
     Attributes:
-        parts: {name: share} of every axis, of the interaction, and of seeds; they add up to 1.
-        p_value: of the F-test for no interaction; NaN with one run of each combination.
+        parts: {name: share} of every axis, of the interaction, and of seeds; they add up to 1. Empty if cells are
+            missing.
+        p_value: of the F-test for no interaction; NaN with one run of each combination, or too few cells.
         noise: with one run of each combination, the variance of a run and its degrees of freedom, assuming there is no
             interaction.
     """
@@ -97,14 +98,16 @@ class Shares:
 
 
 def shares(sweep: Sweep) -> Shares | None:
-    """For a grid of two or more axes with a finished run in every cell; otherwise None.
+    """For two or more axes; without `parts` unless every cell of their grid has a finished run.
 
     Cells with different numbers of runs have equal weight, with the harmonic mean of the numbers (F. Yates, 1934).
     """
     values = [sweep.values(axis) for axis in sweep.axes]
     shape = tuple(map(len, values))
-    if len(shape) < 2 or len(sweep.groups) != math.prod(shape):
+    if len(shape) < 2 or not sweep.groups:
         return None
+    if len(sweep.groups) != math.prod(shape):
+        return Shares({}, _interaction(sweep), None)
     grid = np.full(shape, np.nan)
     for group, mean in zip(sweep.groups, sweep.family.means, strict=True):
         grid[tuple(known.index(group.value(axis)) for axis, known in zip(sweep.axes, values, strict=True))] = mean
@@ -122,10 +125,25 @@ def shares(sweep: Sweep) -> Shares | None:
     p_value, noise = math.nan, None
     if df_residual:
         squares["seeds"] = sum(float(np.var(list(group.by_seed.values()))) * len(group.runs) for group in sweep.groups)
-        if residual:
+        if residual > TINY**2 * df_residual:
             p_value = float(special.fdtrc(df, df_residual, squares["interaction"] / df / (residual / df_residual)))
     else:
         squares["interaction and seeds"] = squares.pop("interaction")
         noise = (squares["interaction and seeds"] / df, float(df))
     total = sum(squares.values())
     return Shares({name: value / total if total else 0.0 for name, value in squares.items()}, p_value, noise)
+
+
+def _interaction(sweep: Sweep) -> float:
+    """The p-value of the F-test for no interaction on any cells: their means against a sum of one term per axis."""
+    residual, df_residual = sweep.family.residual
+    pairs = [(axis, value) for axis in sweep.axes for value in sweep.values(axis)]
+    if not residual > TINY**2 * df_residual or len(pairs) - len(sweep.axes) + 1 >= len(sweep.groups):
+        return math.nan
+    columns = [[group.value(axis) == value for group in sweep.groups] for axis, value in pairs]
+    weights = np.sqrt(sweep.family.nums)
+    terms, means = np.array(columns, dtype=float).T * weights[:, None], sweep.family.means * weights
+    solution, _, rank, _ = np.linalg.lstsq(terms, means)
+    df = len(means) - int(rank)
+    between = float(((means - terms @ solution) ** 2).sum())
+    return float(special.fdtrc(df, df_residual, between / df / (residual / df_residual)))

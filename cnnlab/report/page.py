@@ -37,6 +37,8 @@ MAX_ROWS = 200  # of a table, until the reader asks for all
 MAX_TEXT_ROWS = 40  # of a table in Markdown and LaTeX
 MAX_NAME = 60  # characters for the settings in the name of a folder
 TEX = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
+    "[": "{[}",  # after a line break, brackets would be an argument of it
+    "]": "{]}",
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",

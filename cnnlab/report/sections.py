@@ -57,7 +57,9 @@ def _results(sweep: Sweep) -> Iterator[Section]:
     for number, axis in enumerate(filter(sweep.is_numeric, sweep.axes), start=1):
         yield Section(f"Values of {axis}", _by_value(sweep, axis, number))
     if len(sweep.axes) > 2 or is_search(sweep):
-        caption = f"Every line is a setting, ending at its {sweep.name}. On the page, drag along an axis to select."
+        num, drawn = len(sweep.ranking), charts.MAX_LINES
+        which = f"one of the best {drawn} of {num} settings" if num > drawn else "a setting"
+        caption = f"Every line is {which}, ending at its {sweep.name}. On the page, drag along an axis to select."
         yield Section("Parallel coordinates", [_figure("parallel", caption, charts.parallel(sweep))])
     if is_search(sweep):
         yield from _search(sweep)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -75,6 +75,7 @@ class Sweep:
         left_out: directories that cannot be read, each with the reason.
 
     Attributes:
+        unreadable: the number of directories that cannot be read.
         groups: settings with a finished run; `empty`: those without one.
         measure, higher: the metric that settings are ranked by, "val/acc", and whether larger is better.
         axes: the names of what is varied; `short`: as they are written in a sentence.
@@ -82,12 +83,12 @@ class Sweep:
 
     def __init__(self, runs: Sequence[Run], left_out: Sequence[tuple[Path, str]] = ()):
         self.runs, repeats = without_repeats(runs)
-        self.left_out = [*left_out, *repeats]
+        self.left_out, self.unreadable = [*left_out, *repeats], len(left_out)
         everything = grouped(self.runs)
         self.empty = [group for group in everything if not group.runs]
         found = [group for group in everything if group.runs]
-        first = found[0].runs[0] if found else None
-        self.measure, self.higher = (first.measure, first.higher) if first else ("val/acc", True)
+        chosen = Counter((run.measure, run.higher) for group in found for run in group.runs)
+        self.measure, self.higher = chosen.most_common(1)[0][0] if chosen else ("val/acc", True)
         self.groups = [group for group in found if group.runs[0].measure == self.measure]
         self.left_out += [
             (run.path, f"it was selected by {run.measure}, the others by {self.measure}")

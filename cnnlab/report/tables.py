@@ -77,16 +77,31 @@ def effect_sections(sweep: Sweep) -> Iterator[tuple[str, str, list[list[str]]]]:
         if found.interact:
             said += " The effect of an axis depends on the others, so mean effects would mislead: see the ranking."
         rows = [[name, f"{share:.1%}"] for name, share in found.parts.items()]
-        yield "Shares of the variance", said, [["source", "share"], *rows]
+        if rows:
+            yield "Shares of the variance", said, [["source", "share"], *rows]
+        elif found.interact:
+            yield "Effects of the axes", said, [["test", "p"], ["interaction", f"{found.p_value:.2g}"]]
         if found.interact:
             return
         if found.noise:
             claims = sum(len(sweep.values(axis)) - 1 for axis in sweep.axes)
             family = Family([group.by_seed for group in sweep.groups], claims, sweep.family.bounds, found.noise)
-            text = "Each combination has one run. The intervals treat everything but the mean effects as noise."
+            text = (
+                "Each combination has one run. The intervals treat everything but the mean effects as noise; they are "
+                f"95% intervals with a Bonferroni correction for all {claims} effects."
+            )
+        elif not rows and sweep.family.residual[1]:
+            text = said or "Combinations are missing, too many to test whether the effect depends on the other axes."
     for axis in sweep.axes:
         if sum(bool(effect.combinations) for effect in effects(sweep, axis)) > 1:
-            yield f"Effect of {axis}", text, effects_table(sweep, axis, family)
+            parts = found.parts if found else {}
+            caveat = ""
+            if parts.get("interaction", 0) > parts.get(axis, 1):
+                caveat = (
+                    "The interaction explains more of the variance than this axis, though it is not significant: the "
+                    "effect may depend on the other axes."
+                )
+            yield f"Effect of {axis}", " ".join(filter(None, (text, caveat))), effects_table(sweep, axis, family)
 
 
 def best_of_table(sweep: Sweep) -> list[list[str]]:
@@ -175,7 +190,8 @@ def left_out(sweep: Sweep) -> list[str]:
     """The runs that are not in the averages, and why."""
     lines = []
     for run in sweep.unfinished:
-        status = {"running": "not finished (running, or killed)"}.get(run.summary["status"], run.summary["status"])
+        status = run.outcome if run.outcome == "diverged" else run.summary["status"]
+        status = {"running": "not finished (running, or killed)"}.get(status, status)
         error = run.summary.get("error", {})
         reason = f": {error.get('type', 'error')}: {error.get('message', '')}" if error else ""
         lines.append(f"{run.path.name}: {status}{reason}")

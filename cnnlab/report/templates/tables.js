@@ -60,7 +60,7 @@ for (const block of document.querySelectorAll(".table")) {
     body.replaceChildren(...shown.map(element));
     count.textContent = kept.length === rows.length ? `${rows.length} rows` : `${kept.length} of ${rows.length} rows`;
     button.hidden = shown.length === kept.length;
-    button.textContent = `Show all ${kept.length} rows`;
+    button.textContent = `${shown.length} rows are shown. Show all ${kept.length}`;
   }
 
   function sort(column) {
