@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SMALLEST = 2.0**-24  # the distance of 1 from the largest float32 below it
+
 
 class SmoothedLoss(nn.Module):
     """A loss with label smoothing in training.
@@ -85,7 +87,8 @@ class Focal(nn.Module):
         return -(soft_labels(labels, logits.shape[1]) * self.weighted(logits.log_softmax(1))).sum(1).mean()
 
     def weighted(self, log_probabilities: Tensor) -> Tensor:
-        return (1 - log_probabilities.exp()) ** self.gamma * log_probabilities
+        missed = (1 - log_probabilities.exp()).clamp(min=SMALLEST)  # of 0, powers below 1 have no gradient
+        return missed**self.gamma * log_probabilities
 
 
 class Hinge(SmoothedLoss):

@@ -26,6 +26,7 @@ from cnnlab.runs.directory import RunDirectory
 from cnnlab.text import say
 
 MAX_VALUES = 10_000  # of one override
+OF_THE_SWEEP = ("rerun", "plan", "on_busy")  # options that cannot differ between its runs
 
 
 class GridSweeper(Sweeper):
@@ -68,6 +69,8 @@ class GridSweeper(Sweeper):
                     f"has more than {MAX_VALUES:,} values. Use fewer." if values else "has no values. Use at least one."
                 )
                 raise UserError(f"{override.input_line} {what}")
+            if override.is_sweep_override() and override.key_or_group in OF_THE_SWEEP:
+                raise UserError(f"{override.input_line} belongs to the whole sweep. Use one value.")
         words = [tuple(job) for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]]
         composed = {job: self.loader.load_sweep_config(self.config, list(job)) for job in dict.fromkeys(words)}
         for job, config in composed.items():

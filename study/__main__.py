@@ -145,10 +145,10 @@ def refuse_old_code(missing: Sequence[Planned], held: dict[tuple[str, int], resu
 def train(missing: Sequence[Planned]) -> None:
     """Do the runs here in turn, or where launcher=... says. Ends the process if a signal stops them."""
     settings = missing[0].config.get("launcher", {})
-    ready, do = WAYS[settings.get("way", "in_turn")]
-    ready()
+    way = WAYS[settings.get("way", "in_turn")]
+    way.ready()
     jobs = [Job.of(run.config) for run in missing]
-    do(settings, jobs, jobs)
+    way.do(settings, jobs, jobs)
 
 
 def study(options: argparse.Namespace) -> int:
@@ -166,6 +166,8 @@ def study(options: argparse.Namespace) -> int:
     planned = plan([known[key] for key in options.only or everything], words, options.seeds)
     folder = options.out or (Path(planned[0].config.output_dir, "study-quick", "page") if options.quick else KEPT)
     held = collect(planned, folder) if not options.plan else results.read(folder)
+    if not options.page:
+        refuse_others(planned, held, folder)
     missing = [run for run in planned if run.key not in held and not results.has_result(run.path)]
     million = sum(run.num_images for run in missing) / 1e6
     print(f"study: {len(planned)} runs, {len(missing)} to train, on {million:.1f} million images in all", flush=True)

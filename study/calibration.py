@@ -47,7 +47,7 @@ def nearest(results: Results) -> str | None:
     """The candidate with the smallest mean distance; None while one of them has fewer than two seeds."""
     found = distances(results)
     told = len(found) == len(CANDIDATES) and min(map(len, found.values())) > 1
-    return min(found, key=lambda change: fmean(found[change])) if told else None
+    return min(found, key=lambda change: (fmean(found[change]), change != CALIBRATED)) if told else None
 
 
 def check(results: Results) -> None:

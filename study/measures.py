@@ -68,7 +68,7 @@ def onset(run: Run) -> int | None:
     For runs without augmentation and dropout.
     """
     pairs = zip(accuracy(run, "train"), accuracy(run), strict=True)
-    return next((epoch for epoch, (train, test) in enumerate(pairs, 1) if train - test > GAP), None)
+    return next((epoch for epoch, (train, test) in enumerate(pairs, 1) if round(train - test - GAP, 6) > 0), None)
 
 
 def smooth(values: Sequence[float]) -> list[float]:
@@ -131,7 +131,7 @@ def steps_to_own_target(run: Run, size: int) -> float | None:
 
 def flattens(values: Sequence[float]) -> int | None:
     """The first epoch after which a curve gains less than FLAT; None if that is one of the last RISING epochs."""
-    flat = (epoch for epoch, value in enumerate(values, 1) if max(values[epoch - 1 :]) - value < FLAT)
+    flat = (epoch for epoch, value in enumerate(values, 1) if round(max(values[epoch - 1 :]) - value - FLAT, 6) < 0)
     epoch = next(flat, len(values))
     return epoch if epoch <= len(values) - RISING else None
 
@@ -157,14 +157,14 @@ def delay(first: Run, second: Run) -> float | None:
 
 
 def gap_where_others_overfit(first: Run, second: Run) -> float | None:
-    """The first run's gap; None if the second's is not above GAP."""
-    return gap(first) if (gap(second) or 0) > GAP else None
+    """The first run's gap; None if it crawls, which leaves nothing to overfit, or the second's gap is not above GAP."""
+    return gap(first) if (gap(second) or 0) > GAP and final(first) >= CRAWL * final(second) else None
 
 
 def smaller_gap(first: Run, second: Run) -> float | None:
-    """The first run's gap minus the second's; None if this is not above GAP: there is no overfitting to reduce."""
-    gaps = gap(first), gap(second)
-    return gaps[0] - gaps[1] if gaps[0] is not None and gaps[1] is not None and gaps[1] > GAP else None
+    """The first run's gap minus the second's; None if this is not above GAP, or the first crawls."""
+    ours, theirs = gap_where_others_overfit(first, second), gap(second)
+    return None if ours is None or theirs is None else ours - theirs
 
 
 def rougher(first: Run, second: Run) -> float | None:

@@ -216,7 +216,7 @@ def diverges_somewhere() -> Way:
         counts = ", ".join(f"{rate}: {sum(shown)} of {len(shown)}" for rate, shown in seeds.items() if shown)
         broken = next((rate for rate, shown in seeds.items() if len(shown) > 1 and all(shown)), None)
         if broken:
-            return Finding(f"every seed diverges from {broken} ({counts})", len(seeds[broken]), HOLDS)
+            return Finding(f"every seed diverges at {broken} ({counts})", len(seeds[broken]), HOLDS)
         fails = all(len(shown) > 1 and not any(shown) for shown in seeds.values())
         return Finding(f"seeds that diverge: {counts}{one_seed(num)}", num, FAILS if fails else UNKNOWN)
 

@@ -197,6 +197,15 @@ def test_cutouts_center_is_anywhere():
     torch.testing.assert_close(covered[[0, -1]], torch.full((2,), 4 / 32), rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 2)])
+def test_trivial_augment_of_tiny_images(size):
+    """Torchvision cannot blur or sharpen them either, and leaves them as they are."""
+    images = torch.randint(256, (31, 3, *size)).float()
+    sharpness = torch.full((31,), CHANGES.index("sharpness"))
+    drawn = TrivialAugment.parameters(sharpness, torch.arange(31), torch.ones(31), size)
+    assert TrivialAugment().apply(images, **drawn).equal(images)
+
+
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("size", [32, 27])
 def test_trivial_augment_equals_torchvision(name, size):

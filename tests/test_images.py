@@ -6,11 +6,15 @@ import resource
 import numpy as np
 import pytest
 
+from cnnlab.augment import CropFlip
 from cnnlab.config.options import UserError
 from cnnlab.config.paths import expand
 from cnnlab.data import images as module
-from cnnlab.data.images import Images, cached_data, fingerprint, load_once, stratified_split
+from cnnlab.data.images import DataSet, Images, cached_data, fingerprint, load_once, stratified_split
+from cnnlab.data.pipeline import ImageData
+from cnnlab.data.plan import of_process
 from cnnlab.data.shapes import Shapes
+from cnnlab.normalize import Standard
 
 LABELS = np.repeat(np.arange(5), [100, 200, 300, 50, 10])
 
@@ -138,3 +142,17 @@ def test_test_images_whose_classes_have_another_order_are_refused(tmp_path):
     test = Images(made.test.pixels, made.test.targets, made.test.classes[::-1])
     with pytest.raises(UserError, match=r"of different classes: circle, ring, .*, and arrow, crescent"):
         cached_data(tmp_path / "data.images", lambda: (made.train, test))
+
+
+def test_arrays_of_any_memory_layout_are_cropped_alike(tmp_path):
+    """A project's own source returns (N, C, H, W), and need not know that an image is stored as (H, W, C)."""
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 3, 12, 12), dtype=np.uint8)
+    stored_by_pixel = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    batches = []
+    for layout in (pixels, stored_by_pixel):
+        part = Images(layout, np.arange(16) % 4, ("a", "b", "c", "d"))
+        data = ImageData(
+            DataSet(part, part, "f"), Standard(), {"crop": CropFlip(8)}, 8, val_fraction=0.25, cache_dir=str(tmp_path)
+        )
+        batches.append(data.make(of_process(data.draw_whole(0), 8), 8))
+    assert all(first.equal(second) for first, second in zip(*batches, strict=True))

@@ -66,3 +66,6 @@ def test_focal_loss_is_torchvisions_with_several_labels_and_its_formula_with_one
     torch.testing.assert_close(Focal(1.5)(LOGITS, LABELS), -((1 - right) ** 1.5 * right.log()).mean())
     for given in (LABELS, F.one_hot(LABELS, 5).float()):
         torch.testing.assert_close(Focal(0.0)(LOGITS, given), F.cross_entropy(LOGITS, LABELS))
+    sure = torch.tensor([[200.0, 0.0]], requires_grad=True)
+    Focal(0.5)(sure, torch.tensor([0])).backward()
+    assert sure.grad.tolist() == [[0, 0]]

@@ -111,7 +111,7 @@ MISTAKES = {
     ),
     "crop larger than the image": (
         "aug=crop_flip aug.crop_flip.size=40",
-        ["aug.crop_flip.size=40", "size <= min(data.height, data.width)", "data.height=32"],
+        ["aug.crop_flip.size=40", "fits(size, data.height, data.width)", "data.height=32"],
     ),
     "too small for three poolings": (
         "data=shapes data.image_size=7",

@@ -164,6 +164,7 @@ def test_mistakes_are_one_paragraph(command, monkeypatch):
         (("hydra.sweeper.num_trials=0",), "num_trials=0 is not allowed"),
         (("hydra.sweeper.prune_after=-1",), "prune_after=-1 is not allowed"),
         (("seed=range(3)",), "does not vary the seed"),
+        (("++seed=1,2",), "does not vary the seed"),
         (("optim.weight_decay=tag(log,interval(0,0.1))",), "cannot be searched"),
         (("optim.lr=interval(0.1,0.001)",), "cannot be searched"),
         (("batch_size=interval(16,64)",), "is not a whole number"),

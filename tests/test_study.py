@@ -18,7 +18,7 @@ from cnnlab.config.options import CONF, UserError
 from cnnlab.report.statistics import estimate
 from cnnlab.runs.directory import RunDirectory
 from study import calibration, claims, measures, page, results, verdicts, ways
-from study.__main__ import FIRST, WAYS, collect, main, plan, train
+from study.__main__ import FIRST, WAYS, collect, main, plan, refuse_others, train
 from study.results import FACTS, Run
 from study.variants import (
     BASELINE,
@@ -95,6 +95,14 @@ def test_a_delay_needs_a_loss_that_rises_again():
     assert measures.gap_where_others_overfit(made([0.5], **much), made([0.5], **some)) is None
     assert measures.smaller_gap(made([0.5], **some), made([0.5], **much)) == pytest.approx(-38)
     assert measures.smaller_gap(made([0.5], **some), made([0.5], **some)) is None
+    nothing = made([0.1], reevaluated_train_acc=0.1)
+    assert measures.smaller_gap(nothing, made([0.5], **much)) is None  # what learns nothing does not overfit less
+    assert measures.gap_where_others_overfit(nothing, made([0.5], **much)) is None
+
+
+def test_thresholds_are_not_decided_by_rounding():
+    assert measures.flattens([30.02, 31.02, 31.02, 31.02, 31.02, 31.02, 31.02]) == 2  # 1.00 point is not below 1 point
+    assert all(measures.onset(made([low / 1e4], train=[low / 1e4 + 0.05])) is None for low in range(3000, 9000, 7))
 
 
 def test_what_hardly_learns_is_not_called_steady():
@@ -234,7 +242,7 @@ def test_a_rate_is_too_large_from_the_smallest_at_which_every_seed_diverges():
     learns, breaks = (0.5, 0.5), (0.1, 0.1)
     broken = found(of_rates=(learns, (0.1, 0.5), breaks, breaks))
     assert (broken.verdict, broken.num) == (HOLDS, 2)
-    assert broken.number.startswith("every seed diverges from 1 (0.1: 0 of 2, 0.3: 1 of 2, 1: 2 of 2")
+    assert broken.number.startswith("every seed diverges at 1 (0.1: 0 of 2, 0.3: 1 of 2, 1: 2 of 2")
     assert found(of_rates=(learns, learns, learns, learns)).verdict == FAILS
     assert found(of_rates=(learns, learns)).verdict == UNKNOWN  # larger rates have not been run
     assert found(of_rates=(learns, learns, learns, (0.1, 0.5))).verdict == UNKNOWN
@@ -349,7 +357,7 @@ def test_every_claim_can_be_told_of_trainings_that_diverge_in_epoch_1(tmp_path):
     ]
     text = page.write(tmp_path, runs, quick=True).read_text()
     assert "diverged in epoch 1" in text
-    assert "every seed diverges from 0.1" in text
+    assert "every seed diverges at 0.1" in text
     assert page.search_table(of(*runs))[-2].count("diverged") == 1
 
 
@@ -402,6 +410,8 @@ def test_the_nearest_candidate_is_the_baseline_or_there_is_no_page(tmp_path):
     text = page.write(tmp_path, runs, quick=False).read_text()
     assert f"| {CALIBRATED}, chosen | 17.0 ± 0.0 | 15.0 ± 0.0 | 0.0 ± 0.0 | 2 |" in text
     assert f"Chosen: {CALIBRATED}." in " ".join(text.split())
+    tied = [made(**curve(17, 15), variant=candidate(change), seed=seed) for change in CANDIDATES for seed in (0, 1)]
+    assert calibration.nearest(of(*tied)) == CALIBRATED
     nearer = [*runs[2:], *(made(**curve(17, 15), variant=candidate(CANDIDATES[0]), seed=seed) for seed in (0, 1))]
     far = [run for run in nearer if run.key[0] != candidate(CALIBRATED)]
     far += [made(**curve(9, 21), variant=candidate(CALIBRATED), seed=seed) for seed in (0, 1)]
@@ -529,7 +539,7 @@ def test_everything_with_a_verdict_has_all_seeds():
 def test_any_launcher_trains_the_runs(monkeypatch):
     """They are one sweep, so that several can share a GPU; what they are called does not depend on the launcher."""
     given = []
-    monkeypatch.setitem(WAYS, "local", (lambda: None, lambda *sweep: given.append(sweep)))
+    monkeypatch.setitem(WAYS, "local", WAYS["local"]._replace(do=lambda *sweep: given.append(sweep)))
     words = ["data=shapes", "launcher=local", "launcher.jobs_per_device=4"]
     runs = plan([KNOWN["fig03"], KNOWN["fig12"]], words, 2)
     train(runs)
@@ -540,6 +550,14 @@ def test_any_launcher_trains_the_runs(monkeypatch):
     assert jobs[1].content["about"]["overrides"][-1] == "seed=1"
     [alone] = plan([KNOWN["fig03"]], ["data=shapes"], 1)
     assert (alone.path, alone.settings) == (runs[0].path, runs[0].settings)
+
+
+def test_words_that_change_what_is_held_are_refused(tmp_path):
+    """Not only for what is still to be trained."""
+    [run] = plan([KNOWN["fig03"]], ["data=shapes", "optim=adam"], 1)
+    held = made([0.5], variant="fig03", seed=0)
+    with pytest.raises(UserError, match="holds fig03, seed 0, with other settings"):
+        refuse_others([run], {held.key: held}, tmp_path)
 
 
 def test_of_the_search_nothing_of_the_test_images_is_kept(tmp_path):

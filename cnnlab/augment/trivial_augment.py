@@ -90,6 +90,8 @@ class TrivialAugment(Augmentation):
 
 def smooth(images: Tensor) -> Tensor:
     """The mean of the 3x3 neighborhood with weight 5 for the center; pixels at the edge stay."""
+    if min(images.shape[2:]) < 3:
+        return images
     channels = images.shape[1]
     kernel = constant((1.0, 1.0, 1.0, 1.0, 5.0, 1.0, 1.0, 1.0, 1.0), images.device).view(3, 3) / 13
     middle = F.conv2d(images, kernel.expand(channels, 1, 3, 3), groups=channels)

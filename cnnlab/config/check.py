@@ -20,7 +20,7 @@ from cnnlab.config.objects import check_targets, data_source, num_trained_on
 from cnnlab.config.options import GROUPS, LISTED, UserError, leaves, option_file, options
 from cnnlab.config.paths import expand, make_folder
 from cnnlab.config.processes import place
-from cnnlab.config.shape import is_size, offered
+from cnnlab.config.shape import fits, is_size, offered
 from cnnlab.config.values import as_typed, job_config, without_hydra
 
 # Arguments of Lightning's Trainer that would break "an epoch is every batch, then one evaluation".
@@ -37,7 +37,7 @@ RESERVED = {"callbacks": "callbacks=", "logger": "logger=", "deterministic": "de
     "",
 )
 NULLABLE = ("checkpoint.every_n_minutes",)  # values that may be null although their default is a number
-PREDICATES = (is_file, is_run, is_size)  # functions that a limit may call
+PREDICATES = (is_file, is_run, is_size, fits)  # functions that a limit may call
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a finite number", list: "a list, [a,b,...]"}
 
 

@@ -15,9 +15,9 @@ The limit of a value stands at the end of its comment, in brackets, as a Python 
 If a file has a limit for one of its values, all of them are checked, for their types too; otherwise the class checks
 them. The expression may also use the option's other values; `data.NAME`, a fact about the data (see
 cnnlab.config.shape.Shape, and data.num_train); `run.NAME`, any value of the run; `is_file(value)` and `is_run(value)`,
-for a value that names a file or a run directory, whose content then is part of the run's identity; and
-`is_size(value)`, for one number or [height, width]. A comment that ends with [changes nothing] keeps a value out of the
-run's identity; on a line of its own, it does so for the whole option.
+for a value that names a file or a run directory, whose content then is part of the run's identity; `is_size(value)`,
+for one number or [height, width], and `fits(value, height, width)`. A comment that ends with [changes nothing] keeps a
+value out of the run's identity; on a line of its own, it does so for the whole option.
 """
 
 import functools

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -51,6 +52,12 @@ def sides(image_size: object) -> tuple[int, int]:
         raise ValueError(f"image_size={image_size} is neither a whole number from 1 to {MAX_SIDE} nor [height,width]")
     height, width = image_size if isinstance(image_size, list | tuple) else (image_size, image_size)
     return height, width
+
+
+def fits(size: int | Sequence[int], height: int, width: int) -> bool:
+    """Whether a size, one number or [height, width], is not larger than an image."""
+    first, second = (size, size) if isinstance(size, int) else size
+    return first <= height and second <= width
 
 
 def is_size(value: object) -> bool:

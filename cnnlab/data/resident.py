@@ -45,7 +45,7 @@ class Resident:
     def __init__(self, images: Images, device: torch.device):
         self.pixels = cast(Tensor, images.pixels)
         if not is_fetched(images):
-            self.pixels = as_tensor(images.pixels.transpose(0, 2, 3, 1)).to(device)
+            self.pixels = as_tensor(np.ascontiguousarray(images.pixels.transpose(0, 2, 3, 1))).to(device)
         self.targets = torch.from_numpy(images.targets).to(device)
 
 

@@ -102,7 +102,7 @@ class Search:
         ]
         if not self.varied:
             raise UserError("A search needs something to vary. Use for example 'optim.lr=interval(0.001,0.1)'.")
-        if "seed" in self.varied:
+        if any(override.key_or_group == "seed" for override in self.varied.values()):
             raise UserError("A search does not vary the seed: it would choose the luckiest. Use hydra.sweeper.seed=1.")
         self.space = {key: _distribution(override) for key, override in self.varied.items()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)

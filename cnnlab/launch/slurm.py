@@ -53,8 +53,11 @@ class SlurmTask:
 
 
 def slurm_ready() -> None:
-    if not shutil.which("sbatch"):
-        raise UserError("There is no sbatch on this machine. Use launcher=slurm where jobs are submitted to Slurm.")
+    for program in ("sbatch", "srun"):
+        if not shutil.which(program):
+            raise UserError(
+                f"There is no {program} on this machine. Use launcher=slurm where jobs are submitted to Slurm."
+            )
     require("submitit")
 
 
@@ -92,6 +95,8 @@ def on_slurm(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> Non
     say(f"{len(submitted)} jobs in Slurm's queue; their output: {folder}")
     how = f"cnnlab status {jobs[0].path.parent}"
     if not settings.wait:
+        for job in sweep:  # a rerun is complete when it is submitted
+            RunDirectory(job.path).end_rerun()
         print(f"To see their status: {how}. The same command without wait=false waits for them and writes the report.")
         sys.exit(0)
     try:

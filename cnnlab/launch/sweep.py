@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -50,13 +50,13 @@ def sweep(config: DictConfig, configs: Sequence[DictConfig]) -> None:
         print_plan(configs, Path(config.output_dir))
         return
     settings = config.get("launcher", {})
-    ready, do, on_this_machine = WAYS[settings.get("way", "in_turn")]
-    ready()
+    way = WAYS[settings.get("way", "in_turn")]
+    way.ready()
     submits = not settings.get("dry_run")
     for one in configs:
         one.rerun = False  # a job that is started again, by a requeue for example, resumes
     jobs = {job.path: job for job in map(Job.of, configs)}
-    if on_this_machine:
+    if way.here:
         rehearse([job for job in jobs.values() if config.rerun or not is_done(job)], differing(jobs.values()))
     write_multirun(config)
     for one in configs if config.rerun and submits else ():
@@ -65,7 +65,7 @@ def sweep(config: DictConfig, configs: Sequence[DictConfig]) -> None:
     for path in done:
         jobs[path].do()  # prints its result
     if to_do := [job for job in jobs.values() if job.path not in done]:
-        do(settings, to_do, list(jobs.values()))
+        way.do(settings, to_do, list(jobs.values()))
     for path in jobs:
         RunDirectory(path).end_rerun()
     if not report(list(jobs)):
@@ -158,11 +158,17 @@ def in_turn(settings: Any, jobs: list[Job], sweep: Sequence[Job] = ()) -> None:
             sys.exit(status)
 
 
-# For every value of launcher.way: a check of what it needs, the function that does the jobs, and whether this machine
-# does them.
-WAYS: dict[str, tuple[Callable[[], None], Callable[[Any, list[Job], Sequence[Job]], None], bool]] = {
-    "in_turn": (lambda: None, in_turn, True),
-    "local": (lambda: None, locally, True),
-    "slurm": (slurm_ready, on_slurm, False),
-    "ray": (lambda: require("ray"), on_ray, False),
+class Way(NamedTuple):
+    """ready: a check of what it needs. do: does the jobs. here: whether on this machine."""
+
+    ready: Callable[[], None]
+    do: Callable[[Any, list[Job], Sequence[Job]], None]
+    here: bool
+
+
+WAYS = {  # by launcher.way
+    "in_turn": Way(lambda: None, in_turn, here=True),
+    "local": Way(lambda: None, locally, here=True),
+    "slurm": Way(slurm_ready, on_slurm, here=False),
+    "ray": Way(lambda: require("ray"), on_ray, here=False),
 }
