@@ -107,11 +107,11 @@ def seeds_needed(sweep: Sweep) -> str:
     rival = next(place for place in sweep.ranking[1:] if place.may_be_best)
     pair = [group is place.setting for place in (sweep.ranking[0], rival) for group in sweep.groups]
     variance, claims = float(np.mean(family.variances[np.flatnonzero(pair) % count])), family.num_claims
-    kind = "that the seed does not explain" if family.paired else "over seeds"
     if math.isfinite(variance):
         spread = math.sqrt(variance)
-        whose = "their spread" if count == 2 else "their spread, moderated by that of all settings,"
-        origin = f"With {whose} {kind} ({points(sweep.measure, spread)})"
+        kind = "the part of their spread that the seeds do not explain" if family.paired else "their spread over seeds"
+        others = ", moderated by that of the others" * (count > 2)
+        origin = f"With {kind}{others} ({points(sweep.measure, spread)})"
     elif family.typical > 0:
         spread = math.sqrt(family.typical)
         origin = f"With the spread over seeds of the other settings ({points(sweep.measure, spread)})"
@@ -131,10 +131,10 @@ def seeds_needed(sweep: Sweep) -> str:
     gaps = (0.01, 0.02) if is_accuracy(sweep.measure) else (abs(rival.behind.estimate.mean),)
     nums = [seeds_to_detect(gap, spread, claims, family.moderation) for gap in gaps]
     needed = [str(num) if num else "more than 1,000" for num in nums]
-    seeds = "the same seeds" if family.paired else "seeds"
+    same = ", the same seeds for all" * family.paired
     if not is_accuracy(sweep.measure):
-        return f"{origin}, detecting {points(sweep.measure, gaps[0])} takes {needed[0]} {seeds} of each setting."
-    return f"{origin}, detecting 1 point takes {needed[0]} {seeds} of each setting, 2 points {needed[1]}."
+        return f"{origin}, detecting {points(sweep.measure, gaps[0])} takes {needed[0]} seeds of each setting{same}."
+    return f"{origin}, detecting 1 point takes {needed[0]} seeds of each setting, 2 points {needed[1]}{same}."
 
 
 def protocol(sweep: Sweep) -> str:
