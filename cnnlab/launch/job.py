@@ -93,10 +93,10 @@ class Job:
     def assemble(self) -> None:
         """Read the data and make all parts of the run, but do not train. Raises: UserError if they do not fit."""
         from cnnlab.data.images import load_once
-        from cnnlab.train.trainer import assemble, check_parts, make_callbacks
+        from cnnlab.train import parts, trainer
 
-        parts = assemble(self.config, load_once(data_source(self.config.data)))
-        check_parts(self.config, parts, make_callbacks(self.config, RunDirectory(self.path)))
+        made = parts.assemble(self.config, load_once(data_source(self.config.data)))
+        trainer.check_parts(self.config, made, trainer.make_callbacks(self.config, RunDirectory(self.path)))
 
     def do(self) -> int:
         """Return the finished run if there is one, otherwise train it here.

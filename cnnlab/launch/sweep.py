@@ -79,14 +79,12 @@ def is_done(job: Job) -> bool:
 def rehearse(jobs: Sequence[Job], settings: Mapping[Path, str]) -> None:
     """Assemble a run of every setting, so that one of which the parts do not fit is refused before others have trained.
 
-    What else fails here, a download for example, fails again in the run itself, and only there.
-
     settings: what distinguishes each job of the sweep, by its run directory.
 
     Raises: UserError.
     """
     first = {job.content["about"]["setting"]: job for job in reversed(jobs)}
-    if len(first) == 1:
+    if len(first) < 2:  # the run itself refuses before it trains
         return
     announce(f"Checking {len(first)} settings")
     for job in reversed(first.values()):
@@ -95,6 +93,8 @@ def rehearse(jobs: Sequence[Job], settings: Mapping[Path, str]) -> None:
         except UserError as error:
             raise UserError(f"The run with {settings[job.path]}: {error}") from error
         except Exception:
+            # Anything may fail here: a download, memory, a project's own class. It fails again when the run's turn
+            # comes, which records it with its traceback; that one run fails is no reason not to train the others.
             continue
 
 

@@ -33,7 +33,6 @@ from cnnlab.train import graph, graphable
 from cnnlab.train.machine import computes_in_bf16
 from cnnlab.train.optimizers import keeps_factors, make_optimizer, schedule
 from cnnlab.train.parts import Parts, misfits_as_user_errors
-from cnnlab.train.parts import assemble as assemble
 from cnnlab.train.progress import progress
 from cnnlab.train.records import Records
 
