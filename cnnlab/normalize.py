@@ -157,7 +157,7 @@ def histograms(pixels: Tensor, per: str) -> Tensor:
         num_features = pixels.shape[1]
         feature %= num_features
     counts = torch.zeros(num_features * 256, dtype=torch.int64)
-    for chunk in map(_rows, pixels.split(max(1, 3_072_000 // pixels.shape[1:].numel()))):  # 1,000 of CIFAR's images
+    for chunk in map(_rows, pixels.split(max(1, 2**20 // pixels.shape[1:].numel()))):  # 341 of CIFAR's images
         counts += torch.bincount((chunk + 256 * feature).flatten(), minlength=len(counts))
     return counts.view(num_features, 256)
 

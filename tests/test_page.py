@@ -400,7 +400,7 @@ def test_a_command_is_copied(grid_page, shown):
     tab = shown(grid_page, permissions=["clipboard-read"])
     command = tab.locator(".commands li").first
     command.get_by_role("button").click()
-    assert command.get_by_role("button").inner_text() == "Copied"
+    command.get_by_role("button", name="Copied").wait_for()
     assert tab.evaluate("navigator.clipboard.readText()") == command.locator("code").inner_text()
 
 

@@ -693,6 +693,7 @@ def test_accumulated_gradients_are_those_of_larger_batches_and_go_on(zygote, tmp
         *("data=shapes", "data.num_train=400", "data.num_test=60", "model.channels=[8,8,8]", "model.hidden=32"),
         *("norm=standard", "aug=pad_crop_flip", "trainer.max_epochs=2", "trainer.accelerator=cpu", "sched=cosine"),
         *("callbacks=ema", "callbacks.ema.decay=0.5", "checkpoint.every_n_steps=1", "optim.lr=0.1"),
+        "trainer.precision=32-true",
     )
     whole, halves, killed = (tmp_path / name for name in ("whole", "halves", "killed"))
     assert zygote.run(whole, "batch_size=40", command=common)["status"] == 0, said(whole)
