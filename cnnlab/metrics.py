@@ -25,6 +25,7 @@ class Accuracy(Metric):
     """The share of images whose class has the largest output."""
 
     higher_is_better = True
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
     is_differentiable = False
     full_state_update = False
     tasks = ("multiclass",)

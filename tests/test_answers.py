@@ -15,7 +15,7 @@ from cnnlab.report import compare, page, tables
 from cnnlab.report.answer import answer, image_noise, notes, seeds_needed
 from cnnlab.report.contrasts import seeds_to_detect
 from cnnlab.report.effects import effects, shares
-from cnnlab.report.listing import print_table
+from cnnlab.report.listing import print_list, print_table
 from cnnlab.report.runs import find, grouped, read
 from cnnlab.report.sections import document
 from cnnlab.report.sweep import Sweep
@@ -164,7 +164,8 @@ def test_a_seed_counts_once(tmp_path, capsys):
     assert reasons[f"backup/{name}-b-2"] == f"{other}2, with other results"
     assert reasons[f"later/{name}-b-1"] == f"{other}1"
     assert len(reasons) == 7
-    assert compare.chosen("optim=b", tmp_path).test_values == list(values[1])
+    test = compare.chosen("optim=b", tmp_path).test
+    assert (test.num, test.mean) == (len(values[1]), pytest.approx(np.mean(values[1])))
     assert "backup/shapes-none-none-b-2: left out: the same setting and seed as" in capsys.readouterr().out
 
 
@@ -182,7 +183,7 @@ def test_an_effect_names_the_combinations_that_it_covers(tmp_path):
     assert math.isfinite(found["adam"].change.p_value)
     over = {effect.value: effect.combinations for effect in effects(sweep, "aug")}
     assert over["mixup"] == ["optim=sgd"]
-    assert len(tables.effects_table(sweep, "aug")) == 4
+    assert len(tables.effects_table(sweep, "aug", effects(sweep, "aug"))) == 4
     assert (shares(sweep).parts, shares(sweep).p_value > 0.05) == ({}, True)
     texts = {title: text for title, text, _ in tables.effect_sections(sweep)}
     assert "F-test for no interaction" in texts["Effect of aug"]
@@ -207,14 +208,16 @@ def test_on_an_incomplete_grid_the_means_in_a_row_differ_by_its_difference(tmp_p
     for (optim, aug), value in values.items():
         for seed in (0, 1):
             make_run(tmp_path, seed, value + 0.01 * seed, {"optim": optim, "aug": aug})
-    head, *rows = tables.effects_table(sweep_of(tmp_path), "optim")
+    sweep = sweep_of(tmp_path)
+    head, *rows = tables.effects_table(sweep, "optim", effects(sweep, "optim"))
     assert head[:4] == ["optim", "mean validation accuracy (%)", "mean of sgd there", "better than sgd by"]
     assert [[*row[:3], row[3].split(" ")[0], row[-1]] for row in rows] == [
         ["adam", "60.50", "50.50", "+10.00", "aug=none"],
         ["muon", "80.50", "90.50", "-10.00", "aug=cutmix"],
         ["sgd", "70.50", "70.50", "", "aug=cutmix; aug=none"],
     ]
-    assert "mean of sgd there" not in tables.effects_table(two_way(tmp_path / "full", gain=0.0), "optim")[0]
+    full = two_way(tmp_path / "full", gain=0.0)
+    assert "mean of sgd there" not in tables.effects_table(full, "optim", effects(full, "optim"))[0]
 
 
 def test_a_single_run_in_one_combination_does_not_take_the_interval_of_an_effect(tmp_path):
@@ -355,6 +358,65 @@ def test_a_main_effect_is_no_answer_where_the_axes_interact(tmp_path):
     assert "depends on the others" not in without
     assert "better than sgd by" in without  # the default
     assert "better than none by" in without
+
+
+def test_the_answer_names_the_mean_effects_that_are_significant(tmp_path):
+    assert "The effect of an axis depends on the others (F-test" in answer(two_way(tmp_path / "with", gain=0.05))
+    clear = two_way(tmp_path / "clear", gain=0.0)
+    [sentence] = re.findall(r"Averaged over the other axes, [^.]*\.\d+ points.*?\.(?= |$)", answer(clear))
+    for axis in clear.axes:
+        for effect in effects(clear, axis):
+            assert (f"{axis}={effect.value} is" in sentence) == bool(effect.change and effect.change.distinguishable)
+    for seed, noise in enumerate((0.0, 0.05, -0.05)):
+        for place, optim in enumerate(("sgd", "adam")):
+            for aug in ("none", "cutmix"):
+                make_run(tmp_path / "noisy", seed, 0.6 + 0.01 * place + noise, {"optim": optim, "aug": aug})
+    said = answer(sweep_of(tmp_path / "noisy"))
+    assert "Averaged over the other axes, no value differs significantly from its default." in said
+
+
+def test_intervals_stay_within_what_a_metric_states(tmp_path):
+    more = {"selected_on": "val/f1", "metric_bounds": {"f1": {"low": 0.0, "high": 1.0}, "r2": {"high": 1.0}}}
+    for seed, value in enumerate((0.999, 0.9, 0.99)):
+        make_run(tmp_path / "f1", seed, 0.5, {"optim": "a"}, metrics={"val/f1": value, "test/f1": value}, **more)
+    [place] = sweep_of(tmp_path / "f1").ranking
+    assert (place.score.high, place.test.high) == (1.0, 1.0)
+    assert place.score.low < 0.9
+    for seed, value in enumerate((-0.1, 0.05, 0.0)):  # beyond what is stated, as of Matthews' coefficient
+        make_run(tmp_path / "mcc", seed, 0.5, {"optim": "a"}, metrics={"val/f1": value}, **more)
+    [place] = sweep_of(tmp_path / "mcc").ranking
+    assert place.score.low == -0.1
+
+
+def test_a_run_without_a_test_value_does_not_take_those_of_others(tmp_path):
+    for seed, value in enumerate((0.80, 0.81, 0.79)):
+        make_run(tmp_path, seed, value, {"optim": "a"}, **({"metrics": {"val/acc": value}} if seed == 2 else {}))
+    sweep = sweep_of(tmp_path)
+    head, row = tables.ranking_table(sweep)
+    assert row[head.index("test accuracy (%)")] == "80.50 (n = 2)"
+    assert "its test accuracy is 80.50% (" in answer(sweep)
+
+
+def test_if_all_settings_have_diverged_runs_the_note_says_so(tmp_path, capsys):
+    for optim in ("a", "b"):
+        for seed, value in enumerate((0.80, 0.81)):
+            make_run(tmp_path, seed, value, {"optim": optim})
+        make_run(tmp_path, 2, 0.0, {"optim": optim}, **DIVERGED)
+    sweep = sweep_of(tmp_path)
+    assert "Every setting has diverged runs: means are only over the surviving runs." in notes(sweep)
+    assert not any("ranked after" in line for line in notes(sweep))
+    assert [row[1] for row in tables.runs_table(sweep)].count("diverged") == 2
+    print_list(tmp_path, None, 10)
+    assert capsys.readouterr().out.count("diverged") == 2
+
+
+def test_a_terminal_says_that_nothing_was_held_out(tmp_path, verb):
+    for optim, value in (("a", 0.8), ("b", 0.7)):
+        make_run(tmp_path, 0, value, {"optim": optim}, selected_on="test/acc")
+    said = verb("report", tmp_path, "--out", tmp_path / "page").stdout
+    assert said.startswith("Nothing was held out: settings and epochs are chosen by test accuracy")
+    lines = compare.compare(*grouped(sweep_of(tmp_path).runs))
+    assert lines[0] == "Nothing was held out: epochs are chosen by test accuracy, which is optimistic."
 
 
 def test_a_grid_of_single_runs_is_compared_by_what_main_effects_leave(tmp_path):

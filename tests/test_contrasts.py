@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from scipy import stats
 
 from cnnlab.report.answer import answer
 from cnnlab.report.contrasts import Family, coverage_of_first, seeds_to_detect
+from cnnlab.report.effects import mean_effects, shares
 from cnnlab.report.runs import Run
 from cnnlab.report.statistics import expected_best, seeds_and_images
 from cnnlab.report.sweep import Sweep
@@ -180,53 +182,62 @@ def test_the_expected_best_of_some_trials_is_the_mean_over_all_choices():
 # ---------------------------------------------------------------------------------------------------------- simulation
 
 
-def simulated(values: np.ndarray) -> Sweep:
-    """The sweep of runs with these values: (settings, seeds)."""
+def simulated(values: Sequence[Sequence[float]], num_augs: int = 1) -> Sweep:
+    """The sweep of runs with these values, by setting and seed; consecutive settings differ in aug."""
     runs = []
     for place, of_setting in enumerate(values):
         for seed, value in enumerate(of_setting):
             summary = {
                 "run": f"{place}-{seed}",
                 "status": "done",
-                "choices": {"optim": f"s{place:02}"},
+                "choices": {"optim": f"s{place // num_augs:02}", "aug": str(place % num_augs)},
                 "changes": {},
                 "seed": seed,
                 "selected_on": "val/acc",
                 "select_mode": "max",
                 "metrics": {"val/acc": float(value)},
+                "metric_bounds": {"acc": {"low": 0.0, "high": 1.0}},
                 "data": {"classes": ["a", "b"]},
             }
             runs.append(Run(Path(summary["run"]), summary, []))
     return Sweep(runs)
 
 
-SCENES = {
-    "4 equal settings": ([0.8] * 4, [0.01], 3),
-    "8 equal settings": ([0.8] * 8, [0.01], 3),
-    "16 equal settings": ([0.8] * 16, [0.01], 3),
-    "2 with unequal spreads": ([0.8] * 2, [0.005, 0.015], 3),
-    "4, one of them unsteady": ([0.8] * 4, [0.004, 0.004, 0.004, 0.02], 3),
-    "8 equal settings, seeds correlated": ([0.8] * 8, [0.01], 4),
-    "8, one of them unsteady, five seeds": ([0.8] * 8, [0.004] * 7 + [0.02], 5),
-    "6 that differ": ([0.80, 0.80, 0.798, 0.79, 0.78, 0.76], [0.005, 0.01], 3),
+SCENES = {  # true means, standard deviations, numbers of seeds, and values of the second axis
+    "4 equal settings": ([0.8] * 4, [0.01], [3], 1),
+    "8 equal settings": ([0.8] * 8, [0.01], [3], 1),
+    "16 equal settings": ([0.8] * 16, [0.01], [3], 1),
+    "2 with unequal spreads": ([0.8] * 2, [0.005, 0.015], [3], 1),
+    "4, one of them unsteady": ([0.8] * 4, [0.004, 0.004, 0.004, 0.02], [3], 1),
+    "8 equal settings, seeds correlated": ([0.8] * 8, [0.01], [4], 1),
+    "8, one of them unsteady, five seeds": ([0.8] * 8, [0.004] * 7 + [0.02], [5], 1),
+    "6 that differ": ([0.80, 0.80, 0.798, 0.79, 0.78, 0.76], [0.005, 0.01], [3], 1),
+    "4 with 3, 3, 5 and 10 seeds": ([0.8] * 4, [0.01], [3, 3, 5, 10], 1),
+    "2 x 2 equal": ([0.8] * 4, [0.01], [3], 2),
+    "2 x 2, one axis matters": ([0.8, 0.81] * 2, [0.01], [3], 2),
+    "2 x 2, an interaction without mean effects": ([0.8, 0.81, 0.81, 0.8], [0.01], [3], 2),
+    "2 x 3, unequal spreads and numbers": ([0.8, 0.8, 0.79] * 2, [0.005, 0.01], [3, 5, 4], 3),
 }
 
 
 @pytest.mark.parametrize("name", SCENES)
 def test_claims_hold_in_2000_simulated_sweeps(name):
-    """Rows and sentence are wrong in at most 6% of the sweeps, intervals cover, leads have the right sign."""
-    truth, spreads, num = SCENES[name]
+    """Rows, effects and sentence are wrong in at most 6% of the sweeps, intervals cover, leads have the right sign."""
+    truth, spreads, nums, num_augs = SCENES[name]
     generator = np.random.default_rng(0)
-    rows = sentences = leads = signs = covered = intervals = 0
+    grid = np.reshape(truth, (-1, num_augs))
+    mean_gaps = {"optim": grid.mean(1) - grid.mean(1)[0], "aug": grid.mean(0) - grid.mean(0)[0]}
+    of_each = list(zip(truth, np.resize(spreads, len(truth)), np.resize(nums, len(truth)), strict=True))
+    rows = sentences = leads = signs = covered = intervals = interact = 0
     for _ in range(2000):
-        values = np.array(truth)[:, None] + np.resize(spreads, (len(truth), 1)) * generator.normal(
-            size=(len(truth), num)
+        common = generator.normal(0, 0.03, max(nums)) * ("correlated" in name)
+        sweep = simulated(
+            [mean + spread * generator.normal(size=num) + common[:num] for mean, spread, num in of_each], num_augs
         )
-        sweep = simulated(values + generator.normal(0, 0.03, num) * ("correlated" in name))
-        best, *others = (truth[int(place.setting.value("optim")[1:])] for place in sweep.ranking)
+        true = {id(group): mean for group, mean in zip(sweep.groups, truth, strict=True)}
+        best, *others = (true[id(place.setting)] for place in sweep.ranking)
         claimed = [not place.may_be_best for place in sweep.ranking[1:]]
         mistaken = any(claim and best <= other for claim, other in zip(claimed, others, strict=True))
-        rows += mistaken
         sentences += mistaken and bool(re.search(r"It is better than|The other .* worse", answer(sweep)))
         leads += sum(claimed)
         signs += sum(claim and best < other for claim, other in zip(claimed, others, strict=True))
@@ -237,6 +248,16 @@ def test_claims_hold_in_2000_simulated_sweeps(name):
             for place, mean in zip(sweep.ranking, (best, *others), strict=True)
         )
         intervals += len(gaps) + len(truth)
+        if num_augs > 1:
+            found = shares(sweep)
+            interact += found.interact
+            for axis, of_axis in mean_effects(sweep, found)[1].items():
+                for effect, gap in zip(of_axis[1:], mean_gaps[axis][1:], strict=True):
+                    mistaken |= effect.change.distinguishable and gap * effect.change.estimate.mean <= 1e-12
+                    covered += effect.change.estimate.low <= gap <= effect.change.estimate.high
+                    intervals += 1
+        rows += mistaken
     assert max(rows, sentences) <= 0.06 * 2000
     assert covered >= 0.93 * intervals
     assert signs <= 0.05 * max(leads, 1)
+    assert interact <= 0.065 * 2000 or "interaction" in name

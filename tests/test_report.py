@@ -106,6 +106,7 @@ def make_run(
         "best_epoch": 3,
         "epochs_done": 3,
         "metrics": {"test/acc": test, "val/acc": accuracy, "test/loss": 1 - test},
+        "metric_bounds": {"acc": {"low": 0.0, "high": 1.0}},
         "train_seconds": 60.0,
         "images_per_second": 1000.0,
         "num_weights": 10,

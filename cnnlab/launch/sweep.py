@@ -129,14 +129,14 @@ def report(paths: list[Path], trials: bool = False) -> bool:
     paths: run directories. trials: they are those of a search, of which some may be pruned or fail: one must be done.
     """
     from cnnlab.report import listing, page
-    from cnnlab.report.answer import answer
+    from cnnlab.report.answer import answer, protocol
     from cnnlab.report.runs import read
     from cnnlab.report.sweep import Sweep
 
     all_done = listing.print_table(paths)
     found = Sweep(*read(path for path in paths if (path / "summary.json").exists()))
     if found.ranking:
-        say(answer(found))
+        say(f"{protocol(found)} {answer(found)}".lstrip())
         say(f"Report: {os.path.relpath(page.write_beside(found, paths))}")
     return all_done or bool(trials and found.ranking)
 

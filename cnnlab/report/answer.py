@@ -9,6 +9,7 @@ from contextlib import suppress
 import numpy as np
 
 from cnnlab.report.contrasts import TINY, coverage_of_first, seeds_to_detect
+from cnnlab.report.effects import mean_effects, reference, shares
 from cnnlab.report.runs import loss_warning
 from cnnlab.report.statistics import CONFIDENCE, ImageNoise, seeds_and_images
 from cnnlab.report.sweep import Place, Sweep
@@ -45,6 +46,7 @@ def answer(sweep: Sweep) -> str:
     if sweep.empty:
         names = _listed([f"{sweep.label(group)} ({group.count()})" for group in sweep.empty])
         sentences.append(f"Without a finished run: {names}.")
+    sentences += _effects(sweep)
     if any(place.may_be_best for place in others) and (advice := seeds_needed(sweep)):
         sentences.append(advice)
     other = Counter(run.measure for run in sweep.runs if run.done and run.measure != sweep.measure)
@@ -78,6 +80,31 @@ def _compared(sweep: Sweep, others: list[Place]) -> list[str]:
     if worse:
         found.append(f"The other {'setting is' if len(worse) == 1 else f'{len(worse)} settings are'} worse.")
     return found
+
+
+def _effects(sweep: Sweep) -> list[str]:
+    """Which values of an axis differ from their default on average over the other axes; empty for a single axis."""
+    found = shares(sweep)
+    if len(sweep.axes) < 2:
+        return []
+    if found and found.interact:
+        return [f"The effect of an axis depends on the others (F-test for an interaction, p = {found.p_value:.2g})."]
+    tested = [
+        (axis, effect.value, effect.change)
+        for axis, of_axis in mean_effects(sweep, found)[1].items()
+        for effect in of_axis
+        if effect.change and math.isfinite(effect.change.estimate.half_width)
+    ]
+    differing = sorted((one for one in tested if one[2].distinguishable), key=lambda one: -abs(one[2].estimate.mean))
+    if not differing:
+        return ["Averaged over the other axes, no value differs significantly from its default."] * bool(tested)
+    names = []
+    for axis, value, change in differing:
+        gap = change.estimate
+        kind = "better" if gap.mean > 0 else "worse"
+        size = f"{points(sweep.measure, abs(gap.mean))} {kind} than {sweep.brief(axis, reference(sweep, axis))}"
+        names.append(f"{sweep.short[axis]}={sweep.brief(axis, value)} is {size}")
+    return [f"Averaged over the other axes, {_listed(names)}."]
 
 
 def _named(sweep: Sweep, places: list[Place]) -> str:
@@ -153,7 +180,9 @@ def notes(sweep: Sweep) -> list[str]:
             f"The {sweep.name} of the best setting is optimistic, being the {sweep.superlative} of "
             f"{len(sweep.ranking)}; its {in_words(sweep.tested)}, which was not used for any choice, is not."
         )
-    if any(group.diverged for group in sweep.groups):
+    if all(group.diverged for group in sweep.groups):
+        found.append("Every setting has diverged runs: means are only over the surviving runs.")
+    elif any(group.diverged for group in sweep.groups):
         found.append(
             "Settings with diverged runs are ranked after all settings without any, because their means are only over "
             "the surviving runs."

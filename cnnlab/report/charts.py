@@ -17,7 +17,7 @@ from cnnlab.report.runs import Setting
 from cnnlab.report.statistics import Estimate
 from cnnlab.report.sweep import Sweep, spans_decades
 from cnnlab.report.trials import best_of
-from cnnlab.report.units import heading, is_accuracy, mean_of, scale
+from cnnlab.report.units import heading, is_accuracy, scale
 
 NUM_SHOWN = 8  # settings that are switched on at first
 MAX_SETTINGS = 24  # in a chart that names them
@@ -108,7 +108,7 @@ def by_value(sweep: Sweep, axis: str) -> dict[str, Any]:
     joined = len(groups) > 1
     points = []
     for group in groups if joined else sweep.groups:
-        score = mean_of(sweep.measure, list(group.by_seed.values()))
+        score = group.score
         points.append({"name": sweep.label(group), "x": float(group.value(axis)), **_point(sweep, group, score)})
     log = spans_decades([point["x"] for point in points])
     return {"kind": "points", "x": axis, "log": log, "joined": joined, **_score_axis(sweep), "points": points}

@@ -14,7 +14,7 @@ from cnnlab.config.options import UserError
 from cnnlab.report.contrasts import Family
 from cnnlab.report.runs import FOLLOW, Run, Setting, find, grouped, loss_warning, read, varied, without_repeats
 from cnnlab.report.statistics import mcnemar
-from cnnlab.report.units import bounds_of_difference, interval, is_accuracy, mean_of, number, with_interval
+from cnnlab.report.units import bounds_of_difference, interval, is_accuracy, number, with_interval
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.named import named, names_a_run
 from cnnlab.runs.readers import BrokenFileError
@@ -78,11 +78,11 @@ def compare(first: Setting, second: Setting) -> list[str]:
         )
     means = []
     for label, group in zip(names(first, second), (first, second), strict=True):
-        score = with_interval(measure, mean_of(measure, list(group.by_seed.values())), group.count())
-        tested = group.test_values and group.runs[0].tested
-        test = f", {in_words(tested)} {with_interval(tested, mean_of(tested, group.test_values))}" if tested else ""
+        score = with_interval(measure, group.score, group.count())
+        tested = f"test/{measure.partition('/')[2]}"
+        test = f", {in_words(tested)} {with_interval(tested, group.test)}" if group.test else ""
         means.append(f"{label}: {in_words(measure)} {score}{test}")
-    family = Family([first.by_seed, second.by_seed], bounds=bounds_of_difference(measure))
+    family = Family([first.by_seed, second.by_seed], bounds=bounds_of_difference(first.runs[0].bounds))
     gap = family.contrast({0: 1, 1: -1})
     size = number(measure, gap.estimate.mean, "+") + " points" * is_accuracy(measure)
     if math.isfinite(gap.estimate.half_width):
@@ -96,9 +96,11 @@ def compare(first: Setting, second: Setting) -> list[str]:
         size += "; the seeds show no spread, so nothing can be said about others"
     else:
         size += "; one run of a setting does not show whether other seeds would reverse that"
-    warning = loss_warning(measure, varied([first.runs[0], second.runs[0]]))
+    warnings = [loss_warning(measure, varied([first.runs[0], second.runs[0]]))]
+    if measure.startswith("test/"):
+        warnings.append(f"Nothing was held out: epochs are chosen by {in_words(measure)}, which is optimistic.")
     return [
-        *[warning] * bool(warning),
+        *filter(None, warnings),
         "; ".join(means) + ".",
         f"Would other seeds of these settings give the same result? Difference in {in_words(measure)}: {size}.",
         images(first.runs, second.runs),

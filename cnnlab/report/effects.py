@@ -75,6 +75,22 @@ def effects(sweep: Sweep, axis: str, family: Family | None = None) -> list[Effec
     return found
 
 
+def mean_effects(sweep: Sweep, found: Shares | None) -> tuple[Family, dict[str, list[Effect]]]:
+    """The effects of the axes that have one, and the family that compares them; none if the axes interact.
+
+    On a grid with one run of each combination, everything but these effects is noise.
+    """
+    family = sweep.family
+    if found and found.noise:
+        claims = sum(len(sweep.values(axis)) - 1 for axis in sweep.axes)
+        family = Family([group.by_seed for group in sweep.groups], claims, family.bounds, found.noise)
+    axes = [] if found and found.interact else sweep.axes
+    everything = {axis: effects(sweep, axis, family) for axis in axes}
+    return family, {
+        axis: of_axis for axis, of_axis in everything.items() if sum(bool(one.combinations) for one in of_axis) > 1
+    }
+
+
 @dataclass
 class Shares:
     """Shares of the variance on a grid (analysis of variance of the means of its cells).

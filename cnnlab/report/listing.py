@@ -206,8 +206,7 @@ def no_runs(folder: Path, left_out: Sequence[tuple[Path, str]] = ()) -> UserErro
 
 def state(run: Run) -> str:
     """The status of a run; "killed" if it is recorded as running, but no process holds it."""
-    status = str(run.summary["status"])
-    return "killed" if status == "running" and not RunDirectory(run.path).held else status
+    return "killed" if run.status == "running" and not RunDirectory(run.path).held else run.status
 
 
 def age(modified: float) -> str:

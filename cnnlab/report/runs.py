@@ -12,6 +12,7 @@ import numpy as np
 
 from cnnlab.config.options import leaves
 from cnnlab.config.values import as_typed
+from cnnlab.report.statistics import Estimate, estimate
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.named import find as find
 from cnnlab.runs.readers import BrokenFileError, Row
@@ -81,11 +82,21 @@ class Run:
         return name if name in self.summary["metrics"] and name != self.measure else ""
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and largest possible value of `measure`, as far as its class states them."""
+        stated = self.summary.get("metric_bounds", {}).get(self.measure.partition("/")[2], {})
+        return stated.get("low", -math.inf), stated.get("high", math.inf)
+
+    @property
+    def status(self) -> str:
+        """The status in the summary, or, of failed runs, "diverged" or "pruned"."""
+        error = self.summary.get("error", {}).get("type", "")
+        return {"DivergedError": "diverged", "Pruned": "pruned"}.get(error, str(self.summary["status"]))
+
+    @property
     def outcome(self) -> str:
         """How the run ended: "done", "diverged", "pruned", "failed" or "not finished"."""
-        if kind := {"DivergedError": "diverged", "Pruned": "pruned"}.get(self.summary.get("error", {}).get("type", "")):
-            return kind
-        return str(self.summary["status"]) if self.summary["status"] in ("done", "failed") else "not finished"
+        return self.status if self.status not in ("running", "interrupted") else "not finished"
 
     @cached_property
     def conditions(self) -> dict[str, str]:
@@ -199,9 +210,19 @@ class Setting:
         return {run.seed: run.score for run in self.runs}
 
     @property
-    def test_values(self) -> list[float]:
-        """The same metric on test images; empty unless all runs have both."""
-        return [run.summary["metrics"][run.tested] for run in self.runs] if all(run.tested for run in self.runs) else []
+    def score(self) -> Estimate:
+        """The mean of that metric."""
+        return self._mean(list(self.by_seed.values()))
+
+    @property
+    def test(self) -> Estimate | None:
+        """The mean of the same metric on test images, over the runs that have both; None without such runs."""
+        values = [run.summary["metrics"][run.tested] for run in self.runs if run.tested]
+        return self._mean(values) if values else None
+
+    def _mean(self, values: Sequence[float]) -> Estimate:
+        low, high = self.runs[0].bounds
+        return estimate(values, (min(low, *values), max(high, *values)))
 
     @property
     def diverged(self) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from cnnlab.report.contrasts import Difference, Family
 from cnnlab.report.runs import FOLLOW, Run, Setting, grouped, short_names, varied, without_repeats
 from cnnlab.report.statistics import Estimate
-from cnnlab.report.units import bounds_of_difference, mean_of
+from cnnlab.report.units import bounds_of_difference
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import BrokenFileError
 from cnnlab.runs.wording import in_words
@@ -114,7 +114,7 @@ class Sweep:
     @cached_property
     def ranking(self) -> list[Place]:
         """Best mean first."""
-        scores = [mean_of(self.measure, list(group.by_seed.values())) for group in self.groups]
+        scores = [group.score for group in self.groups]
         order = sorted(
             range(len(scores)), key=lambda at: (self.groups[at].diverged, (-1) ** self.higher * scores[at].mean)
         )
@@ -122,7 +122,7 @@ class Sweep:
             Place(
                 self.groups[at],
                 scores[at],
-                mean_of(self.tested, self.groups[at].test_values) if self.groups[at].test_values else None,
+                self.groups[at].test,
                 self.better({order[0]: 1.0, at: -1.0}) if place else None,
             )
             for place, at in enumerate(order)
@@ -134,12 +134,17 @@ class Sweep:
         samples = [group.by_seed for group in self.groups]
         several = sum(len(sample) > 1 for sample in samples)
         effects = sum(len(self.values(axis)) - 1 for axis in self.axes) if len(self.axes) > 1 else 0
-        return Family(samples, several * (several - 1) // 2 + effects, bounds_of_difference(self.measure))
+        return Family(samples, several * (several - 1) // 2 + effects, bounds_of_difference(self.bounds))
 
     def better(self, weights: Mapping[int, float], family: Family | None = None) -> Difference:
         """A contrast of settings by their index in `groups`; positive means better."""
         sign = 1.0 if self.higher else -1.0
         return (family or self.family).contrast({place: sign * weight for place, weight in weights.items()})
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and largest possible value of the metric that settings are ranked by."""
+        return self.groups[0].runs[0].bounds if self.groups else (-math.inf, math.inf)
 
     @property
     def name(self) -> str:

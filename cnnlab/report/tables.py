@@ -6,14 +6,14 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from cnnlab.report.contrasts import Difference, Family
+from cnnlab.report.contrasts import Difference
 from cnnlab.report.document import Cell, Link
-from cnnlab.report.effects import effects, reference, shares
-from cnnlab.report.sweep import Sweep
+from cnnlab.report.effects import Effect, mean_effects, reference, shares
+from cnnlab.report.sweep import Place, Sweep
 from cnnlab.report.trials import best_of
 from cnnlab.report.units import heading, in_brackets, interval, number
 
@@ -33,7 +33,7 @@ def ranking_table(sweep: Sweep) -> list[list[str]]:
         behind = "" if place.behind is None else _change(measure, place.behind, "")
         values = [place.setting.value(axis) for axis in sweep.axes]
         found = [number(measure, place.score.mean), interval(measure, place.score) or "one run", place.setting.count()]
-        test = [number(sweep.tested, place.test.mean) if place.test else ""] if has_test else []
+        test = [_test(sweep, place)] if has_test else []
         rows.append([*values, *found, behind, place.verdict, *test, place.best_epochs(), f"{place.seconds():.0f}"])
     for group in sweep.empty:
         values = [group.value(axis) for axis in sweep.axes]
@@ -41,17 +41,24 @@ def ranking_table(sweep: Sweep) -> list[list[str]]:
     return rows
 
 
+def _test(sweep: Sweep, place: Place) -> str:
+    """The mean on test images, with its number of runs if some have none."""
+    if not place.test:
+        return ""
+    return number(sweep.tested, place.test.mean) + f" (n = {place.test.num})" * (place.test.num < place.score.num)
+
+
 def _change(measure: str, change: Difference, sign: str = "+") -> str:
     """A difference with its interval: "1.20 (0.80 to 1.60)"."""
     return number(measure, change.estimate.mean, sign) + in_brackets(measure, change.estimate)
 
 
-def effects_table(sweep: Sweep, axis: str, family: Family | None = None) -> list[list[str]]:
+def effects_table(sweep: Sweep, axis: str, found: Sequence[Effect]) -> list[list[str]]:
     """The values of an axis and their improvement over the reference.
 
     Where values were run in different combinations of the other axes, also the reference's mean over the same ones.
     """
-    crossed, first, found = len(sweep.axes) > 1, reference(sweep, axis), effects(sweep, axis, family)
+    crossed, first = len(sweep.axes) > 1, reference(sweep, axis)
     uneven = len({frozenset(effect.combinations) for effect in found if effect.combinations}) > 1
     head = [axis, f"mean {heading(sweep.measure)}", *[f"mean of {first} there"] * uneven]
     rows = [head + [f"better than {first} by", "corrected p"] + ["averaged over"] * crossed]
@@ -71,7 +78,8 @@ def effects_table(sweep: Sweep, axis: str, family: Family | None = None) -> list
 
 def effect_sections(sweep: Sweep) -> Iterator[tuple[str, str, list[list[str]]]]:
     """Title, text and table: the shares of the variance on a grid, and, unless axes interact, the effect of each."""
-    found, family, text = shares(sweep), None, ""
+    found, text = shares(sweep), ""
+    family, by_axis = mean_effects(sweep, found)
     if found:
         said = f"F-test for no interaction: p = {found.p_value:.2g}." if found.p_value >= 0 else ""
         if found.interact:
@@ -81,27 +89,22 @@ def effect_sections(sweep: Sweep) -> Iterator[tuple[str, str, list[list[str]]]]:
             yield "Shares of the variance", said, [["source", "share"], *rows]
         elif found.interact:
             yield "Effects of the axes", said, [["test", "p"], ["interaction", f"{found.p_value:.2g}"]]
-        if found.interact:
-            return
         if found.noise:
-            claims = sum(len(sweep.values(axis)) - 1 for axis in sweep.axes)
-            family = Family([group.by_seed for group in sweep.groups], claims, sweep.family.bounds, found.noise)
             text = (
                 "Each combination has one run. The intervals treat everything but the mean effects as noise; they are "
-                f"95% intervals with a Bonferroni correction for all {claims} effects."
+                f"95% intervals with a Bonferroni correction for all {family.num_claims} effects."
             )
         elif not rows and sweep.family.residual[1]:
             text = said or "Combinations are missing, too many to test whether the effect depends on the other axes."
-    for axis in sweep.axes:
-        if sum(bool(effect.combinations) for effect in effects(sweep, axis)) > 1:
-            parts = found.parts if found else {}
-            caveat = ""
-            if parts.get("interaction", 0) > parts.get(axis, 1):
-                caveat = (
-                    "The interaction explains more of the variance than this axis, though it is not significant: the "
-                    "effect may depend on the other axes."
-                )
-            yield f"Effect of {axis}", " ".join(filter(None, (text, caveat))), effects_table(sweep, axis, family)
+    for axis, of_axis in by_axis.items():
+        parts = found.parts if found else {}
+        caveat = ""
+        if parts.get("interaction", 0) > parts.get(axis, 1):
+            caveat = (
+                "The interaction explains more of the variance than this axis, though it is not significant: the "
+                "effect may depend on the other axes."
+            )
+        yield f"Effect of {axis}", " ".join(filter(None, (text, caveat))), effects_table(sweep, axis, of_axis)
 
 
 def best_of_table(sweep: Sweep) -> list[list[str]]:
@@ -138,7 +141,7 @@ def runs_table(sweep: Sweep) -> list[list[str]]:
         settings = [run.value(name, "") for name in names]
         found = [summary.get("metrics", {}).get(name, "") for name in metrics]
         numbers = [summary.get(name, "") for name in rest]
-        rows.append([str(cell) for cell in (summary["run"], summary["status"], run.seed, *settings, *found, *numbers)])
+        rows.append([str(cell) for cell in (summary["run"], run.status, run.seed, *settings, *found, *numbers)])
     return rows
 
 
@@ -190,8 +193,7 @@ def left_out(sweep: Sweep) -> list[str]:
     """The runs that are not in the averages, and why."""
     lines = []
     for run in sweep.unfinished:
-        status = run.outcome if run.outcome == "diverged" else run.summary["status"]
-        status = {"running": "not finished (running, or killed)"}.get(status, status)
+        status = {"running": "not finished (running, or killed)"}.get(run.status, run.status)
         error = run.summary.get("error", {})
         reason = f": {error.get('type', 'error')}: {error.get('message', '')}" if error else ""
         lines.append(f"{run.path.name}: {status}{reason}")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-from cnnlab.report.statistics import Estimate, estimate
+from cnnlab.report.statistics import Estimate
 from cnnlab.runs.wording import in_words
 from cnnlab.runs.wording import is_accuracy as is_accuracy
 from cnnlab.runs.wording import number as number
@@ -39,11 +38,6 @@ def with_interval(metric: str, value: Estimate, n: str = "") -> str:
     return f"{written(metric, value.mean)} ({', '.join(filter(None, inside))})"
 
 
-def bounds_of_difference(metric: str) -> tuple[float, float]:
-    """The smallest and largest difference that two values can have."""
-    return (-1.0, 1.0) if is_accuracy(metric) else (-math.inf, math.inf)
-
-
-def mean_of(metric: str, values: Sequence[float]) -> Estimate:
-    """The mean over seeds; for an accuracy, the interval is clipped to [0, 1]."""
-    return estimate(values, (0.0, 1.0)) if is_accuracy(metric) else estimate(values)
+def bounds_of_difference(bounds: tuple[float, float]) -> tuple[float, float]:
+    """The smallest and largest difference of two values, given those of a value."""
+    return bounds[0] - bounds[1], bounds[1] - bounds[0]

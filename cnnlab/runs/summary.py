@@ -19,6 +19,7 @@ SUMMARY: dict[str, Any] = {
     "status": ("running", "done", "failed", "interrupted"),
     "select_mode": ("max", "min"),
     "metric_modes": {str: ("max", "min")},
+    "metric_bounds": {str: {"low": float, "high": float}},
     "choices": {str: str},
     "changes": {str: PLAIN},
     "overrides": [str],

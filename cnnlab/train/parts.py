@@ -69,6 +69,15 @@ class Parts:
         better = {name: metric.higher_is_better for name, metric in self.metrics.items()}
         return {name: "max" if higher else "min" for name, higher in better.items() if higher is not None}
 
+    @property
+    def bounds(self) -> dict[str, dict[str, float]]:
+        """The smallest and largest possible value, "low" and "high", of each metric that states them."""
+        ends = (("low", "plot_lower_bound"), ("high", "plot_upper_bound"))
+        return {
+            name: {end: float(bound) for end, stated in ends if (bound := getattr(metric, stated)) is not None}
+            for name, metric in self.metrics.items()
+        }
+
     def check_monitor(self, option: str, name: str, mode: str) -> None:
         """Raises: UserError if a metric is not logged, or mode, "max" or "min", is the wrong one for it.
 

@@ -219,6 +219,7 @@ def describe(trainer: Trainer, parts: Parts) -> dict[str, Any]:
         "selected_on": parts.select_on,
         "select_mode": "max" if parts.higher else "min",
         "metric_modes": parts.modes,
+        "metric_bounds": parts.bounds,
         "num_weights": sum(weights.numel() for weights in parts.module.parameters()),
         "data": {
             "num_train": len(datamodule.train_index),

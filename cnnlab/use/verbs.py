@@ -210,7 +210,7 @@ def export(arguments: argparse.Namespace) -> None:
 def report(arguments: argparse.Namespace) -> None:
     """Write the report of runs: which setting is best, and how certain that is."""
     from cnnlab.report import page
-    from cnnlab.report.answer import answer
+    from cnnlab.report.answer import answer, protocol
     from cnnlab.report.listing import no_runs
     from cnnlab.report.runs import read
     from cnnlab.report.sweep import Sweep
@@ -221,7 +221,7 @@ def report(arguments: argparse.Namespace) -> None:
     sweep = Sweep(*read(paths))
     for path, reason in sweep.left_out:
         say(f"{path}: left out: {reason}")
-    say(answer(sweep))
+    say(f"{protocol(sweep)} {answer(sweep)}".lstrip())
     if arguments.out:
         say(page.write(sweep, arguments.out, arguments.latex))
     else:
