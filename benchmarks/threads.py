@@ -1,10 +1,10 @@
-"""How threads that wait for each other cost time: a training step with and without a busy neighbor process.
+"""How threads that wait for each other cost time: a training step alone, beside a busy process, and beside another.
 
     python benchmarks/threads.py [--rounds 3] [--seconds 6]
 
-The steps are those of the bare loop of contenders.py, in float32. Every combination of wait policy and number of
-threads is a process of its own, as OpenMP reads its variables once, and all of them are measured in every round; the
-table has the medians, in images/s. The neighbors compute in Python, one process for each.
+The steps are those of the bare loop of contenders.py, in float32. Every combination of variables is a process of its
+own, as OpenMP reads them once, and all of them are measured in every round; the table has the medians, in images/s. The
+busy process computes in Python; of two trainings, the sum is shown.
 """
 
 import argparse
@@ -13,7 +13,11 @@ import subprocess
 import sys
 from statistics import median
 
-POLICIES = {"default": "", "passive": "PASSIVE"}
+POLICIES = {
+    "OpenMP's own": {"GOMP_SPINCOUNT": "300000"},
+    "cnnlab's": {"GOMP_SPINCOUNT": "1000"},
+    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
+}
 BUSY = "while True: pass"
 
 
@@ -38,15 +42,20 @@ def steps(batch_size: int, seconds: float) -> float:
     return batch_size / timer.blocked_autorange(min_run_time=seconds).median
 
 
-def measured(policy: str, threads: int, batch_size: int, neighbors: int, seconds: float) -> float:
-    """The same in a process of its own, beside so many others."""
-    own = {"OMP_NUM_THREADS": str(threads)} | ({"OMP_WAIT_POLICY": policy} if policy else {})
-    busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(neighbors)]
+def start(variables: dict[str, str], batch_size: int, seconds: float) -> subprocess.Popen[str]:
+    """The same in a process of its own."""
+    words = [sys.executable, __file__, "--step", str(batch_size), "--seconds", str(seconds)]
+    return subprocess.Popen(words, env=os.environ | variables, stdout=subprocess.PIPE, text=True)
+
+
+def measured(variables: dict[str, str], beside: str, batch_size: int, seconds: float) -> float:
+    """Images/s alone, beside a busy process, or of two trainings."""
+    busy = [subprocess.Popen([sys.executable, "-c", BUSY])] if beside == "busy" else []
+    processes = [start(variables, batch_size, seconds) for _ in range(1 + (beside == "two"))]
     try:
-        words = [sys.executable, __file__, "--step", str(batch_size), "--seconds", str(seconds)]
-        return float(subprocess.run(words, env=os.environ | own, capture_output=True, text=True, check=True).stdout)
+        return sum(float(process.communicate()[0]) for process in processes)
     finally:
-        for process in busy:
+        for process in busy + processes:
             process.kill()
             process.wait()
 
@@ -60,26 +69,18 @@ def main() -> None:
     if options.step:
         print(steps(options.step, options.seconds))
         return
-    cores = len(os.sched_getaffinity(0))
-    rows = [(name, threads) for threads in sorted({cores, 1}, reverse=True) for name in POLICIES if threads > 1]
-    rows.append(("default", 1))
-    columns = [(size, neighbors) for size in (16, 128) for neighbors in (0, 1)]
-    found: dict[tuple[str, int, int, int], list[float]] = {}
+    cores = str(len(os.sched_getaffinity(0)))
+    rows = {name: own | {"OMP_NUM_THREADS": cores} for name, own in POLICIES.items()}
+    rows["one thread"] = {"OMP_NUM_THREADS": "1"}
+    columns = [(size, beside) for size in (16, 128) for beside in ("alone", "busy", "two")]
+    found: dict[tuple[str, int, str], list[float]] = {}
     for _ in range(options.rounds):
-        for name, threads in rows:
-            for size, neighbors in columns:
-                rate = measured(POLICIES[name], threads, size, neighbors, options.seconds)
-                found.setdefault((name, threads, size, neighbors), []).append(rate)
-    print(f"{'wait policy':12} {'threads':>7}", *(f"batch {size}, {busy} busy" for size, busy in columns))
-    for name, threads in rows:
-        rates = (median(found[name, threads, size, busy]) for size, busy in columns)
-        print(
-            f"{name:12} {threads:7}",
-            *(
-                f"{rate:>{len(f'batch {size}, {busy} busy')}.0f}"
-                for rate, (size, busy) in zip(rates, columns, strict=True)
-            ),
-        )
+        for name, variables in rows.items():
+            for size, beside in columns:
+                found.setdefault((name, size, beside), []).append(measured(variables, beside, size, options.seconds))
+    print(f"{'waiting':12}", *(f"{f'{size} {beside}':>10}" for size, beside in columns))
+    for name in rows:
+        print(f"{name:12}", *(f"{median(found[name, *column]):>10.0f}" for column in columns))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
 See docs/python.md. Nothing is imported before it is used: `import cnnlab` imports neither Hydra nor torch.
 """
 
+import os
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 if sys.platform == "win32":  # no fcntl, no POSIX signals
     sys.exit("cnnlab runs on Linux, macOS and WSL, not on native Windows. Use it in WSL (wsl --install).")
+
+# How long a thread of GNU OpenMP waits for others without giving its core away; its own default is 300,000, which makes
+# training beside another process several times slower (docs/speed.md). torch reads it when it is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 __all__ = ["RunFailedError", "UserError", "compose", "load", "report", "runs", "train"]

@@ -315,3 +315,19 @@ def test_the_notebook_is_executed(tmp_path, monkeypatch):
     assert any("<iframe" in data.get("text/html", "") for data in shown)
     assert not [output for output in outputs if output.get("name") == "stderr"]
     assert "[300, 32]" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+    ids=["default", "count", "policy"],
+)
+def test_threads_wait_for_a_short_time_unless_the_environment_says_otherwise(given, spins):
+    """As OpenMP itself says when torch loads it."""
+    own = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    command = [sys.executable, "-c", "import cnnlab, torch"]
+    environment = own | given | {"OMP_DISPLAY_ENV": "VERBOSE"}
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr
+    if "GOMP_" not in shown:
+        pytest.skip("torch has another OpenMP here, whose threads are not told how long to wait")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in shown
