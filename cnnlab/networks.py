@@ -215,6 +215,24 @@ def in_evaluation_mode(network: nn.Module) -> Iterator[None]:
             layer.training = before
 
 
+def mean_of_views(network: Any, images: Tensor, flips: bool, shifts: int) -> Tensor:
+    """The outputs (B, K) of a network for images (B, C, H, W), averaged over views of each image.
+
+    flips: also its mirror image. shifts: also the image shifted by so many pixels up and left, and down and right, and
+    continued by reflection.
+    """
+    views = [images]
+    if shifts:
+        padded = F.pad(images, (shifts,) * 4, mode="reflect")
+        views += [padded[:, :, 2 * shifts :, 2 * shifts :], padded[:, :, : -2 * shifts, : -2 * shifts]]
+    if flips:
+        views += [view.flip(3) for view in views]
+    outputs = network(views[0])
+    for view in views[1:]:
+        outputs = outputs + network(view)
+    return outputs / len(views) if len(views) > 1 else outputs
+
+
 def first_filters(network: nn.Module) -> Tensor | None:
     """The filters of the first convolution as images, each with its full contrast: (N, k, k, 1 or 3) uint8.
 

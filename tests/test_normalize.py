@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from cnnlab import normalize
 from cnnlab.augment import CropFlip, CutMix
 from cnnlab.config.options import UserError
-from cnnlab.data.fetched import Fetched
+from cnnlab.data.fetched import Fetched, seeded
 from cnnlab.data.images import DataSet, Images
 from cnnlab.data.pipeline import ImageData
 from cnnlab.normalize import PCA, ZCA, MinMax, Normalization, Robust, Standard, Unchanged, fit_once
@@ -257,6 +257,16 @@ def test_a_dataset_without_random_changes_is_fitted_and_evaluated_on(tmp_path):
     assert not found.images["train"].pixels[index].equal(expected.images["train"].pixels[index])
     with pytest.raises(UserError, match="evaluated has 199 images, and dataset 200"):
         Fetched(Noisy(pixels), pixels.shape[1:], evaluated=cast(Dataset, pixels[1:]))
+
+
+def test_fetching_leaves_the_generators_of_gpus_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the masks of dropout would repeat"))
+    with seeded(3):
+        first = torch.rand(4)
+    before = torch.get_rng_state()
+    with seeded(3):
+        assert torch.rand(4).equal(first)
+    assert torch.get_rng_state().equal(before)
 
 
 def test_statistics_of_a_checkpoint_go_to_the_device(tmp_path):

@@ -114,3 +114,11 @@ def test_what_fits_nothing_is_refused(content, said):
         path.write_bytes(b"not a file of torch")
     with pytest.raises(UserError, match=said):
         load_weights(small(), path)
+
+
+@pytest.mark.parametrize("length", [5, 40, 400])
+def test_a_damaged_safetensors_file_is_refused(length):
+    path = saved(other(), "weights.safetensors")
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(UserError, match="cannot be read"):
+        load_weights(small(), path)

@@ -12,26 +12,17 @@ images and parameters and runs on the device. Augmentations are applied by stage
     MIX        combines images and labels, each image with the one before it in the batch
 """
 
-from cnnlab.augment.base import Augmentation, Crop, Mixer, Size, Stage
-from cnnlab.augment.color import Blur, Color, Noise
-from cnnlab.augment.crop import CropFlip
-from cnnlab.augment.geometry import Affine
-from cnnlab.augment.mix import CutMix, Cutout, MixUp
-from cnnlab.augment.trivial_augment import TrivialAugment
-
-__all__ = [
-    "Affine",
-    "Augmentation",
-    "Blur",
-    "Color",
-    "Crop",
-    "CropFlip",
-    "CutMix",
-    "Cutout",
-    "MixUp",
-    "Mixer",
-    "Noise",
-    "Size",
-    "Stage",
-    "TrivialAugment",
-]
+from cnnlab.augment.base import Augmentation as Augmentation
+from cnnlab.augment.base import Crop as Crop
+from cnnlab.augment.base import Mixer as Mixer
+from cnnlab.augment.base import Size as Size
+from cnnlab.augment.base import Stage as Stage
+from cnnlab.augment.color import Blur as Blur
+from cnnlab.augment.color import Color as Color
+from cnnlab.augment.color import Noise as Noise
+from cnnlab.augment.crop import CropFlip as CropFlip
+from cnnlab.augment.geometry import Affine as Affine
+from cnnlab.augment.mix import CutMix as CutMix
+from cnnlab.augment.mix import Cutout as Cutout
+from cnnlab.augment.mix import MixUp as MixUp
+from cnnlab.augment.trivial_augment import TrivialAugment as TrivialAugment

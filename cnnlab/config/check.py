@@ -16,11 +16,11 @@ import hydra.utils
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config.identity import NOT_OWN, chosen, defaults_of, is_file, is_run, limits_of, run_id
-from cnnlab.config.objects import check_targets, data_source, num_trained_on
+from cnnlab.config.objects import check_targets, checked_source, num_trained_on
 from cnnlab.config.options import GROUPS, LISTED, UserError, leaves, option_file, options
 from cnnlab.config.paths import expand, make_folder
 from cnnlab.config.processes import place
-from cnnlab.config.shape import fits, is_size, offered
+from cnnlab.config.shape import fits, is_size
 from cnnlab.config.values import as_typed, job_config, without_hydra
 
 # Arguments of Lightning's Trainer that would break "an epoch is every batch, then one evaluation".
@@ -69,10 +69,8 @@ def check(config: DictConfig) -> None:
 
     defaults, limits = defaults_of(config), limits_of(config)
     _check_all(job, job, defaults, limits)
-    source = data_source(config.data)
-    if check_source := offered(source, "check"):
-        check_source()
-    shape, num_train = offered(source, "shape"), num_trained_on(config)
+    source = checked_source(config)
+    shape, num_train = getattr(source, "shape", None), num_trained_on(config)
     facts = (shape.facts() if shape else {}) | ({} if num_train is None else {"num_train": num_train})
     _check_all(job, job, defaults, limits, {"run": job, "data": facts})
 

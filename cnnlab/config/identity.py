@@ -17,20 +17,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cnnlab.config import options
 from cnnlab.config.objects import data_source
-from cnnlab.config.options import (
-    CONF,
-    GROUPS,
-    LISTED,
-    OVERLAYS,
-    UserError,
-    changes_nothing,
-    default_option,
-    files,
-    leaves,
-    limits_of_file,
-    option_file,
-)
+from cnnlab.config.options import CONF, GROUPS, LISTED, OVERLAYS, UserError, changes_nothing, leaves
 from cnnlab.config.values import as_typed, job_config, plain
 
 UNNAMED = ("none", "constant", "cross_entropy", "acc", "classifier")  # options that do not show in the name
@@ -177,7 +166,7 @@ def changes(config: DictConfig) -> dict[str, Any]:
 def differences(config: DictConfig) -> dict[str, str]:
     """How a configuration differs from the defaults: group -> option, then path -> value, as on the command line."""
     choices = described(chosen(config)).items()
-    different = {group: option for group, option in choices if option != default_option(group)}
+    different = {group: option for group, option in choices if option != options.default_option(group)}
     return different | {path: as_typed(value) for path, value in changes(config).items()}
 
 
@@ -195,7 +184,7 @@ def defaults_of(config: DictConfig) -> dict[str, Any]:
     return {
         f"{prefix}{path}": OmegaConf.select(config, value[2:-1]) if re.fullmatch(r"\$\{[\w.]+\}", str(value)) else value
         for name, prefix in _chosen_files(config)
-        for path, value in leaves(option_file(name))
+        for path, value in leaves(options.option_file(name))
     }
 
 
@@ -204,7 +193,7 @@ def limits_of(config: DictConfig) -> dict[str, str]:
     return {
         f"{prefix}{path}": limit
         for name, prefix in _chosen_files(config)
-        for path, limit in limits_of_file(name).items()
+        for path, limit in options.limits_of_file(name).items()
     }
 
 
@@ -213,7 +202,7 @@ def _chosen_files(config: DictConfig) -> Iterator[tuple[str, str]]:
     yield "train", ""
     for group, names in chosen(config).items():
         for option in names:
-            if option in files(group) and group not in OVERLAYS:
+            if option in options.files(group) and group not in OVERLAYS:
                 yield f"{group}/{option}", f"{group}.{option}." if group in LISTED else f"{group}."
 
 

@@ -12,7 +12,6 @@ import hydra.utils
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config.options import GROUPS, UserError, allowed_targets
-from cnnlab.config.shape import offered
 from cnnlab.config.values import plain
 
 
@@ -119,7 +118,7 @@ def data_source(node: DictConfig) -> Any:
 def checked_source(config: DictConfig) -> Any:
     """The data source of a run, after checking that its files still exist."""
     source = data_source(config.data)
-    if check_source := offered(source, "check"):
+    if check_source := getattr(source, "check", None):
         check_source()
     return source
 

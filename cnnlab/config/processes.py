@@ -14,8 +14,6 @@ the environment shows what has started the processes:
 and their number must be that of the devices. Ray sets none of these for its tasks.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import re
@@ -33,14 +31,8 @@ MPI = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE")  # b
 
 # The variables from which Lightning and torch read which process this is, and others that torchrun sets.
 RANKS = (
-    "RANK",
-    "LOCAL_RANK",
-    "NODE_RANK",
-    "GROUP_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
 )
 
 

@@ -64,14 +64,3 @@ def is_size(value: object) -> bool:
     """One whole number from 1 to 4096, or two of them: [height,width]."""
     both = value if isinstance(value, list | tuple) else [value, value]
     return len(both) == 2 and all(type(side) is int and 1 <= side <= MAX_SIDE for side in both)
-
-
-def offered(source: object, name: str) -> Any:
-    """An attribute that a data source may have; None if it does not.
-
-    name: "shape", a Shape, or "num_train", the number of training images, if they are known before loading;
-        "check", a function that raises a UserError for what is found to be wrong without reading images;
-        "identity", a function that stands for the content in the identity of a run, for a source whose arguments name
-        a location only; "prepared", the file that the first `load` writes and later ones read.
-    """
-    return getattr(source, name, None)

@@ -4,8 +4,6 @@ Reading large files to see whether they have changed is slow, so the digest is c
 modification, which is also how make decides.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Data sets of encoded images: decoded one by one into a file, which is memory-mapped and may exceed the memory."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import math

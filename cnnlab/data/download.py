@@ -1,7 +1,5 @@
 """Downloads over https: verified, resumed after an interruption, and visible only when complete."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import ssl

@@ -89,7 +89,7 @@ def seeded(seed: int) -> Iterator[None]:
     """Seed the generators of torch, NumPy and Python for a block, and restore their states after it."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of the CPU only: those of GPUs are not restored here
         np.random.seed(seed % 2**32)
         random.seed(seed)
         try:

@@ -1,7 +1,5 @@
 """A folder of images: root/train/<class>/** and root/test/<class>/**, or listed in root/train.csv and root/test.csv."""
 
-from __future__ import annotations
-
 import csv
 import os
 import sys

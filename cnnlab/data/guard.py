@@ -1,7 +1,5 @@
 """Lets foreign code read files without running code from them."""
 
-from __future__ import annotations
-
 import functools
 import sys
 import threading

@@ -3,8 +3,6 @@
 Read with pyarrow only, which `datasets` is built on. From version 17 on, pyarrow runs no code from a file.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import io

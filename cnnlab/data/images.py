@@ -67,6 +67,15 @@ class Images:
             return "targets are not finite"
         return ""
 
+    def at(self, index: Any) -> np.ndarray:
+        """Images as they are drawn, (n, H, W, C) uint8, for an array or a list of their indices."""
+        if not is_fetched(self):
+            return self.pixels[index].transpose(0, 2, 3, 1)
+        import numpy as np
+        import torch
+
+        return np.asarray(self.pixels[torch.as_tensor(index)])
+
 
 def is_fetched(images: Images) -> bool:
     """Whether images are fetched on demand (cnnlab.data.fetched) instead of held in an array."""
@@ -76,21 +85,6 @@ def is_fetched(images: Images) -> bool:
 def for_evaluation(images: Images) -> Images:
     """The same images without random changes of their own."""
     return replace(images, pixels=getattr(images.pixels, "evaluated", images.pixels)) if is_fetched(images) else images
-
-
-def at_places(images: Images) -> Callable[[Any], np.ndarray]:
-    """A function that returns images as they are drawn, (n, H, W, C) uint8, for an array of their indices."""
-
-    def select(index: Any) -> np.ndarray:
-        import numpy as np
-
-        if not is_fetched(images):
-            return images.pixels[index].transpose(0, 2, 3, 1)
-        import torch
-
-        return np.asarray(images.pixels[torch.as_tensor(index)])
-
-    return select
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +241,13 @@ def training_split(
 
 
 class Source(Protocol):
-    """What a data set option must offer, without importing torch before `load`; for what else it may, see `offered`."""
+    """What a data set option must offer, without importing torch before `load`.
+
+    It may also have `shape`, a Shape, and `num_train`, the number of training images, if they are known before loading;
+    `check()`, which raises a UserError for what is wrong without reading images; `identity()`, which stands for the
+    content in the identity of a run, if the arguments name only a location; `prepared`, the file that the first `load`
+    writes and later ones read.
+    """
 
     def digest(self) -> str:
         """A SHA-256 of whatever determines images and targets; quick."""

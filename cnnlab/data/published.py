@@ -3,8 +3,6 @@
 To add one, write a subclass that names and reads its files, and a file in conf/data with its sources and hashes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 import struct
@@ -41,7 +39,7 @@ class Published(ABC):
     Attributes:
         title, name: of the data set, and of its option.
         files: names of its files.
-        num_train, shape: see `offered`.
+        num_train, shape: see cnnlab.data.images.Source.
     """
 
     title: str

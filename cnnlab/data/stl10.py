@@ -3,8 +3,6 @@
 Source: A. Coates, H. Lee and A. Ng, An Analysis of Single-Layer Networks in Unsupervised Feature Learning, 2011.
 """
 
-from __future__ import annotations
-
 import tarfile
 from pathlib import Path
 

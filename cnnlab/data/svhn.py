@@ -4,8 +4,6 @@ Source: Y. Netzer et al., Reading Digits in Natural Images with Unsupervised Fea
 digit 0 has the label 10.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from cnnlab.config.shape import Shape

@@ -1,7 +1,5 @@
 """Any data set of torchvision.datasets, decoded once. No code from its files is run, see `only_data`."""
 
-from __future__ import annotations
-
 import ast
 import difflib
 import functools

@@ -228,14 +228,13 @@ def failed(error: BaseException) -> dict[str, Any]:
 
 def train_here(config: DictConfig, run: RunDirectory, about: dict[str, Any]) -> None:
     """Read the data, where most errors happen, then import torch and train."""
-    from cnnlab.config.shape import offered
     from cnnlab.data.images import load_once
 
     processes.place(config.trainer).settle()
     leave_notebook()
     source = data_source(config.data)
     announce(f"Loading the images of {type(source).__name__}, importing torch")
-    if (prepared := offered(source, "prepared")) and prepared.exists():  # import torch meanwhile
+    if (prepared := getattr(source, "prepared", None)) and prepared.exists():  # import torch meanwhile
         Thread(target=importlib.import_module, args=("cnnlab.train.run",)).start()
     data = load_once(source)
     from cnnlab.train.run import train_run

@@ -1,7 +1,5 @@
 """The answer of a sweep in a few sentences, and what a reader must know about its numbers."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from contextlib import suppress

@@ -4,8 +4,6 @@ There are four kinds of chart: "curves" over epochs, "points" with intervals, "h
 Accuracies are in percent.
 """
 
-from __future__ import annotations
-
 import colorsys
 import math
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Two settings compared: paired by seed, and image by image. Does not import torch."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

@@ -15,8 +15,6 @@ is detected in 39% of the cases, one of 10 in 94%.
 The interval of the best setting's own mean is not part of the family. `answer.method` states the known limits.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence

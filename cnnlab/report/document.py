@@ -1,7 +1,5 @@
 """The content of a report in any form: sections of text, tables, figures and commands."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar

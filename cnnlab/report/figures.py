@@ -1,7 +1,5 @@
 """The charts of a report as PNG files, for Markdown and LaTeX. One function for every kind of chart."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -4,8 +4,6 @@ All forms are written from one list of sections by the Jinja templates in templa
 untrusted: it is escaped by default, and the page's content security policy allows no scripts but its own.
 """
 
-from __future__ import annotations
-
 import base64
 import csv
 import functools

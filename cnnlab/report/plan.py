@@ -1,7 +1,5 @@
 """What a command would train: its runs, which of them are done, and how long the others take. Does not import torch."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path

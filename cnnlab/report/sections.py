@@ -1,7 +1,5 @@
 """The sections of a report, from which its HTML, Markdown and LaTeX forms are written."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress

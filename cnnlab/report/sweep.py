@@ -1,7 +1,5 @@
 """A set of runs: the question they answer, their settings, ranked, and the comparisons between these."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence

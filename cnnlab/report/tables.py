@@ -1,7 +1,5 @@
 """The tables of a report: head and rows, as text."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """Searches: the best result to expect from a number of trials, and the importance of each hyperparameter."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections import Counter

@@ -1,7 +1,5 @@
 """How values of a metric are written: accuracies in percent, their differences in points, all others as they are."""
 
-from __future__ import annotations
-
 import math
 
 from cnnlab.report.statistics import Estimate

@@ -1,7 +1,5 @@
 """Files that appear by rename, and locks."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """Finds the runs below a folder, and the run that a name stands for. Does not import torch."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence

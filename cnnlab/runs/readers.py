@@ -5,8 +5,6 @@ regular files only, bound sizes before they allocate memory, and check types and
 promises or raises BrokenFileError. Checkpoints, which need torch, are read in cnnlab/train/checkpoint.py.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

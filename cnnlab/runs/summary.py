@@ -1,7 +1,5 @@
 """summary.json: its schema, and how it is read."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """How metrics, times and failures are written."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

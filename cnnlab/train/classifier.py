@@ -22,10 +22,9 @@ from cnnlab.config.options import UserError
 from cnnlab.config.shape import Shape
 from cnnlab.data.pipeline import data_of
 from cnnlab.metrics import Accuracy, EpochMetrics
-from cnnlab.networks import in_evaluation_mode
+from cnnlab.networks import in_evaluation_mode, mean_of_views
 from cnnlab.train.machine import gather
 from cnnlab.train.optimizers import freeze, make_optimizer, parsed, schedule
-from cnnlab.train.views import mean_of_views
 
 # images (B, C, H, W) float32; targets (B,) int64, or (B, K) float32: mixed, several labels, or numbers
 Batch = tuple[Tensor, Tensor]

@@ -169,11 +169,6 @@ def make_data(config: DictConfig, data: DataSet) -> ImageData:
     facts = data.shape.facts()
     augmentations = make_augmentations(config.aug, data.shape)
     norm = instantiate(filled(config.norm, facts))
-    if (config.test_flips or config.test_shifts) and not getattr(norm, "keeps_places", True):
-        raise UserError(
-            "test_flips and test_shifts flip and shift images, but the output of this norm has no spatial layout. Use "
-            "test_flips=false test_shifts=0."
-        )
     with misfits_as_user_errors("The data, norm and aug do not fit together"):
         return ImageData(
             data,

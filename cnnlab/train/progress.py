@@ -19,6 +19,13 @@ def shown_loss(module: LightningModule, outputs: Any) -> str:
     return f"{float(loss):.4f}" if loss is not None else "-"
 
 
+def steps_and_images(trainer: Trainer) -> tuple[int, int]:
+    """The number of optimizer steps of the whole training, and of images in each."""
+    together = trainer.accumulate_grad_batches
+    steps = int(trainer.num_training_batches) // together * (trainer.max_epochs or 0)
+    return steps, data_of(trainer).batch_size * together
+
+
 class ProgressBar(Callback):
     """Steps, images per second, loss and time left on a terminal, updated four times per second."""
 
@@ -37,7 +44,7 @@ class ProgressBar(Callback):
             refresh_per_second=4,
             disable=not trainer.is_global_zero,
         )
-        steps = trainer.num_training_batches * (trainer.max_epochs or 0)
+        steps, self.images = steps_and_images(trainer)
         self.task = self.bar.add_task(
             "", total=steps, completed=trainer.global_step, epoch=1, epochs=trainer.max_epochs, speed="-", loss="-"
         )
@@ -49,7 +56,7 @@ class ProgressBar(Callback):
     ) -> None:
         elapsed = time.monotonic() - self.shown_at
         if elapsed >= 0.25:
-            images = (trainer.global_step - self.shown_step) * data_of(trainer).batch_size
+            images = (trainer.global_step - self.shown_step) * self.images
             self.bar.update(
                 self.task,
                 completed=trainer.global_step,
@@ -83,15 +90,15 @@ class NotebookBar(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now, steps = time.monotonic(), trainer.num_training_batches * (trainer.max_epochs or 0)
-        if now - self.shown_at >= 0.5:
-            self.shown_at, done = now, trainer.global_step - self.first_step
-            speed = done / (now - self.started)
+        now, done = time.monotonic(), trainer.global_step - self.first_step
+        if now - self.shown_at >= 0.5 and done:
+            self.shown_at, speed = now, done / (now - self.started)
+            steps, images = steps_and_images(trainer)
             left = (steps - trainer.global_step) / speed
             self.line.update(
                 self.text(
                     f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {trainer.global_step / steps:.0%}  "
-                    f"{speed * data_of(trainer).batch_size:,.0f} images/s  loss {shown_loss(pl_module, outputs)}  "
+                    f"{speed * images:,.0f} images/s  loss {shown_loss(pl_module, outputs)}  "
                     f"{left:,.0f} s left"
                 )
             )

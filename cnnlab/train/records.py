@@ -23,13 +23,7 @@ from cnnlab.runs.readers import Row
 from cnnlab.runs.signals import Interrupted, Pruned
 from cnnlab.train import checkpoint
 from cnnlab.train.checkpoint import CheckpointFiles
-from cnnlab.train.epoch_state import (
-    add_logged,
-    epoch_state,
-    random_states,
-    restore_epoch_state,
-    restore_random_states,
-)
+from cnnlab.train.epoch_state import add_logged, epoch_state, random_states, restore_epoch_state, restore_random_states
 from cnnlab.train.machine import AGREE_EVERY_N_STEPS, agreed, gather
 
 

@@ -21,7 +21,7 @@ from cnnlab.config.identity import targets
 from cnnlab.config.options import UserError, leaves
 from cnnlab.config.processes import place
 from cnnlab.config.values import plain, selection
-from cnnlab.data.images import DataSet, at_places
+from cnnlab.data.images import DataSet
 from cnnlab.data.loaders import refuse_few, samples
 from cnnlab.data.pipeline import ImageData
 from cnnlab.report import run_figures
@@ -31,16 +31,8 @@ from cnnlab.runs.files import write_text
 from cnnlab.runs.log import log
 from cnnlab.runs.provenance import code_digest, git_state, source_changes
 from cnnlab.runs.wording import headline
-from cnnlab.train import checkpoint
+from cnnlab.train import checkpoint, machine
 from cnnlab.train.checkpoint import CheckpointFiles
-from cnnlab.train.machine import (
-    gpu_environment,
-    leave_process_group,
-    peak_memory,
-    reset_peak_memory,
-    unused_gpu,
-    use_threads,
-)
 from cnnlab.train.parts import NOT_DETERMINISTIC, Parts, assemble, misfits_as_user_errors, try_alone
 from cnnlab.train.records import Records, measured
 from cnnlab.train.trainer import check_parts, make_callbacks, make_trainer, with_graph
@@ -54,9 +46,9 @@ def train_run(config: DictConfig, run: RunDirectory, data: DataSet, about: Mappi
     config: as composed, without the `hydra` node. run: its directory, owned by this process. data: its images.
     about: what the summary contains from the start.
     """
-    use_threads(run, config.trainer.devices)
+    machine.use_threads(run, config.trainer.devices)
     seed_everything(config.seed, verbose=False)
-    reset_peak_memory()
+    machine.reset_peak_memory()
     files = CheckpointFiles()
     records = Records(run, files, code_digest(targets(config)), *selection(config), **config.checkpoint)
     callbacks = make_callbacks(config, run)
@@ -78,7 +70,7 @@ def train_run(config: DictConfig, run: RunDirectory, data: DataSet, about: Mappi
         try_alone(parts.network, datamodule.shape)
     summary = {"status": "running"} | dict(about) | describe(trainer, parts)
     if trainer.is_global_zero:
-        if config.trainer.accelerator == "auto" and (reason := unused_gpu()):
+        if config.trainer.accelerator == "auto" and (reason := machine.unused_gpu()):
             log.warning(
                 f"This machine has an NVIDIA GPU that torch cannot use: {reason}. The run trains on the CPU, many "
                 f"times slower. Use trainer.accelerator=cpu if that is what you want."
@@ -104,7 +96,7 @@ def train_run(config: DictConfig, run: RunDirectory, data: DataSet, about: Mappi
         for logger in trainer.loggers:  # the next run of this process is another one
             if callable(finish := getattr(getattr(logger, "_experiment", None), "finish", None)):
                 finish()
-        leave_process_group(failed)
+        machine.leave_process_group(failed)
     return summary
 
 
@@ -169,15 +161,19 @@ def fit_and_test(trainer: Trainer, parts: Parts, records: Records, newest: Path 
     at_best = at_last if best is rows[-1] else test(trainer, parts, best_path)
     if trainer.is_global_zero and (answers := getattr(module, "predictions", None)):
         write_answers(records.run, datamodule, [values.numpy() for values in answers])
+    at_best, at_last = (
+        {name: value for name, value in row.items() if "/" in name} | tested
+        for row, tested in ((best, at_best), (rows[-1], at_last))
+    )
     return {
         "status": "done",
         "best_epoch": int(best["epoch"]),
         "epochs_done": len(rows),
-        "metrics": flat_metrics(best, at_best, rows[-1], at_last),
+        "metrics": at_best | {f"last/{name}": value for name, value in at_last.items()},
         "train_seconds": round(train_seconds, 2),
         "images_per_second": sorted(row["images_per_second"] for row in rows)[len(rows) // 2],
         "cuda_graph": graphed,
-        "peak_memory": peak_memory(trainer.strategy.root_device),
+        "peak_memory": machine.peak_memory(trainer.strategy.root_device),
     }
 
 
@@ -188,7 +184,7 @@ def write_answers(run: RunDirectory, datamodule: ImageData, answers: list[Any]) 
     if tested.task == "multiclass":
         predicted, confidence = answers
         run_figures.mistakes(
-            run.path / "mistakes.png", at_places(tested), tested.targets[:num], predicted, confidence, tested.classes
+            run.path / "mistakes.png", tested.at, tested.targets[:num], predicted, confidence, tested.classes
         )
 
 
@@ -197,17 +193,6 @@ def test(trainer: Trainer, parts: Parts, path: Path) -> dict[str, float]:
     parts.module.load_state_dict(CheckpointFiles().load_checkpoint(path)["state_dict"])
     trainer.test(parts.module, parts.data, verbose=False)
     return {name: value for name, value in measured(trainer, "test").items() if name.startswith("test/")}
-
-
-def flat_metrics(
-    best: Mapping[str, float], at_best: Mapping[str, float], last: Mapping[str, float], at_last: Mapping[str, float]
-) -> dict[str, float]:
-    """The metrics of every part at the best epoch ("test/acc") and at the last one ("last/test/acc")."""
-
-    def measured(row: Mapping[str, float], tested: Mapping[str, float]) -> dict[str, float]:
-        return {name: value for name, value in row.items() if "/" in name} | dict(tested)
-
-    return measured(best, at_best) | {f"last/{name}": value for name, value in measured(last, at_last).items()}
 
 
 def describe(trainer: Trainer, parts: Parts) -> dict[str, Any]:
@@ -243,7 +228,7 @@ def describe(trainer: Trainer, parts: Parts) -> dict[str, Any]:
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
             "lightning": lightning.__version__,
-            **(gpu_environment() if cuda else {}),
+            **(machine.gpu_environment() if cuda else {}),
             **git_state(),
         },
     }

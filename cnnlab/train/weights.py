@@ -51,12 +51,8 @@ def read(path: Path) -> dict[str, Tensor]:
         content = CheckpointFiles().load_checkpoint(path / "checkpoints" / "best.ckpt")
     else:
         try:
-            if path.suffix == ".safetensors":
-                from safetensors.torch import load_file
-
-                content = load_file(path)
-            else:
-                content = torch.load(path, map_location="cpu", weights_only=True)
+            plain = path.suffix == ".safetensors"
+            content = _read_safetensors(path) if plain else torch.load(path, map_location="cpu", weights_only=True)
         except ImportError as error:
             raise UserError(f"weights={path} needs the package safetensors. Use pip install safetensors.") from error
         except (*UNREADABLE, OSError) as error:
@@ -73,3 +69,13 @@ def read(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"weights={path} contains no named tensors. Use a state_dict that torch.save wrote.")
     return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:  # which is no ValueError
+        raise ValueError(str(error)) from error

@@ -4,8 +4,6 @@ The directory is untrusted. Its configuration chooses among our classes and thei
 from and stored comes from our own option files.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

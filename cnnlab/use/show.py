@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from cnnlab.config.objects import checked_source
-from cnnlab.data.images import at_places, load_once
+from cnnlab.data.images import load_once
 from cnnlab.networks import first_filters
 from cnnlab.report.run_figures import drawable, tiled, write_png
 from cnnlab.runs.directory import RunDirectory
@@ -29,7 +29,7 @@ def show_run(run: OpenedRun, file: Path | None, pixels: np.ndarray | None) -> No
     data = load_once(checked_source(with_other_data(run)))
     name, target, title = file.name if file else "the first test image", "not known", "the image"
     if pixels is None:
-        pixels, right = at_places(data.test)([0])[0], data.test.targets[0]
+        pixels, right = data.test.at([0])[0], data.test.targets[0]
         if task == "multiclass":
             target, title = classes[right], names[right]
         else:
@@ -57,7 +57,7 @@ def show_run(run: OpenedRun, file: Path | None, pixels: np.ndarray | None) -> No
     tested = summary["status"] == "done" and (run.path / "predictions.npz").exists()
     if task == "multiclass" and tested and summary["data"].get("fingerprint") == data.fingerprint:
         predicted, labels, _ = RunDirectory(run.path).predictions()
-        explain.draw_confused(drawn["confused"], at_places(data.test), labels, predicted, classes)
+        explain.draw_confused(drawn["confused"], data.test.at, labels, predicted, classes)
     say(f"{name} ({target}): {in_words(prediction(model, values.tolist()))}")
     for path in drawn.values():
         if path.exists():

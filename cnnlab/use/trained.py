@@ -21,13 +21,13 @@ from cnnlab.config.shape import Shape
 from cnnlab.data.decode import MODES, converted
 from cnnlab.data.resident import evaluated_together
 from cnnlab.metrics import Accuracy
+from cnnlab.networks import mean_of_views
 from cnnlab.normalize import Normalization
 from cnnlab.runs.directory import CheckpointError
 from cnnlab.text import say
 from cnnlab.train.checkpoint import CheckpointFiles
 from cnnlab.train.machine import computes_in_bf16
 from cnnlab.train.parts import MISFITS, make_augmentations, make_loss, make_metrics, make_network
-from cnnlab.train.views import mean_of_views
 from cnnlab.use.bounded import bounded
 from cnnlab.use.opened import OpenedRun, opened
 

@@ -13,7 +13,6 @@ from cnnlab.config.check import check, check_values
 from cnnlab.config.identity import chosen, configuration
 from cnnlab.config.objects import checked_source, data_source, filled, instantiate
 from cnnlab.config.options import UserError
-from cnnlab.config.shape import offered
 from cnnlab.runs.named import find, named, names_a_run
 from cnnlab.terminal import Table
 from cnnlab.text import say
@@ -43,7 +42,7 @@ def anatomy(arguments: argparse.Namespace) -> None:
     from cnnlab.use.anatomy import layers
 
     source = data_source(config.data)
-    shape = offered(source, "shape") or load_once(source).shape
+    shape = getattr(source, "shape", None) or load_once(source).shape
     shape = shape.resized(output_size(in_order(make_augmentations(config.aug, shape)), shape.size))
     network = make_network(config.model, shape)
     parts = layers(network, shape)
@@ -111,7 +110,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     run = opened(path)
     config = with_other_data(run, overrides)
     source = checked_source(config)
-    wanted, shape = run.stored, offered(source, "shape") or run.stored
+    wanted, shape = run.stored, getattr(source, "shape", None) or run.stored
     if (shape.channels, shape.size) != (wanted.channels, wanted.size):
         raise UserError(f"The run takes images of {wanted}, but these are {shape}. Use data of {wanted}.")
     import torch
