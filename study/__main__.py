@@ -92,7 +92,7 @@ def reevaluated(run: Planned) -> tuple[float, float] | None:
     data = load_once(data_source(config.data))
     index = make_data(config, data).train_index.numpy()
     found = evaluate(model, Images(data.train.pixels[index], data.train.targets[index], data.train.classes))
-    return found.metrics["loss"], found.accuracy
+    return found.metrics["loss"], found.metrics["acc"]
 
 
 def collect(planned: Sequence[Planned], folder: Path) -> dict[tuple[str, int], results.Run]:

@@ -5,18 +5,7 @@ from dataclasses import dataclass, replace
 from study import measures
 from study.measures import FLAT, GAP
 from study.results import Results
-from study.variants import (
-    BASELINE,
-    BY_CHANNEL,
-    CALIBRATED,
-    CURVES,
-    HIGHER,
-    LONGER,
-    ONE_EPOCH,
-    STATED,
-    ZCA,
-    calibrated,
-)
+from study.variants import BASELINE, BY_CHANNEL, CALIBRATED, CURVES, HIGHER, LONGER, ONE_EPOCH, STATED, ZCA, calibrated
 from study.verdicts import Finding, corrected
 from study.ways import (
     Way,

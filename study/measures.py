@@ -204,37 +204,24 @@ def averaging(run: Run, metric: str = "loss") -> float | None:
     return (during - after) / (during - test) if lacking else None
 
 
-def rough(formula: Callable[[tuple[float, float], tuple[float, float]], float]) -> Callable[[Run], float | None]:
+def rough(name: str, formula: Callable[[tuple[float, float], tuple[float, float]], float]) -> Measure:
     """A formula of the roughness, early and late, of test and training accuracy; None if there are too few epochs."""
-    return lambda run: (
-        formula(roughness(accuracy(run)), roughness(accuracy(run, "train"))) if len(run.rows) > WINDOW else None
-    )
+
+    def of(run: Run) -> float | None:
+        curves = accuracy(run), accuracy(run, "train")
+        return formula(*map(roughness, curves)) if len(run.rows) > WINDOW else None
+
+    return Measure(name, "points", of, "+.2f")
 
 
 ACCURACY = Measure("test accuracy at the last epoch", "points", final)
-ROUGHNESS = Measure(
-    "roughness of the test accuracy in the second half of the epochs",
-    "points",
-    rough(lambda test, train: test[1]),
-    form="+.2f",
+ROUGHNESS = rough("roughness of the test accuracy in the second half of the epochs", lambda test, train: test[1])
+EARLY_ROUGHNESS = rough("roughness of the test accuracy in the first half of the epochs", lambda test, train: test[0])
+UNSTEADIER = rough(
+    "roughness in the first half of the epochs, test minus training accuracy", lambda test, train: test[0] - train[0]
 )
-EARLY_ROUGHNESS = Measure(
-    "roughness of the test accuracy in the first half of the epochs",
-    "points",
-    rough(lambda test, train: test[0]),
-    form="+.2f",
-)
-UNSTEADIER = Measure(
-    "roughness in the first half of the epochs, test minus training accuracy",
-    "points",
-    rough(lambda test, train: test[0] - train[0]),
-    form="+.2f",
-)
-SETTLES = Measure(
-    "roughness of the test accuracy, first minus second half of the epochs",
-    "points",
-    rough(lambda test, train: test[0] - test[1]),
-    form="+.2f",
+SETTLES = rough(
+    "roughness of the test accuracy, first minus second half of the epochs", lambda test, train: test[0] - test[1]
 )
 OVERFITTING = Measure("gap at the last epoch", "points", gap)
 LAST_LOSS = Measure(

@@ -12,7 +12,7 @@ from test_report import make_run, sweep_of
 
 from cnnlab.launch.search import Search
 from cnnlab.report import compare, page, tables
-from cnnlab.report.answer import answer, image_noise, notes, seeds_needed
+from cnnlab.report.answer import answer, image_noise, method, notes, seeds_needed
 from cnnlab.report.contrasts import seeds_to_detect
 from cnnlab.report.effects import effects, shares
 from cnnlab.report.listing import print_list, print_table
@@ -372,7 +372,49 @@ def test_the_answer_names_the_mean_effects_that_are_significant(tmp_path):
             for aug in ("none", "cutmix"):
                 make_run(tmp_path / "noisy", seed, 0.6 + 0.01 * place + noise, {"optim": optim, "aug": aug})
     said = answer(sweep_of(tmp_path / "noisy"))
-    assert "Averaged over the other axes, no value differs significantly from its default." in said
+    assert "Averaged over the other axes, no value of any axis makes a significant difference." in said
+
+
+def test_two_settings_whose_seeds_pair_have_a_report(tmp_path):
+    common = np.array([0.50, 0.60, 0.55, 0.65])
+    sweep = settings(tmp_path, list(common + [0.011, 0.009, 0.010, 0.012]), list(common + [0.0, 0.002, 0.012, 0.013]))
+    assert sweep.family.paired
+    assert "compared paired by seed" in page.markdown(document(sweep))
+    [paired] = [line for line in method(sweep) if "a paired t-test, with" in line]
+    assert "comparisons on this page (1)" in paired
+    expected = stats.ttest_rel(*(list(place.setting.by_seed.values()) for place in sweep.ranking))
+    assert sweep.ranking[1].behind.p_value == pytest.approx(expected.pvalue)
+    assert "detecting 1 point takes" in seeds_needed(sweep)
+
+
+def test_fewer_degrees_of_freedom_take_more_seeds():
+    """The exact power of a paired t-test of n seeds, which has n - 1 degrees of freedom."""
+    num = seeds_to_detect(0.01, 0.009, of_each=0.5)
+
+    def power(n: int) -> float:
+        return float(stats.nct.sf(stats.t.ppf(0.975, n - 1), n - 1, 0.01 / 0.009 * math.sqrt(n / 2)))
+
+    assert power(num) >= 0.8 > power(num - 1)
+    assert num == seeds_to_detect(0.01, 0.009) + 1
+
+
+@pytest.mark.parametrize("name", ["muon", "sgd"])  # one more value, and the default
+def test_a_value_that_always_diverges_hides_neither_effects_nor_interaction(tmp_path, name):
+    kept = [optim for optim in ("sgd", "adam", "muon") if optim != name]
+    for gain, folder in ((0.1, tmp_path / "with"), (0.0, tmp_path / "without")):
+        for seed, noise in enumerate((0.0, 0.002, -0.002)):
+            for aug in ("none", "cutmix"):
+                make_run(folder, seed, 0.0, {"optim": name, "aug": aug}, **DIVERGED)
+                for place, optim in enumerate(kept):
+                    value = 0.5 + 0.05 * place + gain * (place == 1 and aug == "cutmix") + noise * (1 + place)
+                    make_run(folder, seed, value, {"optim": optim, "aug": aug})
+    sweep = sweep_of(tmp_path / "with")
+    assert "The effect of an axis depends on the others (F-test" in answer(sweep)
+    assert set(shares(sweep).parts) == {"aug", "optim", "interaction", "seeds"}
+    sweep = sweep_of(tmp_path / "without")
+    change = next(effect.change for effect in effects(sweep, "optim") if effect.change)
+    assert abs(change.estimate.mean) == pytest.approx(0.05)
+    assert re.search(r"Averaged over the other axes, optim=\w+ is 5.00 points (better|worse) than", answer(sweep))
 
 
 def test_intervals_stay_within_what_a_metric_states(tmp_path):

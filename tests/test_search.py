@@ -198,4 +198,4 @@ def test_a_search_ends_in_a_report_and_bears_bad_runs(command, tmp_path):
     )
     runs, _ = read(find([tmp_path / "outputs"]))
     assert {run.summary.get("error", {}).get("type") for run in runs} == {None, "DivergedError"}
-    assert result.stdout.count("failed: outputs") == sum(not run.done for run in runs)
+    assert result.stdout.count("diverged: outputs") == sum(not run.done for run in runs)

@@ -9,6 +9,7 @@ from cnnlab.data.pipeline import ImageData
 from cnnlab.data.shapes import Shapes
 from cnnlab.normalize import ZCA
 from cnnlab.report.run_figures import sheet
+from cnnlab.use import explain
 
 
 def test_show_writes_and_names_a_sheet(command, tmp_path):
@@ -40,3 +41,15 @@ def test_samples_are_denormalized_and_below_their_originals(tmp_path):
         pixels = np.asarray(picture)
     assert np.array_equal(pixels[1:33, 1:33], originals[0])
     assert np.array_equal(pixels[34 + 3 : 34 + 3 + 28, 3 : 3 + 28], seen[0])
+
+
+def test_confused_classes_of_many_are_those_that_are_confused(tmp_path, monkeypatch):
+    """Labels are stored in bytes: 70 * 100 + 71 is none."""
+    found = []
+    monkeypatch.setattr(explain, "confused_pairs", lambda counts: found.append(counts) or [])
+    labels = np.repeat(np.arange(100, dtype=np.uint8), 10)
+    predicted = np.where(labels == 70, 71, labels).astype(np.uint8)
+    explain.draw_confused(tmp_path / "confused.png", lambda places: None, labels, predicted, list(map(str, range(100))))
+    [counts] = found
+    assert np.argwhere(counts - np.diag(np.diag(counts))).tolist() == [[70, 71]]
+    assert (counts[70, 71], counts.sum()) == (10, 1000)

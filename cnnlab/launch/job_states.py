@@ -46,4 +46,4 @@ def report_stopped(jobs: Sequence[Job]) -> None:
 
 def require(package: str) -> None:
     if not importlib.util.find_spec(package):
-        raise UserError(f"This launcher needs {package}. Use pip install {package}.")
+        raise UserError(f"This needs the package {package}, which is not installed. Use pip install {package}.")

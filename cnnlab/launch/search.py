@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, cast
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cnnlab.config.check import check
-from cnnlab.config.options import UserError
-from cnnlab.config.values import selection
+from cnnlab.config.options import UserError, leaves
+from cnnlab.config.values import job_config, selection
+from cnnlab.launch.job_states import require
 from cnnlab.runs import signals
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import Row
@@ -28,8 +29,6 @@ from cnnlab.runs.readers import Row
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import Trial
-
-NO_OPTUNA = "hydra/sweeper=optuna needs the package optuna, which is not installed. Use pip install optuna."
 
 
 def of_config(config: DictConfig) -> Search:
@@ -49,14 +48,9 @@ def of_config(config: DictConfig) -> Search:
     given = parser.parse_overrides(list(config.hydra.overrides.task))
     keys = {override.key_or_group for override in given}
     space = {str(key): value for key, value in (sweeper.params or {}).items() if key not in keys}
-    kept = [f"{key}={value}" for key, value in space.items() if key.partition(".")[0] not in keys or _has(config, key)]
+    there = dict(leaves(job_config(config)))
+    kept = [f"{key}={value}" for key, value in space.items() if key.partition(".")[0] not in keys or key in there]
     return Search([*parser.parse_overrides(kept), *given], sweeper.seed, sweeper.prune_after, *selection(config))
-
-
-def _has(config: DictConfig, path: str) -> bool:
-    parent, _, name = path.rpartition(".")
-    node = OmegaConf.select(config, parent)
-    return isinstance(node, DictConfig) and name in node
 
 
 def check_trial(config: DictConfig) -> None:
@@ -92,10 +86,9 @@ class Search:
         higher: bool = True,
     ):
         self.select_on = select_on
-        try:
-            import optuna
-        except ImportError as error:
-            raise UserError(NO_OPTUNA) from error
+        require("optuna")
+        import optuna
+
         self.varied = {o.get_key_element(): o for o in overrides if o.is_sweep_override()}
         self.fixed = [
             f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in overrides if not o.is_sweep_override()

@@ -46,7 +46,7 @@ class SlurmTask:
         return status
 
     def checkpoint(self, job: Job) -> Any:
-        """Called by submitit if the time is up before training has start."""
+        """Called by submitit if the time is up before training has started."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, job)

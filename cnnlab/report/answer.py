@@ -95,7 +95,7 @@ def _effects(sweep: Sweep) -> list[str]:
     ]
     differing = sorted((one for one in tested if one[2].distinguishable), key=lambda one: -abs(one[2].estimate.mean))
     if not differing:
-        return ["Averaged over the other axes, no value differs significantly from its default."] * bool(tested)
+        return ["Averaged over the other axes, no value of any axis makes a significant difference."] * bool(tested)
     names = []
     for axis, value, change in differing:
         gap = change.estimate
@@ -132,6 +132,7 @@ def seeds_needed(sweep: Sweep) -> str:
     rival = next(place for place in sweep.ranking[1:] if place.may_be_best)
     pair = [group is place.setting for place in (sweep.ranking[0], rival) for group in sweep.groups]
     variance, claims = float(np.mean(family.variances[np.flatnonzero(pair) % count])), family.num_claims
+    of_each = (1 + family.moderation) * (1 - 1 / count if family.paired else 1)
     if math.isfinite(variance):
         spread = math.sqrt(variance)
         kind = "the part of their spread that the seeds do not explain" if family.paired else "their spread over seeds"
@@ -139,7 +140,7 @@ def seeds_needed(sweep: Sweep) -> str:
         origin = f"With {kind}{others} ({points(sweep.measure, spread)})"
     elif family.typical > 0:
         spread = math.sqrt(family.typical)
-        origin = f"With the spread over seeds of the other settings ({points(sweep.measure, spread)})"
+        origin = f"With the spread over seeds of the settings that have several ({points(sweep.measure, spread)})"
     else:
         run = sweep.ranking[0].setting.runs[0]
         images = run.summary["data"].get("num_held_out", 0)
@@ -154,7 +155,7 @@ def seeds_needed(sweep: Sweep) -> str:
         return ""
     assert rival.behind is not None
     gaps = (0.01, 0.02) if is_accuracy(sweep.measure) else (abs(rival.behind.estimate.mean),)
-    nums = [seeds_to_detect(gap, spread, claims, family.moderation) for gap in gaps]
+    nums = [seeds_to_detect(gap, spread, claims, of_each) for gap in gaps]
     needed = [str(num) if num else "more than 1,000" for num in nums]
     same = ", the same seeds for all" * family.paired
     if not is_accuracy(sweep.measure):
@@ -212,14 +213,15 @@ def method(sweep: Sweep) -> list[str]:
     first = sweep.ranking[0].score.num
     covered = coverage_of_first(len(sweep.ranking), first) if first > 1 else math.nan
     chosen = f"if all {len(sweep.ranking)} settings were equal, in {covered:.0%} of sweeps"
+    test = "a paired t-test" if family.paired else "Welch's t-test"
     moderated = ", with variances below the typical one moderated by it" * (family.moderation > 0)
     return [
         f"{alone} The first setting is chosen for being the best, so its interval covers the true mean less often: "
         f"{chosen}."
         if covered < CONFIDENCE - 0.005
         else alone,
-        f"Settings are compared {how}, by Welch's t-test{moderated}, with a Bonferroni correction for all "
-        f"{family.num_claims} comparisons on this page: in 95% of such sweeps, every interval of a difference covers "
+        f"Settings are compared {how}, by {test}{moderated}, with a Bonferroni correction for the number of "
+        f"comparisons on this page ({family.num_claims}): in 95% of such sweeps, every interval of a difference covers "
         'the true one and no setting is wrongly called worse. "May be the best" marks every setting that cannot be '
         "distinguished from the first. Whether axes interact is not one of these claims.",
         "Known limits, by simulation: the share of sweeps with a wrong claim is 6% instead of 5% for two settings of "

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnlab.report.runs import Setting
+from cnnlab.report.runs import Setting, over_epochs
 from cnnlab.report.statistics import Estimate
 from cnnlab.report.sweep import Sweep, spans_decades
 from cnnlab.report.trials import best_of
@@ -78,7 +78,7 @@ def curves(measure: str, settings: Sequence[tuple[str, Setting]], first: str) ->
 
 def _band(setting: Setting, metric: str, places: np.ndarray) -> dict[str, list[float | None]] | None:
     """Mean over seeds and, if there are several, the smallest and largest; None if the metric was not measured."""
-    table = scale(metric) * setting.over_epochs(metric)[:, places]
+    table = scale(metric) * over_epochs([run.rows for run in setting.runs], metric)[:, places]
     measured = ~np.isnan(table).all(0)
     if not measured.any():
         return None

@@ -16,7 +16,6 @@ The interval of the best setting's own mean is not part of the family. `answer.m
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -98,10 +97,10 @@ class Family:
                 residuals, dfs = list(left), dfs * (len(samples) - 1) / len(samples)
         squares = np.array([(values**2).sum() for values in residuals])
         self.residual = (float(squares.sum()), float(dfs.sum()))
-        self.common_df: float | None = None
         self._set_variances(squares, dfs)
+        self.common_df = noise[1] if noise else None
         if noise:
-            self.variances, self.common_df = np.full(len(samples), noise[0]), noise[1]
+            self.variances = np.full(len(samples), noise[0])
 
     def _set_variances(self, squares: np.ndarray, dfs: np.ndarray) -> None:
         """squares, dfs: residual sum of squares and degrees of freedom of each setting, 0 for one run."""
@@ -109,12 +108,8 @@ class Family:
         own = squares / np.where(several, dfs, np.nan)
         medians = special.chdtri(dfs[several], 0.5) / dfs[several]  # of a variance over the true one
         self.typical = float(np.median(own[several] / medians)) if several.any() else math.nan
-        if self.paired and len(dfs) == 2:  # one variance of the differences: the paired t-test
-            self.variances, self.dfs, self.common_df = np.full(2, squares.sum() / dfs.sum()), dfs, float(dfs.sum())
-            return
-        self.moderation = PRIOR * min(
-            1.0, max(0.0, float(several.sum()) / 2 - 1)
-        )  # none with two settings: Welch's test
+        # none with two settings: Welch's test or, paired, the paired t-test
+        self.moderation = PRIOR * min(1.0, max(0.0, float(several.sum()) / 2 - 1))
         prior = dfs * self.moderation
         moderated = (dfs * own + prior * self.typical) / np.where(several, dfs + prior, np.nan)
         self.variances, self.dfs = np.maximum(own, moderated), np.minimum(dfs + prior, dfs.sum())
@@ -136,23 +131,18 @@ class Family:
         return Difference(Estimate(mean, half_width, num, error, self.bounds), p_value)
 
 
-def seeds_to_detect(
-    gap: float, spread: float, num_claims: int = 1, moderation: float = 0.0, power: float = 0.8, most: int = 1000
-) -> int | None:
-    """Seeds per setting to detect a gap between two settings with this power; None if more than `most`.
+def seeds_to_detect(gap: float, spread: float, num_claims: int = 1, of_each: float = 1.0) -> int | None:
+    """Seeds per setting to detect a gap between two settings with a power of 80%; None if more than 1,000.
 
-    spread: standard deviation over seeds. moderation: by which share other settings add to the degrees of freedom.
-    Computed with the noncentral t-distribution.
+    spread: standard deviation over seeds. of_each: the degrees of freedom of a setting's variance, for every seed but
+    the first. Computed with the noncentral t-distribution.
     """
-
-    def enough(num: int) -> bool:
-        df = 2 * (num - 1) * (1 + moderation)
+    for num in range(2, 1001):
+        df = 2 * (num - 1) * of_each
         critical = -special.stdtrit(df, (1 - CONFIDENCE) / num_claims / 2)
-        return bool(stats.nct.sf(critical, df, gap / spread * math.sqrt(num / 2)) >= power)
-
-    nums = range(2, most + 1)
-    place = bisect_left(nums, True, key=enough)
-    return nums[place] if place < len(nums) else None
+        if stats.nct.sf(critical, df, gap / spread * math.sqrt(num / 2)) >= 0.8:
+            return num
+    return None
 
 
 def coverage_of_first(num_settings: int, num_seeds: int) -> float:

@@ -37,7 +37,7 @@ class Effect:
 
 def reference(sweep: Sweep, axis: str) -> str:
     """The value that others are compared with: the default if it was run, otherwise the first."""
-    values = sweep.values(axis)
+    values = sweep.tried(axis)
     if axis in GROUPS:
         default = default_option(axis)
     else:
@@ -52,7 +52,7 @@ def effects(sweep: Sweep, axis: str, family: Family | None = None) -> list[Effec
     If any of these have several seeds on both sides, only those count. family: by default, the sweep's.
     """
     others = [name for name in sweep.axes if name != axis]
-    cells: dict[str, dict[tuple[str, ...], int]] = {value: {} for value in sweep.values(axis)}
+    cells: dict[str, dict[tuple[str, ...], int]] = {value: {} for value in sweep.tried(axis)}
     for place, group in enumerate(sweep.groups):
         cells[group.value(axis)][tuple(map(group.value, others))] = place
     first = cells[reference(sweep, axis)]
@@ -82,7 +82,7 @@ def mean_effects(sweep: Sweep, found: Shares | None) -> tuple[Family, dict[str, 
     """
     family = sweep.family
     if found and found.noise:
-        claims = sum(len(sweep.values(axis)) - 1 for axis in sweep.axes)
+        claims = sum(len(sweep.tried(axis)) - 1 for axis in sweep.axes)
         family = Family([group.by_seed for group in sweep.groups], claims, family.bounds, found.noise)
     axes = [] if found and found.interact else sweep.axes
     everything = {axis: effects(sweep, axis, family) for axis in axes}
@@ -118,15 +118,15 @@ def shares(sweep: Sweep) -> Shares | None:
 
     Cells with different numbers of runs have equal weight, with the harmonic mean of the numbers (F. Yates, 1934).
     """
-    values = [sweep.values(axis) for axis in sweep.axes]
-    shape = tuple(map(len, values))
+    values = {axis: tried for axis in sweep.axes if len(tried := sweep.tried(axis)) > 1}
+    shape = tuple(map(len, values.values()))
     if len(shape) < 2 or not sweep.groups:
         return None
     if len(sweep.groups) != math.prod(shape):
         return Shares({}, _interaction(sweep), None)
     grid = np.full(shape, np.nan)
     for group, mean in zip(sweep.groups, sweep.family.means, strict=True):
-        grid[tuple(known.index(group.value(axis)) for axis, known in zip(sweep.axes, values, strict=True))] = mean
+        grid[tuple(known.index(group.value(axis)) for axis, known in values.items())] = mean
     if np.isnan(grid).any():
         return None  # two settings in one cell, and none in another
     centered = grid - grid.mean()
@@ -134,7 +134,7 @@ def shares(sweep: Sweep) -> Shares | None:
     mains = [centered.mean(axis=tuple(other for other in axes if other != axis), keepdims=True) for axis in axes]
     between = centered - reduce(np.add, mains)
     num = len(sweep.groups) / float((1 / sweep.family.nums).sum())
-    squares = {axis: num * grid.size * float((main**2).mean()) for axis, main in zip(sweep.axes, mains, strict=True)}
+    squares = {axis: num * grid.size * float((main**2).mean()) for axis, main in zip(values, mains, strict=True)}
     squares["interaction"] = num * float((between**2).sum())
     df = grid.size - 1 - sum(size - 1 for size in shape)
     residual, df_residual = sweep.family.residual
@@ -153,7 +153,7 @@ def shares(sweep: Sweep) -> Shares | None:
 def _interaction(sweep: Sweep) -> float:
     """The p-value of the F-test for no interaction on any cells: their means against a sum of one term per axis."""
     residual, df_residual = sweep.family.residual
-    pairs = [(axis, value) for axis in sweep.axes for value in sweep.values(axis)]
+    pairs = [(axis, value) for axis in sweep.axes for value in sweep.tried(axis)]
     if not residual > TINY**2 * df_residual or len(pairs) - len(sweep.axes) + 1 >= len(sweep.groups):
         return math.nan
     columns = [[group.value(axis) == value for group in sweep.groups] for axis, value in pairs]

@@ -5,7 +5,6 @@ without LaTeX. A figure that cannot be drawn is a warning and never fails a run.
 """
 
 import functools
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -235,7 +234,5 @@ def sheet(path: Path, originals: np.ndarray, augmented: np.ndarray, columns: int
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """pixels: (H, W, C) uint8."""
-    buffer = io.BytesIO()
-    Image.fromarray(as_rgb(pixels)).save(buffer, "png")
     with atomic_path(path) as partial:
-        partial.write_bytes(buffer.getvalue())
+        Image.fromarray(as_rgb(pixels)).save(partial, "png")

@@ -242,9 +242,6 @@ class Setting:
         """The images evaluated after every epoch: "val", or "test" if nothing was held out."""
         return "val" if any(name.startswith("val/") for name in self.runs[0].rows[0]) else "test"
 
-    def over_epochs(self, metric: str) -> np.ndarray:
-        return over_epochs([run.rows for run in self.runs], metric)
-
 
 def over_epochs(runs: Sequence[Sequence[Row]], metric: str) -> np.ndarray:
     """A metric by run and epoch: (runs, epochs); NaN where a run ended earlier or did not measure it."""

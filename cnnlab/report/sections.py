@@ -24,7 +24,8 @@ def document(sweep: Sweep, folder: Path = Path()) -> Document:
     lead: list[Block] = [Text(warning, "strong")] if (warning := protocol(sweep)) else []
     lead.append(Text(answer(sweep), "answer"))
     if sweep.ranking:
-        lead.append(Text(f"Fixed: {', '.join(f'{name} {value}' for name, value in sweep.held.items())}."))
+        shared = [f"{name} {value}" for name, value in sweep.groups[0].settings.items() if name not in sweep.axes]
+        lead.append(Text(f"Fixed: {', '.join(shared)}."))
     sections = list(_results(sweep)) if sweep.ranking else []
     return Document(sweep.question(), lead, [*sections, *_runs(sweep, folder)])
 

@@ -105,10 +105,6 @@ class Sweep:
         self.axes = varied(examples) + self.varied_conditions
         self.short = short_names(self.axes)
 
-    @property
-    def unfinished(self) -> list[Run]:
-        return [run for run in self.runs if not run.done]
-
     @cached_property
     def ranking(self) -> list[Place]:
         """Best mean first."""
@@ -131,7 +127,7 @@ class Sweep:
         """All comparisons of the report: every pair of settings, and every value of an axis with its default."""
         samples = [group.by_seed for group in self.groups]
         several = sum(len(sample) > 1 for sample in samples)
-        effects = sum(len(self.values(axis)) - 1 for axis in self.axes) if len(self.axes) > 1 else 0
+        effects = sum(len(self.tried(axis)) - 1 for axis in self.axes) if len(self.axes) > 1 else 0
         return Family(samples, several * (several - 1) // 2 + effects, bounds_of_difference(self.bounds))
 
     def better(self, weights: Mapping[int, float], family: Family | None = None) -> Difference:
@@ -187,12 +183,6 @@ class Sweep:
             found[axis] = last if len({*last.values(), *self.values(axis)} - {*last}) == len(self.values(axis)) else {}
         return found
 
-    @property
-    def held(self) -> dict[str, str]:
-        """The settings that all runs share."""
-        first = self.groups[0].settings if self.groups else {}
-        return {name: value for name, value in first.items() if name not in self.axes}
-
     def values(self, axis: str) -> list[str]:
         """The values of an axis, numbers by size."""
         return self._values[axis]
@@ -205,14 +195,13 @@ class Sweep:
         groups = self.groups + self.empty
         return {axis: sorted({group.value(axis) for group in groups}, key=by_size) for axis in self.axes}
 
-    def is_numeric(self, axis: str) -> bool:
-        return axis in self._numeric
+    def tried(self, axis: str) -> list[str]:
+        """The values of an axis with which a run has finished."""
+        found = {group.value(axis) for group in self.groups}
+        return [value for value in self.values(axis) if value in found]
 
-    @cached_property
-    def _numeric(self) -> set[str]:
-        return {
-            axis for axis in self.axes if axis not in self.varied_conditions and all(map(_is_number, self.values(axis)))
-        }
+    def is_numeric(self, axis: str) -> bool:
+        return axis not in self.varied_conditions and all(map(_is_number, self.values(axis)))
 
     def alike(self, axis: str) -> list[Setting]:
         """The best setting and those that differ from it only in this axis, by the axis's value."""

@@ -149,7 +149,7 @@ def per_class_table(sweep: Sweep) -> list[list[str]]:
     rows = []
     for true, counts in enumerate(sweep.confusion().tolist()):
         num = sum(counts)
-        count, other = max((count, other) for other, count in enumerate(counts) if other != true)
+        count, other = max(((count, other) for other, count in enumerate(counts) if other != true), default=(0, true))
         mistake = f"{classes[other]} ({count / num:.1%})" if count else "-"
         rows.append((counts[true] / num if num else math.inf, classes[true], mistake))  # without images: last
     return [
@@ -190,7 +190,7 @@ def provenance(sweep: Sweep) -> list[list[str]]:
 def left_out(sweep: Sweep) -> list[str]:
     """The runs that are not in the averages, and why."""
     lines = []
-    for run in sweep.unfinished:
+    for run in (run for run in sweep.runs if not run.done):
         status = {"running": "not finished (running, or killed)"}.get(run.status, run.status)
         error = run.summary.get("error", {})
         reason = f": {error.get('type', 'error')}: {error.get('message', '')}" if error else ""

@@ -56,9 +56,10 @@ def importances(sweep: Sweep) -> dict[str, float] | None:
     except ImportError:
         return None
     space: dict[str, BaseDistribution] = {}
+    numeric = set(filter(sweep.is_numeric, sweep.axes))
     for axis in sweep.axes:
         values = sweep.values(axis)
-        if sweep.is_numeric(axis):
+        if axis in numeric:
             numbers = [float(value) for value in values]
             log = spans_decades(numbers)
             space[axis] = optuna.distributions.FloatDistribution(min(numbers), max(numbers), log=log)
@@ -72,7 +73,7 @@ def importances(sweep: Sweep) -> dict[str, float] | None:
         optuna.logging.set_verbosity(verbosity)
         for group in sweep.groups:
             texts = {axis: group.value(axis) for axis in sweep.axes}
-            params = {axis: float(text) if sweep.is_numeric(axis) else text for axis, text in texts.items()}
+            params = {axis: float(text) if axis in numeric else text for axis, text in texts.items()}
             study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=group.runs[0].score))
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         found = optuna.importance.get_param_importances(study, evaluator=evaluator)

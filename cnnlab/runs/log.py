@@ -61,7 +61,6 @@ class LogFile(logging.FileHandler):
 def logged(folder: Path) -> Iterator[None]:
     """Within the block, messages of the logger `cnnlab` go to the terminal and to train.log in a folder."""
     console = Console()
-    console.setFormatter(logging.Formatter("%(message)s"))
     file = LogFile(folder / "train.log", delay=True, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.setLevel(logging.INFO)

@@ -1,6 +1,8 @@
 """A network layer by layer: sizes, weights, multiply-adds, receptive fields (lab report, questions 1 and 7 to 12)."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -40,7 +42,8 @@ def layers(network: nn.Module, shape: Shape) -> list[Layer]:
     counted: set[nn.Parameter] = set()  # a layer may be used twice
     fields = Fields()
 
-    def visit(name: str, layer: nn.Module, source: Tensor, output: Tensor) -> None:
+    def visit(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        source = inputs[0]
         new = set(layer.parameters()) - counted
         counted.update(new)
         multiply_adds = 0
@@ -57,16 +60,10 @@ def layers(network: nn.Module, shape: Shape) -> list[Layer]:
         weights = sum(values.numel() for values in new)
         found.append(Layer(name, type(layer).__name__, size, weights, multiply_adds, side, stride, dense))
 
-    hooks = [network.register_forward_pre_hook(lambda _, inputs: fields.set(inputs[0], Field()))]
-    hooks += [
-        layer.register_forward_hook(lambda layer, inputs, output, name=name: visit(name, layer, inputs[0], output))
-        for name, layer in network.named_modules()
-        if not list(layer.children())
-    ]
-    try:
-        with fields:
-            on_black(network, shape)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, fields:
+        hooks.enter_context(network.register_forward_pre_hook(lambda _, inputs: fields.set(inputs[0], Field())))
+        for name, layer in network.named_modules():
+            if not list(layer.children()):
+                hooks.enter_context(layer.register_forward_hook(partial(visit, name)))
+        on_black(network, shape)
     return found

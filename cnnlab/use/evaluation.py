@@ -43,11 +43,6 @@ class Evaluation:
     confidence: np.ndarray | None = None
     correct: np.ndarray | None = None
 
-    @property
-    def accuracy(self) -> float:
-        assert self.correct is not None
-        return float(self.correct.mean())
-
     def reliability(self) -> list[tuple[float, float, int]]:
         """Mean confidence, accuracy and number of images of every non-empty bin of confidence."""
         assert self.confidence is not None

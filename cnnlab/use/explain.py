@@ -1,6 +1,8 @@
 """Figures of what a trained run has learned: feature maps, occlusion sensitivity, confused classes."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import matplotlib.figure
@@ -19,19 +21,15 @@ def feature_maps(model: Trained, pixels: Tensor) -> list[tuple[str, np.ndarray]]
     pixels: (1, C, H, W) uint8.
     """
     found: list[tuple[str, np.ndarray]] = []
-    hooks = [
-        layer.register_forward_hook(
-            lambda layer, inputs, output, name=name: found.append((name, output[0].float().cpu().numpy()))
-        )
-        for name, layer in model.network.named_modules()
-        if isinstance(layer, nn.Conv2d)
-    ]
-    try:
-        with model.precision():
-            model.network(model.norm(model.cropped(pixels.to(model.device))))
-    finally:
-        for hook in hooks:
-            hook.remove()
+
+    def keep(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found.append((name, output[0].float().cpu().numpy()))
+
+    with ExitStack() as hooks, model.precision():
+        for name, layer in model.network.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                hooks.enter_context(layer.register_forward_hook(partial(keep, name)))
+        model.network(model.norm(model.cropped(pixels.to(model.device))))
     return [(name, maps) for name, maps in found if maps.ndim == 3]
 
 
@@ -112,8 +110,9 @@ def draw_confused(
     columns: int = 8,
 ) -> None:
     """A row of examples for every pair of classes that is often confused. pixels: returns images by index."""
-    num, names = len(classes), drawable(classes)
-    pairs = confused_pairs(np.bincount(labels * num + predicted, minlength=num**2).reshape(num, num))
+    names, counts = drawable(classes), np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(counts, (labels, predicted), 1)
+    pairs = confused_pairs(counts)
     figure = matplotlib.figure.Figure(figsize=(1.2 * columns + 2.4, 1.25 * max(len(pairs), 1)), layout="constrained")
     axes = figure.subplots(max(len(pairs), 1), columns + 1, squeeze=False, width_ratios=[2.4, *[1.2] * columns])
     for row, (true, wrong, count) in zip(axes, pairs, strict=False):

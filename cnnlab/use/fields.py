@@ -12,9 +12,6 @@ from torch.utils._pytree import tree_leaves
 aten = torch.ops.aten
 # besides pointwise operations, those whose outputs depend on the inputs at the same place
 SAME = {aten.detach, aten._to_copy, aten.cat, aten.native_batch_norm, aten.hardswish, aten._prelu_kernel}
-FLATTENED = {aten.view, aten._unsafe_view}
-REDUCED = {aten.mean, aten.amax}
-PRODUCTS = {aten.mm, aten.addmm}
 
 
 @dataclass(frozen=True)
@@ -79,11 +76,11 @@ def _after(func: Any, args: Any, inputs: list[Tensor], fields: list[Field], outp
     if len(inputs) > 1 or source is not args[kind is aten.addmm]:
         return None
     places = source.shape[2:]
-    if kind in PRODUCTS:
+    if kind in (aten.mm, aten.addmm):
         return field if source.shape[:-1] == (1,) else None
-    if kind in FLATTENED:
+    if kind in (aten.view, aten._unsafe_view):
         return field.whole(places) if output.shape[:-1] == source.shape[:1] else None
-    if kind in REDUCED:
+    if kind in (aten.mean, aten.amax):
         return field.whole(places) if args[1:] and {axis % source.ndim for axis in args[1]} == {2, 3} else None
     if kind is aten.as_strided_:
         return field if set(places) == {1} else None

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -173,13 +173,11 @@ class Trained(nn.Module):
             features_last = cast(Tensor, layer.weight).ndim == 2  # (B, ..., D); otherwise (B, D, ...)
             inputs.append(values[0].movedim(-1, 1) if features_last else values[0])
 
-        hooks = [
-            layer.register_forward_pre_hook(append)
-            for layer in self.network.modules()
-            if isinstance(getattr(layer, "weight", None), Tensor) and cast(Tensor, layer.weight).ndim > 1
-        ]
         found = []
-        try:
+        with ExitStack() as hooks:
+            for layer in self.network.modules():
+                if isinstance(getattr(layer, "weight", None), Tensor) and cast(Tensor, layer.weight).ndim > 1:
+                    hooks.enter_context(layer.register_forward_pre_hook(append))
             for chunk in self.chunks(images):
                 with self.precision():
                     self.network(self.norm(self.cropped(chunk)))
@@ -187,9 +185,6 @@ class Trained(nn.Module):
                     raise UserError(f"{type(self.network).__name__} has no last layer whose inputs could be features.")
                 found.append(inputs[-1].flatten(2).mean(2) if inputs[-1].ndim > 2 else inputs[-1])
                 inputs.clear()
-        finally:
-            for hook in hooks:
-                hook.remove()
         return torch.cat([values.float().cpu() for values in found])
 
 
