@@ -317,6 +317,7 @@ def test_the_notebook_is_executed(tmp_path, monkeypatch):
     assert "[300, 32]" in text
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="torch has LLVM's OpenMP there, which has no such variable")
 @pytest.mark.parametrize(
     ("given", "spins"),
     [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
@@ -328,6 +329,4 @@ def test_threads_wait_for_a_short_time_unless_the_environment_says_otherwise(giv
     command = [sys.executable, "-c", "import cnnlab, torch"]
     environment = own | given | {"OMP_DISPLAY_ENV": "VERBOSE"}
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr
-    if "GOMP_" not in shown:
-        pytest.skip("torch has another OpenMP here, whose threads are not told how long to wait")
     assert f"GOMP_SPINCOUNT = '{spins}'" in shown

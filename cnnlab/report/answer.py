@@ -82,9 +82,9 @@ def _compared(sweep: Sweep, others: list[Place]) -> list[str]:
 
 def _effects(sweep: Sweep) -> list[str]:
     """Which values of an axis differ from their default on average over the other axes; empty for a single axis."""
-    found = shares(sweep)
     if len(sweep.axes) < 2:
         return []
+    found = shares(sweep)
     if found and found.interact:
         return [f"The effect of an axis depends on the others (F-test for an interaction, p = {found.p_value:.2g})."]
     tested = [
