@@ -117,6 +117,14 @@ WRONG = {
     "image as label": (lambda: write(Path("root")), {"label": "image"}, "a label is a whole number or text"),
     "label as image": (lambda: write(Path("root")), {"image": "label"}, "row 0 of the split has no encoded image"),
     "paths only": (lambda: write(Path("root"), embedded=False), {}, "row 0 of the split has no encoded image"),
+    "numbers here and text there": (
+        lambda: [
+            write(Path("root")),
+            parquet.write_table(table("test", labels=["a"] * 6), "root/data/test-00000-of-00002.parquet"),
+        ],
+        {},
+        "has numbers in some files and text in others",
+    ),
     "no parquet": (
         lambda: Path("root/train.parquet").write_bytes(b"hello"),
         {"test": "train"},

@@ -130,6 +130,11 @@ class HuggingFace(EncodedImages):
                         f"{path}: the column {self.label} has {wrong[0]!r:.60}, and a label is a whole number or text. "
                         f"Use data.label= and the name of another column."
                     )
+        if len({type(value) for values in found.values() for value in values}) > 1:
+            raise UserError(
+                f"data.root={self.root}: the column {self.label} has numbers in some files and text in others. Save all "
+                f"with the same type, or use data.label= and the name of another column."
+            )
         return found
 
     @functools.cached_property
