@@ -23,7 +23,7 @@ from cnnlab.launch.sweep import WAYS
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.provenance import code_digest
 from study import calibration, results
-from study.variants import BASELINE, CANDIDATES, SEARCH, Variant, candidate, settings, variants
+from study.variants import BASELINE, CANDIDATES, Variant, candidate, settings, variants
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "docs" / "study"
@@ -68,7 +68,7 @@ def plan(chosen: Sequence[Variant], words: Sequence[str], seeds: int) -> list[Pl
     for variant in sorted(chosen, key=lambda variant: variant.key not in FIRST):
         config = configuration([*words, *variant.words])
         check(config)
-        for seed in range(seeds if variant.over_seeds else 1):
+        for seed in range(seeds):
             own = deepcopy(config)
             own.seed = seed
             with open_dict(own.hydra.overrides):
@@ -162,8 +162,7 @@ def study(options: argparse.Namespace) -> int:
         raise UserError(f"--only {unknown[0]}: there is no such setting. Use some of {','.join(known)}.")
     if options.seeds < 1:
         raise UserError(f"--seeds {options.seeds} is not allowed. Use a number from 1.")
-    everything = [key for key in known if not (options.quick and key.startswith(SEARCH))]
-    planned = plan([known[key] for key in options.only or everything], words, options.seeds)
+    planned = plan([known[key] for key in options.only or known], words, options.seeds)
     folder = options.out or (Path(planned[0].config.output_dir, "study-quick", "page") if options.quick else KEPT)
     held = collect(planned, folder) if not options.plan else results.read(folder)
     if not options.page:
@@ -203,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m study", description="The lab report's figures, redone; claims checked.")
     parser.add_argument("words", nargs="*", help="for train.py: data=image_folder data.root=FOLDER, launcher=local")
     parser.add_argument("--quick", action="store_true", help="few images and epochs: to see that it works")
-    parser.add_argument("--seeds", type=int, help="of every setting but the search's; 3, with --quick 2")
+    parser.add_argument("--seeds", type=int, help="of every setting; 3, with --quick 2")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="fig03,fig04,...: only these")
     parser.add_argument("--plan", action="store_true", help="print how many runs there are, and train nothing")
     parser.add_argument("--page", action="store_true", help="collect results and write the page, and train nothing")

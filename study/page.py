@@ -5,7 +5,6 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 
 from cnnlab.config.options import CONF
 from cnnlab.report.page import markdown_table
@@ -16,7 +15,7 @@ from study.claims import AS_STATED, Claim, Judgment, judge
 from study.figures import draw, draw_settings
 from study.results import Results, Run, by_variant, refuse_mixed
 from study.terms import NOT_MEASURED, NOTES, QUICK, READING, TERMS
-from study.variants import BASELINE, BEST, CALIBRATED, CURVES, ONE_EPOCH, SEARCH, candidate, variants
+from study.variants import BASELINE, CALIBRATED, CURVES, ONE_EPOCH, candidate, variants
 from study.verdicts import FAILS, HOLDS, NOT_COMPARABLE, UNKNOWN, after, in_words
 
 OUTCOME = "\n#\n# Test accuracy"  # what an experiment's file says about its outcome begins so
@@ -37,7 +36,7 @@ def write(folder: Path, runs: Iterable[Run], quick: bool) -> Path:
     judgments = judge(results)
     shown = figures_of(results)
     for figure, curves in shown.items():
-        alone = figure in ("fig01", "fig02", BASELINE, BEST)
+        alone = figure in ("fig01", "fig02", BASELINE)
         beside = {"figure 3, test": BASELINE, f"figure 3 with {CALIBRATED}, test": candidate(CALIBRATED)}
         draw(
             folder / f"{figure}.png",
@@ -57,7 +56,6 @@ def write(folder: Path, runs: Iterable[Run], quick: bool) -> Path:
         *claims_table("Further questions", "question", asked),
         TERMS,
         *settings_table(results),
-        *search_table(results),
     ]
     text += ["## The figures", "", "Lines are means over seeds; bands reach from the lowest to the highest seed.", ""]
     for figure, curves in shown.items():
@@ -77,8 +75,7 @@ def write_heads(runs: Iterable[Run]) -> None:
 
 def figures_of(results: Results) -> dict[str, dict[str, list[Run]]]:
     """Figure -> label -> runs over seeds, of what has been run."""
-    figures = {**CURVES, BEST: {"": BEST}}
-    return {figure: curves for figure, keys in figures.items() if (curves := curves_of(results, keys))}
+    return {figure: curves for figure, keys in CURVES.items() if (curves := curves_of(results, keys))}
 
 
 def curves_of(results: Results, keys: Mapping[str, str]) -> dict[str, list[Run]]:
@@ -93,8 +90,6 @@ def num_seeds(curves: Mapping[str, Sequence[Run]]) -> str:
 
 def heading(figure: str) -> str:
     """Figure 3: what the experiment's file says that it is."""
-    if figure == BEST:
-        return "The best recipe found"
     first = (CONF / "experiment" / f"{figure}.yaml").read_text(encoding="utf-8").splitlines()[1]
     what = re.sub(r".*figure \d+: ", "", first).split(". ")[0].rstrip(".")
     return f"Figure {int(figure[3:])}: {what}"
@@ -103,16 +98,14 @@ def heading(figure: str) -> str:
 def head(results: Results, quick: bool) -> list[str]:
     """What was run, on what, and how to run it again."""
     runs = [run for seeds in results.values() for run in seeds.values()]
-    redone = [run for run in runs if not run.facts["variant"].startswith((SEARCH, BEST))] or runs
 
     def said(name: str) -> str:
-        return ", ".join(sorted({run.facts[name] for run in redone}))
+        return ", ".join(sorted({run.facts[name] for run in runs}))
 
     data = next((word[5:] for word in runs[0].facts["settings"].split() if word.startswith("data=")), "cifar10")
     images = COPIES.get(runs[0].facts["fingerprint"], IMAGES.get(data, data))
     words = {"cifar10": "", "image_folder": " data=image_folder data.root=FOLDER"}.get(data, f" data={data}")
-    wanted = [variant.key for variant in variants() if not (quick and variant.key.startswith(SEARCH))]
-    missing = [key for key in wanted if key not in results]
+    missing = [variant.key for variant in variants() if variant.key not in results]
     hours = sum(run.number("train_seconds") or 0 for run in runs) / 3600
     diverged = [f"{run.facts['variant']} (seed {run.facts['seed']})" for run in runs if run.failed]
     text = [
@@ -123,7 +116,7 @@ def head(results: Results, quick: bool) -> list[str]:
             f"{len(runs)} runs. Images: {images} (fingerprint {said('fingerprint')}); {said('num_train')} for "
             f"training, {said('num_test')} for testing. Device: {said('device')}; precision: {said('precision')}; "
             f"torch {said('torch')}; code {said('code')}; commit {said('commit')} (+: with uncommitted changes). "
-            f"Epochs: {', '.join(sorted({str(len(run.rows)) for run in redone}, key=int))}. Training took {hours:.1f} "
+            f"Epochs: {', '.join(sorted({str(len(run.rows)) for run in runs}, key=int))}. Training took {hours:.1f} "
             "hours in total, wall-clock time; the machine may have been shared."
         ),
         "",
@@ -199,8 +192,7 @@ def p_value(p: float | None) -> str:
 def settings_table(results: Results) -> list[str]:
     text = wrapped(
         "Test accuracies in points, mean ± half of the 95% interval; a dot in the figure is a seed. Gap: training "
-        "minus test accuracy at the last epoch. The best epoch is chosen by the test images; that of `best` by "
-        "held-out ones. Seconds are those of the fastest epoch of all seeds, as the machine may have been shared."
+        "minus test accuracy at the last epoch. The best epoch is chosen by the test images. Seconds are those of the fastest epoch of all seeds, as the machine may have been shared."
     )
     rows = [["", "changed", "last epoch", "best epoch", "at epoch", "gap", "fastest epoch, s", "n"]]
     for variant in in_order(results):
@@ -225,48 +217,15 @@ def settings_table(results: Results) -> list[str]:
 
 
 def in_order(results: Results) -> list[str]:
-    """The settings that were run, except the search, in the order of the figures."""
+    """The settings that were run, in the order of the figures."""
     order = dict.fromkeys([*(key for curves in CURVES.values() for key in curves.values()), *results])
-    return [key for key in order if key in results and not key.startswith(SEARCH)]
+    return [key for key in order if key in results]
 
 
 def changed(seeds: Mapping[int, Run]) -> str:
     """What a setting changes against the defaults, without what all have."""
     settings = next(iter(seeds.values())).facts["settings"]
     return re.sub(r"data\S* |val_fraction=0\.0\b", "", settings).strip()
-
-
-def search_table(results: Results) -> list[str]:
-    """How the best recipe was found."""
-    found = {key: list(runs.values()) for key, runs in results.items() if key.startswith(SEARCH)}
-    if not found:
-        return []
-    rows = [["change", "held-out images", "training images, during training", "s/epoch", "n"]]
-    for key in sorted(found, key=lambda key: fmean(map(held_out, found[key])), reverse=True):
-        runs = [run for run in found[key] if not run.failed]
-        rows.append(
-            [
-                key.removeprefix(SEARCH).strip() or "(none)",
-                spread(map(held_out, runs), 2) or "diverged",
-                spread((measures.accuracy(run, "train")[-1] for run in runs), 2),
-                spread((run.number("epoch_seconds") for run in runs), 1),
-                str(len(found[key])),
-            ]
-        )
-    text = wrapped(
-        "What each change of `experiment=search` does to the accuracy on held-out training images at the last epoch, "
-        "in points. The best recipe is chosen by these numbers; test images have no part in it. With 10,000 held-out "
-        "images the standard error of an accuracy of 85 points is 0.36 points, and there is one seed: small "
-        "differences mean little. `experiment=best` combines test_flips, dropout=0 and label_smoothing=0.1, holds out "
-        "2% instead of 20%, and trains for 100 epochs instead of 30; this combination was not tried before the test "
-        "images were evaluated."
-    )
-    return ["## The search for the best recipe", "", text, "", *markdown_table(rows).splitlines(), ""]
-
-
-def held_out(run: Run) -> float:
-    """Accuracy on held-out training images at the last epoch, in points; 0 for a training that failed."""
-    return 0.0 if run.failed else measures.accuracy(run, "val")[-1]
 
 
 def spread(values: Iterable[float | None], digits: int) -> str:
@@ -301,9 +260,7 @@ def outcome(figure: str, curves: Mapping[str, Sequence[Run]]) -> str:
         runs = [run for run in everyone if not run.failed]
         gaps = spread(map(measures.gap, runs), 1)
         end = spread(map(measures.final, runs), 2) or "diverged"
-        ends.append(f"{label}{': ' * bool(label)}{end}{f' (gap {gaps})' * bool(gaps)}")
-        if figure == BEST:
-            ends.append(f"at the epoch that is best by held-out images: {spread(map(measures.at_best, runs), 2)}")
+        ends.append(f"{label}: {end}{f' (gap {gaps})' * bool(gaps)}")
     everyone = [run for runs in curves.values() for run in runs]
     minutes = [seconds / 60 for run in everyone if (seconds := run.number("train_seconds"))]
     took = " to ".join(dict.fromkeys(f"{found:.2g}" for found in (min(minutes), max(minutes)))) if minutes else ""

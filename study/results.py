@@ -14,7 +14,6 @@ from cnnlab.config.options import UserError
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.files import atomic_path
 from cnnlab.runs.readers import Row
-from study.variants import SEARCH
 
 FACTS = (  # columns of runs.csv
     "variant",
@@ -92,7 +91,7 @@ def identity(path: Path) -> str:
 
 
 def collected(variant: str, settings: str, path: Path, reevaluated: tuple[float, float] | None) -> Run:
-    """What is kept of a run directory whose run has a result; of the search, nothing of the test images.
+    """What is kept of a run directory whose run has a result.
 
     reevaluated: loss and accuracy on the training images with the last weights, where measured.
     """
@@ -119,8 +118,6 @@ def collected(variant: str, settings: str, path: Path, reevaluated: tuple[float,
         "epoch_seconds": median(row["epoch_seconds"] for row in rows) if rows else "",
         "started": summary["started"],
     }
-    if variant.startswith(SEARCH):
-        facts |= {"best_test_acc": "", "last_test_acc": ""}
     if reevaluated:
         facts |= dict(zip(("reevaluated_train_loss", "reevaluated_train_acc"), reevaluated, strict=True))
     return Run({name: _text(facts.get(name, "")) for name in FACTS}, rows)

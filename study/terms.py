@@ -1,7 +1,7 @@
 """What the study's page says in words: how to read it, what its terms mean, notes on the figures."""
 
 from study.measures import CHANCE, CRAWL, FLAT, GAP, RISING, TARGET, WINDOW
-from study.variants import ADAM_RATES, BEST, CALIBRATED, LARGE
+from study.variants import ADAM_RATES, CALIBRATED, LARGE
 from study.verdicts import SAME
 from study.ways import MUCH, MUCH_LATER, NEAR
 
@@ -33,8 +33,6 @@ NOTES = {
     "says that the rate starts relatively high, and also that all comparisons start at 0.01; so 0.02 is run, too.",
     "fig10": f"Adam is also run with rates of {' and '.join(ADAM_RATES)}.",
     "fig13": "Adam, CutMix and whitening are left out, as each would replace another of the improvements.",
-    BEST: "The training loss is that of smoothed labels, crops and flips; the held-out loss is not. With so few "
-    "held-out images, which of the last epochs is best is largely chance.",
 }
 NOT_MEASURED = """\
 Not measured: what the report gives as the cause of the unsteady curves of figures 7 (small images) and 12 (statistics

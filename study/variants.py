@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from cnnlab.config.identity import differences
-from cnnlab.config.options import CONF
 
 BASELINE = "fig03"
 CANDIDATES = ("optim.momentum=0.5", "optim.momentum=0.9", "optim.lr=0.02", "batch_size=64")  # single changes of it
@@ -19,19 +18,6 @@ LONGER = "longer"  # the baseline for three times as many epochs
 ZCA, BY_CHANNEL = "zca", "pca-by-channel"  # what else may be meant by PCA whitening
 HIGHER = "fig09-higher"  # a falling rate that starts twice as high, and is 0.0075 in the last epoch
 ONE_EPOCH = "one-epoch"
-SEARCH = "search"  # for the best recipe: where it began, and single changes of that
-BEST = "best"
-CHANGES = {
-    "lr=0.2": "optim.lr=0.2",
-    "batch_size=64": "batch_size=64",
-    "weight_decay=0.001": "optim.weight_decay=0.001",
-    "dropout=0": "model.dropout=0.0",
-    "label_smoothing=0.1": "loss.label_smoothing=0.1",
-    "cutout": "aug=[pad_crop_flip,cutout]",
-    "cutmix": "aug=[pad_crop_flip,cutmix]",
-    "zca": "norm=zca",
-    "test_flips": "test_flips=true",
-}
 # What is compared with the baseline, as the report states it.
 STATED: Mapping[str, tuple[str, ...]] = {
     **{f"fig{number:02}": (f"experiment=fig{number:02}",) for number in range(3, 14)},
@@ -53,11 +39,6 @@ class Variant:
 
     key: str
     words: tuple[str, ...]
-
-    @property
-    def over_seeds(self) -> bool:
-        """Whether it is run with all seeds, as everything is that a verdict hangs on; the search has none."""
-        return not self.key.startswith(SEARCH)
 
 
 def candidate(change: str) -> str:
@@ -92,7 +73,7 @@ CURVES: Mapping[str, Mapping[str, str]] = {
 
 
 def variants() -> list[Variant]:
-    """All of them, in the order in which they are run. `best` is left out while there is no such experiment."""
+    """All of them, in the order in which they are run."""
     found = {
         **STATED,
         **{candidate(change): ("experiment=fig03", change) for change in CANDIDATES},
@@ -102,9 +83,6 @@ def variants() -> list[Variant]:
         **{f"batch={size}": ("experiment=fig02", f"batch_size={size}") for size in SIZES if size not in OF_SIZE},
         LONGER: (f"experiment={BASELINE}", "trainer.max_epochs=60"),
         ONE_EPOCH: ("experiment=fig01", "optim.lr=0.01", "trainer.max_epochs=1"),
-        SEARCH: ("experiment=search",),
-        **{f"{SEARCH} {change}": ("experiment=search", word) for change, word in CHANGES.items()},
-        **({BEST: (f"experiment={BEST}",)} if (CONF / "experiment" / f"{BEST}.yaml").exists() else {}),
     }
     return [Variant(key, words) for key, words in found.items()]
 
