@@ -192,7 +192,8 @@ def p_value(p: float | None) -> str:
 def settings_table(results: Results) -> list[str]:
     text = wrapped(
         "Test accuracies in points, mean ± half of the 95% interval; a dot in the figure is a seed. Gap: training "
-        "minus test accuracy at the last epoch. The best epoch is chosen by the test images. Seconds are those of the fastest epoch of all seeds, as the machine may have been shared."
+        "minus test accuracy at the last epoch. The best epoch is chosen by the test images. Seconds are those of the "
+        "fastest epoch of all seeds, as the machine may have been shared."
     )
     rows = [["", "changed", "last epoch", "best epoch", "at epoch", "gap", "fastest epoch, s", "n"]]
     for variant in in_order(results):

@@ -132,8 +132,8 @@ class HuggingFace(EncodedImages):
                     )
         if len({type(value) for values in found.values() for value in values}) > 1:
             raise UserError(
-                f"data.root={self.root}: the column {self.label} has numbers in some files and text in others. Save all "
-                f"with the same type, or use data.label= and the name of another column."
+                f"data.root={self.root}: the column {self.label} has numbers in some files and text in others. Save "
+                f"all with the same type, or use data.label= and the name of another column."
             )
         return found
 
