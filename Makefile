@@ -55,7 +55,7 @@ lock: ## requirements.lock from pyproject.toml
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cnnlab needs Python 3.11 or newer: make PYTHON=...")'
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	test -x .venv/bin/pip || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv --require-hashes --requirement requirements.lock
 	.venv/bin/uv pip install --quiet --python .venv --no-deps --editable .
