@@ -3,7 +3,7 @@ PYTHON ?= python3
 demo: .venv/ready ## twelve short runs on generated images: which optimizer and augmentation is better, and how certain is it?
 	.venv/bin/python train.py -m data=shapes data.num_train=1000 data.num_test=500 data.noise=0 data.clutter=0 \
 		name=demo norm=standard 'model.channels=[8,16,32]' model.hidden=64 model.batch_norm=true batch_size=25 \
-		optim=sgd_momentum,adam optim.lr=0.01 aug=crop_flip,cutmix 'seed=range(3)' trainer.max_epochs=4 \
+		optim=sgd_momentum,adam optim.lr=0.003 aug=crop_flip,cutmix 'seed=range(3)' trainer.max_epochs=6 \
 		launcher=local launcher.jobs_per_device=2
 
 test: lint ## lint, format, types, tests
