@@ -10,6 +10,7 @@ from typing import Any
 from cnnlab import __version__
 from cnnlab.config.errors import refuse, refusing
 from cnnlab.config.options import UserError, folders, use_folders
+from cnnlab.config.overrides import flags_last
 from cnnlab.console import outlive_terminal
 from cnnlab.project.new import new
 from cnnlab.project.rename import rename
@@ -100,13 +101,18 @@ def main() -> None:
         return
     outlive_terminal()
     os.environ["MPLBACKEND"] = "agg"  # a notebook's backend cannot be imported here
-    arguments = parser().parse_args()
+    words = sys.argv[1:]
+    if words[:1] and words[0] in ("fetch", "anatomy", "show", "evaluate"):
+        words = [words[0], *flags_last(words[1:])]  # argparse takes overrides only if they are together
+    arguments = parser().parse_args(words)
     try:
         with refusing():
             if arguments.config_dir:
                 use_folders(arguments.config_dir)
             folders()
             arguments.function(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except CheckpointError as error:
         sys.exit(refuse(UserError(f"{error}. Train the run again with rerun=true.")))
     except OSError as error:

@@ -51,16 +51,28 @@ class CrossEntropy(SmoothedLoss):
         if not self.training or self.class_weights is None:
             return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
         total = F.cross_entropy(logits, labels, self.class_weights, reduction="sum", label_smoothing=self.smoothing)
-        return total / mean_over_processes((soft_labels(labels, logits.shape[1]) * self.class_weights).sum())
+        return total / mean_over_processes((soft_labels(labels, logits.shape[1]) * self.class_weights).sum()).clamp(
+            SMALLEST
+        )
 
 
 class BinaryCrossEntropy(SmoothedLoss):
-    """Binary cross-entropy of each class's sigmoid, averaged over classes."""
+    """Binary cross-entropy of each class's sigmoid, averaged over classes.
+
+    Args:
+        label_smoothing: see SmoothedLoss; of several labels, each is spread over yes and no.
+        task: what the targets are.
+    """
 
     tasks = ("multiclass", "multilabel")
 
+    def __init__(self, label_smoothing: float = 0.0, task: str = "multiclass"):
+        super().__init__(label_smoothing)
+        self.multilabel = task == "multilabel"
+
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(logits, soft_labels(labels, logits.shape[1], self.smoothing))
+        shared = 2 if self.multilabel else logits.shape[1]
+        return F.binary_cross_entropy_with_logits(logits, soft_labels(labels, logits.shape[1], self.smoothing, shared))
 
 
 class Focal(nn.Module):
@@ -92,7 +104,7 @@ class Focal(nn.Module):
 
 
 class Hinge(SmoothedLoss):
-    """The multi-class hinge loss with margin 1 (K. Crammer and Y. Singer, 2001), averaged over mixed labels."""
+    """The multi-class hinge loss with margin 1 (J. Weston and C. Watkins, 1999), averaged over mixed labels."""
 
     tasks = ("multiclass",)
 
@@ -103,10 +115,10 @@ class Hinge(SmoothedLoss):
         return (soft_labels(labels, num_classes, self.smoothing) * hinges).sum(1).mean() / num_classes
 
 
-def soft_labels(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
-    """The share of each class in an image, (B, num_classes) float32; `smoothing` of it is spread over all classes."""
+def soft_labels(labels: Tensor, num_classes: int, smoothing: float = 0.0, shared: int | None = None) -> Tensor:
+    """The share of each class in an image, (B, num_classes) float32; `smoothing` of it is spread over `shared` ones."""
     shares = F.one_hot(labels, num_classes).float() if labels.ndim == 1 else labels
-    return shares * (1 - smoothing) + smoothing / num_classes
+    return shares * (1 - smoothing) + smoothing / (shared or num_classes)
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

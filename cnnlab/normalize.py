@@ -83,7 +83,7 @@ class Scaler(Normalization):
 
     Args:
         per: "channel", or "pixel" for every position of every channel.
-        eps: the smallest scale, for pixels in [0, 1]; it avoids division by zero where images do not vary.
+        eps: the smallest scale, for pixels in [0, 1]. Where it is smaller, as images do not vary there, it is 1.
     """
 
     shift: Tensor  # (C, 1, 1) or (C, H, W), of pixels in [0, 255]
@@ -106,7 +106,7 @@ class Scaler(Normalization):
         shift, scale = self.measure(histograms(pixels, self.per).double())
         shape = (1, 1, channels) if self.per == "channel" else (height, width, channels)
         self.register_buffer("shift", shift.view(shape).permute(2, 0, 1).float())
-        self.register_buffer("scale", scale.clamp(min=255 * self.eps).view(shape).permute(2, 0, 1).float())
+        self.register_buffer("scale", scale.where(scale >= 255 * self.eps, 255).view(shape).permute(2, 0, 1).float())
 
     def forward(self, images: Tensor) -> Tensor:
         num, channels, height, width = images.shape

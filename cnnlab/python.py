@@ -13,6 +13,7 @@ import re
 import shlex
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -24,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cnnlab.config.check import check_single
 from cnnlab.config.errors import explain
 from cnnlab.config.identity import configuration
+from cnnlab.config.objects import forget_sources
 from cnnlab.config.options import UserError as UserError
 from cnnlab.config.options import folders, leaves, use_folders
 from cnnlab.config.overrides import check_overrides
@@ -32,6 +34,7 @@ from cnnlab.launch.job import Job
 from cnnlab.report.runs import Run, read
 from cnnlab.runs.directory import BusyError, RunDirectory
 from cnnlab.runs.named import HERE, find, named
+from cnnlab.runs.readers import BrokenFileError
 from cnnlab.runs.wording import headline
 
 if TYPE_CHECKING:
@@ -79,12 +82,16 @@ class Result:
 def compose(overrides: Words = (), config_dir: Name | None = None) -> DictConfig:
     """The configuration that `python train.py OVERRIDES` would have, checked.
 
-    overrides: one string, as on the command line, or a list of overrides. config_dir: a folder of option files; by
-        default that of the project (see cnnlab.config.options).
+    overrides: one string, as on the command line, or a list of overrides. config_dir: a folder of option files, which
+        this process uses from now on; by default that of the project (see cnnlab.config.options).
 
     Raises: UserError.
     """
-    words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    try:
+        words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    except ValueError as error:
+        raise UserError(f"{overrides} cannot be split into words: {error}.") from error
+    forget_sources()
     try:
         if config_dir is not None:
             use_folders([os.fspath(config_dir)])
@@ -105,7 +112,11 @@ def train(config: DictConfig | Words = ()) -> Result:
     Raises: UserError; RunFailedError; KeyboardInterrupt if a signal has stopped the run after saving (in a notebook,
         "interrupt the kernel"): the same call resumes it.
     """
-    config = compose(overrides_of(config) if isinstance(config, DictConfig) else config)
+    try:
+        words = overrides_of(config) if isinstance(config, DictConfig) else config
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+    config = compose(words)
     if config.plan:
         raise UserError("plan=true shows what would be trained, on the command line. Use plan=false here.")
     job = Job.of(config)
@@ -208,7 +219,8 @@ def _settings(run: Run, names: Sequence[str]) -> dict[str, Any]:
     """The values of a run by name; lists as on the command line, None if the run has no such value."""
     known = run.summary["changes"] | run.summary["choices"]
     if any(name not in known for name in names):
-        known = dict(leaves(RunDirectory(run.path).config())) | known
+        with suppress(FileNotFoundError, BrokenFileError):
+            known = dict(leaves(RunDirectory(run.path).config())) | known
     values = {name: known.get(name) for name in names}
     return {name: as_typed(value) if isinstance(value, list) else value for name, value in values.items()}
 

@@ -123,7 +123,7 @@ class OptunaSweeper(GridSweeper):
                     archive_old(config)
                 if search.would_have_been_pruned(trial, run):
                     search.prune(trial)
-                    print(f"{run.path}: pruned before, in trial {number}.")
+                    print(f"{run.path}: pruned before, in trial {number + 1}.")
                     continue
                 drawn = " ".join(word for word in overrides if word not in search.fixed)
                 say(f"\ntrial {number + 1} of {self.num_trials}, {drawn}")

@@ -133,6 +133,14 @@ WRONG = {
     ),
     "negative label": ({"x": IMAGES, "y": LABELS["train"] - 1}, "from -1 to 1, but classes are counted"),
     "fewer labels": ({"x": IMAGES, "y": LABELS["train"][:5]}, "there are 12 images and 5 targets"),
+    "no test images": (
+        {"x_train": IMAGES, "y_train": LABELS["train"], "x_test": IMAGES[:0], "y_test": LABELS["train"][:0]},
+        "Arrays returns no test images",
+    ),
+    "other kinds of targets": (
+        {"x_train": IMAGES, "y_train": np.eye(12, 3), "x_test": IMAGES, "y_test": np.full((12, 3), 2.0)},
+        "training targets that are all 0 or 1, and test targets that are not",
+    ),
     "objects": ({"x": IMAGES, "y": np.array([{}] * 12)}, "holds objects, whose pickles can run code"),
 }
 
@@ -160,6 +168,23 @@ def test_a_pickle_in_an_array_is_not_executed(tmp_path):
     with pytest.raises(UserError, match="holds objects"):
         source(train=["images.npy", "labels.npy"], test=["images.npy", "labels.npy"]).check()
     assert not Path("executed").exists()
+
+
+def test_training_images_are_never_taken_for_test_images():
+    np.savez("a.npz", images=IMAGES, labels=LABELS["train"])
+    with pytest.raises(
+        UserError, match=r"needs images and labels called test_images and test_labels.*data.test to another"
+    ):
+        source(train="a.npz", test=None).check()
+
+
+@pytest.mark.parametrize("classes", ["abc", 5])
+def test_classes_are_a_list_of_names(classes):
+    with pytest.raises(ValueError, match="is not a list of names"):
+        source(train="a.npz", test="a.npz", classes=classes)
+    np.savez("a.npz", x=IMAGES, y=LABELS["train"])
+    with pytest.raises(UserError, match="a name occurs twice among the classes a, a, b"):
+        loaded(source(train="a.npz", test="a.npz", classes=["a", "a", "b"]))
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,7 @@ SHIPPED = {
     "callbacks": "early_stopping ema none",
     "data": "arrays cifar10 cifar100 fashion_mnist huggingface image_folder mnist shapes stl10 svhn torchvision",
     "debug": "one_batch overfit profile",
-    "experiment": "best fast resnet18 search speednet",
+    "experiment": "best fast resnet18 speednet",
     "launcher": "local ray slurm",
     "logger": "csv mlflow none tensorboard wandb",
     "loss": "bce cross_entropy focal hinge",
@@ -647,6 +647,16 @@ def test_numbers_in_files_are_read_as_hydra_reads_them(tmp_path, monkeypatch):
 
 def test_a_name_may_be_a_number():
     check_value("name", 2024, "runs", limits()["name"])
+
+
+@pytest.mark.parametrize("limit", ["all(knob <= x for x in [1, 2])", "knob < 2 or run.metrics.f1.average == 'x'"])
+def test_a_limit_may_use_all_of_python(limit):
+    known = {"run": {"metrics": {"f1": {"average": "y"}}}}
+    check_value("group.knob", 1, None, limit, known)
+    with pytest.raises(UserError, match=r"group\.knob=3 is not allowed"):
+        check_value("group.knob", 3, None, limit, known)
+    with pytest.raises(UserError, match=r"has .knob of table 2., which is no condition"):
+        check_value("group.knob", 3, None, "knob of table 2", known)
 
 
 def test_half_an_image_is_refused():

@@ -73,6 +73,12 @@ def test_every_layout_gives_the_images_that_were_put_in(layout):
     assert (data.num_train, data.shape) == (NUM["train"], loaded.shape)
 
 
+def test_the_name_of_a_file_counts_before_those_of_its_folders():
+    write(Path("root/train_test_split"))
+    data = source().load()
+    assert (len(data.train.targets), len(data.test.targets)) == (NUM["train"], NUM["test"])
+
+
 def test_text_as_labels_another_split_and_other_columns():
     write(Path("root"), labels=None)
     for part in NUM:
@@ -95,6 +101,11 @@ def test_where_it_lies_is_no_part_of_a_run_and_what_it_holds_is():
     assert source(Path("moved"), channels=1).identity() != digest
     parquet.write_table(table("test", labels=[1] * 6), "moved/data/test-00000-of-00002.parquet")
     assert source(Path("moved")).identity() != digest
+
+
+def damaged(kind: str) -> None:
+    for part in NUM:
+        Path(f"root/{part}.{kind}").write_bytes(b"hello")
 
 
 WRONG = {
@@ -125,12 +136,14 @@ WRONG = {
         {},
         "has numbers in some files and text in others",
     ),
-    "no parquet": (
-        lambda: Path("root/train.parquet").write_bytes(b"hello"),
-        {"test": "train"},
-        "cannot be read .*Arrow",
+    "no parquet": (lambda: damaged("parquet"), {}, "cannot be read .*Arrow"),
+    "no arrow": (lambda: damaged("arrow"), {}, "cannot be read"),
+    "one split for both": (lambda: write(Path("root")), {"test": "train"}, "would be both training and test images"),
+    "both words in one name": (
+        lambda: parquet.write_table(table("test"), "root/train_test.parquet"),
+        {},
+        "train_test.parquet would be both training and test images",
     ),
-    "no arrow": (lambda: Path("root/train.arrow").write_bytes(b"hello"), {"test": "train"}, "cannot be read"),
 }
 
 

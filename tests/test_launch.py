@@ -223,6 +223,18 @@ def test_a_killed_process_is_a_failed_run_and_the_others_go_on(tmp_path):
     assert set(metrics(tmp_path)) == {"sgd", "adam", "adamw"}
 
 
+def test_a_worker_that_was_killed_between_two_jobs_is_replaced(tmp_path):
+    first, job = local.Worker({"A": "1"}), SimpleNamespace(path=tmp_path, text="")
+    first.process.kill()
+    first.process.wait()
+    second = first.assign(job)
+    try:
+        assert (second.environment, second.process.poll()) == ({"A": "1"}, None)
+    finally:
+        second.process.kill()
+        second.process.wait()
+
+
 LOSES_ITS_GPU = """
 import os, sys
 if sys.argv[0] == "-m" and "cnnlab.launch.job" in sys.orig_argv and not os.path.exists("lost"):

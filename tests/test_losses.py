@@ -56,6 +56,12 @@ def test_binary_cross_entropy_is_torchs_with_one_class_or_several():
         torch.testing.assert_close(BinaryCrossEntropy()(LOGITS, given), expected)
     smoothed = F.binary_cross_entropy_with_logits(LOGITS, 0.8 * one + 0.04)
     torch.testing.assert_close(BinaryCrossEntropy(0.2)(LOGITS, LABELS), smoothed)
+    each = F.binary_cross_entropy_with_logits(LOGITS, 0.8 * several + 0.1)
+    torch.testing.assert_close(BinaryCrossEntropy(0.2, "multilabel")(LOGITS, several), each)
+
+
+def test_a_batch_without_weight_has_the_loss_0():
+    assert CrossEntropy(class_weights=[0, 1, 1, 1, 1])(LOGITS, torch.zeros(len(LOGITS), dtype=torch.int64)) == 0
 
 
 def test_focal_loss_is_torchvisions_with_several_labels_and_its_formula_with_one_class():

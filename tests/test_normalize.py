@@ -1,6 +1,8 @@
 """Statistics come from the training images alone, exactly, and undo themselves."""
 
 import io
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import cast
 
@@ -16,6 +18,7 @@ from cnnlab.augment import CropFlip, CutMix
 from cnnlab.config.options import UserError
 from cnnlab.data.fetched import Fetched, seeded
 from cnnlab.data.images import DataSet, Images
+from cnnlab.data.loaders import warn_of_absent_classes
 from cnnlab.data.pipeline import ImageData
 from cnnlab.normalize import PCA, ZCA, MinMax, Normalization, Robust, Standard, Unchanged, fit_once
 
@@ -125,6 +128,15 @@ def test_what_does_not_vary_is_not_divided_by_zero(norm):
     made.fit(pixels)
     expected = 7 / 255 if norm is Unchanged else 0.0
     torch.testing.assert_close(made(pixels), torch.full((4, 3, 4, 4), expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [Standard, Robust, MinMax])
+def test_what_hardly_varies_is_not_blown_up(norm):
+    """Of mostly black images, the interquartile range is 0."""
+    made, pixels = norm(), torch.zeros(100, 1, 4, 4, dtype=torch.uint8)
+    pixels[:10] = 255
+    made.fit(pixels)
+    assert made(pixels).abs().max() < 4
 
 
 @pytest.mark.parametrize("norm", NORMS[1:])
@@ -257,6 +269,46 @@ def test_a_dataset_without_random_changes_is_fitted_and_evaluated_on(tmp_path):
     assert not found.images["train"].pixels[index].equal(expected.images["train"].pixels[index])
     with pytest.raises(UserError, match="evaluated has 199 images, and dataset 200"):
         Fetched(Noisy(pixels), pixels.shape[1:], evaluated=cast(Dataset, pixels[1:]))
+
+
+FAILS = """
+import numpy as np
+from cnnlab.data.fetched import Fetched
+class Images:
+    def __len__(self):
+        return 100
+    def __getitem__(self, index):
+        if index == 78:
+            ERROR
+        return np.zeros((3, 8, 8), np.uint8)
+for batch in Fetched(Images(), (3, 8, 8)).batches([[(index, 0)] for index in range(100)]):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("raise OSError('no such image')", "OSError: no such image"),
+        (
+            "return np.zeros(3)",
+            "UserError: Item 78 of Images is (3,) torch.float64, but should be (3, 8, 8) torch.uint8.",
+        ),
+    ],
+)
+def test_an_image_that_cannot_be_fetched_ends_the_process(error, said):
+    """Its workers ignore signals."""
+    code = FAILS.replace("ERROR", error)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 1
+    assert ended.stderr.rstrip().endswith(said)
+
+
+def test_a_class_of_which_no_image_is_evaluated_is_named(tmp_path, caplog):
+    pixels, targets = np.zeros((104, 3, 4, 4), np.uint8), np.repeat([0, 1], [100, 4])
+    images = Images(pixels, targets, ("cat", "dog"))
+    warn_of_absent_classes(ImageData(DataSet(images, images, ""), Unchanged(), {}, batch_size=8, cache_dir=tmp_path))
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["No held-out image is of dog"]
 
 
 def test_fetching_leaves_the_generators_of_gpus_alone(monkeypatch):

@@ -285,6 +285,12 @@ def test_only_a_repository_is_renamed(tmp_path):
         renamed(tmp_path, "petlab")
     with pytest.raises(UserError, match="cannot be the name"):
         renamed(tmp_path, "pet-lab")
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / ".gitignore").write_text("*")
+    (tmp_path / "cnnlab").mkdir()
+    (tmp_path / "cnnlab" / "__init__.py").write_text("")  # installed in an environment that a repository ignores
+    with pytest.raises(UserError, match="is not a git repository"):
+        renamed(tmp_path, "petlab")
 
 
 def test_every_name_of_the_contract_is_there():

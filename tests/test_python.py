@@ -86,6 +86,22 @@ def test_runs_that_cannot_be_read_are_named(tmp_path):
         cnnlab.runs(run)
 
 
+def test_a_folder_of_options_that_is_not_there_leaves_no_trace():
+    with pytest.raises(cnnlab.UserError, match="nowhere"):
+        cnnlab.compose("data=shapes", config_dir="nowhere")
+    assert cnnlab.compose("data=shapes").optim.lr == 0.01
+
+
+def test_data_that_have_changed_are_other_data(tmp_path):
+    words = f"data=arrays data.train={tmp_path}/a.npz"
+    digests = []
+    for value in (0, 1):
+        images, labels = np.full((400, 8, 8, 1), value, np.uint8), np.arange(400) % 2
+        np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+        digests.append(identity(cnnlab.compose(f"{words} model=linear")))
+    assert digests[0] != digests[1]
+
+
 def test_a_run_is_that_of_the_command_line(here, capsys):
     first, second = here
     assert first.path.name != second.path.name
@@ -127,6 +143,13 @@ def test_what_was_changed_in_a_configuration_is_typed():
         ("launcher=local", "launcher=local is for sweeps"),
         ("hydra/sweeper=optuna", "A search has many runs"),
         ("plan=true", "plan=true shows"),
+        ("name='a", "cannot be split into words"),
+        ("cache_dir=[a]", "is not the path of a folder"),
+        ("hydra=null", "hydra=null: Hydra's settings cannot be replaced"),
+        ("num_train_images={a:1}", "num_train_images={a:1} is not allowed"),
+        ("weights={a:1}", "weights={a:1} is not allowed"),
+        ("+trainer.max_steps=0", "trainer.max_steps is not supported"),
+        ("+trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0 is not a whole number"),
     ],
 )
 def test_what_cannot_work_is_a_sentence(words, said):

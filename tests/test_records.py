@@ -83,6 +83,15 @@ def test_killed_while_writing_leaves_a_whole_file(tmp_path):
         assert len(set(words)) == 1
 
 
+def test_what_another_process_is_writing_is_left_alone(tmp_path):
+    with atomic_path(tmp_path / "model.onnx") as partial:
+        partial.write_text("half")
+        left = partial.with_name(f".model.onnx.{2**22 + 1}-0a.partial")  # more than there are processes
+        left.write_text("half")
+        with RunDirectory(tmp_path).owned():
+            assert (partial.exists(), left.exists()) == (True, False)
+
+
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
 def test_the_umask_decides_who_may_read_a_file(tmp_path, mask):
     before = os.umask(mask)

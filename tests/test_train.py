@@ -143,7 +143,9 @@ def test_tensorboard_has_curves_layout_choices_and_pictures(finished):
     assert "custom_scalars__config__" in tags["tensors"]
     plugins = board.summary_metadata
     assert plugins["_hparams_/session_start_info"].plugin_data.plugin_name == "hparams"
-    assert (run / "csv" / "metrics.csv").exists()
+    with open(run / "csv" / "metrics.csv", newline="") as file:
+        *_, last = csv.DictReader(file)
+    assert float(last["test/acc"]) == json.loads((run / "summary.json").read_text())["metrics"]["test/acc"]
 
 
 def test_the_same_command_returns_the_finished_run_at_once_and_without_torch(finished, command):

@@ -32,6 +32,7 @@ background: white # [background]
 cache_dir: ${cache_dir} # [changes nothing]
 """,
     "module/teacher": "_target_: own_teacher.MeanTeacher\n",
+    "loss/margin": "_target_: torch.nn.MultiMarginLoss\n",
     "loss/mse": "_target_: torch.nn.MSELoss\n",
     "metrics/mae": "# @package metrics.mae\n_target_: torchmetrics.MeanAbsoluteError\n",
 }
@@ -194,6 +195,34 @@ def test_a_module_that_evaluates_something_else_is_noticed(runs, verb):
     assert verb("evaluate", runs["teacher"], "test_flips=true").stderr.splitlines() == [weights]
     for name in ("stickers", "numbers", "labels"):
         assert verb("evaluate", runs[name]).stderr == ""
+
+
+def test_a_training_that_tested_some_of_the_images_is_not_contradicted(runs, verb):
+    file = runs["stickers"] / "summary.json"
+    summary = json.loads(file.read_text())
+    summary["metrics"]["test/loss"] += 1
+    summary["changes"]["trainer.limit_test_batches"] = 1
+    file.write_text(json.dumps(summary))
+    assert verb("evaluate", runs["stickers"]).stderr == ""
+
+
+def test_overrides_may_follow_options(runs, verb, tmp_path):
+    result = verb("evaluate", runs["stickers"], "--out", tmp_path / "out", "test_flips=true")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["overrides"] == ["test_flips=true"]
+
+
+def test_runs_of_several_labels_are_compared(runs, verb):
+    result = verb("compare", runs["labels"], runs["labels"])
+    assert "Image by image: only for data with one class per image." in result.stdout, result.stderr
+
+
+def test_a_loss_for_whole_labels_does_not_take_mixed_ones(place, monkeypatch):
+    enter(place, monkeypatch)
+    with pytest.raises(
+        cnnlab.UserError, match="aug=cutmix mixes labels, which the loss MultiMarginLoss does not accept"
+    ):
+        cnnlab.train([*SMALL, "data=stickers", "data.root=stickers", "loss=margin", "aug=cutmix", "name=margin"])
 
 
 def test_a_run_that_is_not_finished_is_used_and_said_to_be(runs, verb):

@@ -81,8 +81,10 @@ def check(config: DictConfig) -> None:
             f"{source.num_train}, with val_fraction={job['val_fraction']} held out). Use batch_size={num_train} or "
             f"less."
         )
-    together, limit = (job["trainer"].get(key) or 1 for key in ("accumulate_grad_batches", "limit_train_batches"))
-    if isinstance(together, int) and together > 1:
+    together, limit = (job["trainer"].get(key, 1) for key in ("accumulate_grad_batches", "limit_train_batches"))
+    if not isinstance(together, int) or together < 1:
+        raise UserError(f"trainer.accumulate_grad_batches={as_typed(together)} is not a whole number from 1.")
+    if together > 1:
         if num_train is not None and job["batch_size"] * together > num_train:
             raise UserError(
                 f"trainer.accumulate_grad_batches={together} with batch_size={job['batch_size']} needs "
@@ -134,7 +136,8 @@ def _check_all(
 ) -> None:
     """Check the values of a part of a job. known: further names for limits, in addition to a value's siblings."""
     for path, default in defaults.items():
-        if default is not None and isinstance(value := named_in(checked, path), Mapping):  # optim.lr={a:1}
+        is_limited = default is not None or limits.get(path)
+        if is_limited and isinstance(value := named_in(checked, path), Mapping):  # optim.lr={a:1}
             check_value(path, value, default, limits.get(path))
     for path, value in leaves(checked):
         check_value(path, value, defaults.get(path), limits.get(path), siblings(job, path) | dict(known or {}))
@@ -182,7 +185,7 @@ def check_arguments(job: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
         switches = [key for key in added if key in parameters and parameters[key].annotation in (bool, bool | None)]
         if wrong := [key for key in switches if not isinstance(node[key], bool | None)]:
             raise UserError(f"{prefix}.{wrong[0]}={as_typed(node[wrong[0]])} is not true or false.")
-    if refused := [name for name in UNSUPPORTED if trainer.get(name)]:
+    if refused := [name for name in UNSUPPORTED if trainer.get(name) is not None and trainer[name] is not False]:
         raise UserError(
             f"trainer.{refused[0]} is not supported: every epoch is trained and evaluated whole, once. Use "
             f"trainer.max_epochs, num_train_images for shorter epochs, debug=one_batch or debug=overfit."
@@ -221,14 +224,20 @@ def check_value(path: str, value: Any, default: Any, limit: str | None, known: M
     if limit and value is not None:
         if as_typed(default) == as_typed(value):
             example = " Change one of them."
-        tree = ast.parse(limit, mode="eval").body
+        try:
+            tree = ast.parse(limit, mode="eval").body
+        except SyntaxError as error:
+            raise UserError(
+                f"The comment on {path} in its option file has [{limit}], which is no condition in Python. Write it "
+                f"without brackets."
+            ) from error
         for clause in tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]:
             _check_clause(path, value, ast.unparse(clause), {**(known or {}), key: value}, example)
 
 
 def _check_clause(path: str, value: Any, clause: str, known: Mapping[str, Any], example: str) -> None:
     """Check one of the conditions that a limit joins by `and`, so that the message names the one that does not hold."""
-    facts = sorted(set(re.findall(r"\b(?:data|run)\.[a-z_.]+", clause)))
+    facts = sorted(set(re.findall(r"\b(?:data|run)\.[\w.]+", clause)))
     context = {name: found for name in facts if (found := named_in(known, name)) is not None}
     if len(context) < len(facts):
         return
@@ -236,7 +245,7 @@ def _check_clause(path: str, value: Any, clause: str, known: Mapping[str, Any], 
     context |= {name: known[name] for name in sorted(read & known.keys() - {path.rpartition(".")[2], "data", "run"})}
     names = {name: _as_object(known[name]) if name in ("data", "run") else known[name] for name in known}
     try:
-        holds = eval(clause, {}, names | {test.__name__: test for test in PREDICATES})  # the option file's own text
+        holds = eval(clause, names | {test.__name__: test for test in PREDICATES})  # the option file's own text
     except NameError:  # it depends on what is not known here
         return
     except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError):

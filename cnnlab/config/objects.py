@@ -115,6 +115,11 @@ def data_source(node: DictConfig) -> Any:
     return _sources[key]
 
 
+def forget_sources() -> None:
+    """Before another command of this process: files may have changed."""
+    _sources.clear()
+
+
 def checked_source(config: DictConfig) -> Any:
     """The data source of a run, after checking that its files still exist."""
     source = data_source(config.data)

@@ -110,8 +110,15 @@ def is_strangers(file: Path) -> bool:
 
 
 def use_folders(named: list[str]) -> None:
-    """Search these folders before ours, in this process and in those that it starts."""
+    """Search these folders before ours, in this process and in those that it starts. Raises: UserError."""
+    before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = os.pathsep.join(os.path.abspath(name) for name in named)
+    try:
+        folders()
+    except UserError:
+        os.environ.pop(VARIABLE)
+        os.environ |= {VARIABLE: before} if before else {}
+        raise
 
 
 def files(group: str) -> dict[str, Path]:

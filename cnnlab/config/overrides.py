@@ -74,6 +74,8 @@ def check_overrides(words: Sequence[str]) -> None:
         key, _, value = word.lstrip("+~").partition("=")
         if key in ("hydra.run.dir", "hydra.sweep.subdir") and not value.strip("'\"").endswith("${cnnlab.run_id:}"):
             raise UserError(f"{word} {NOT_OWN}")  # Hydra would create it before anything is checked
+        if key == "hydra":
+            raise UserError(f"{word}: Hydra's settings cannot be replaced. Leave this out.")
         if key == "hydra.output_subdir":  # Hydra would write there before anything is checked
             raise UserError(f"{word}: the run writes its configuration itself, to .hydra. Leave this out.")
         if key in ("name", "output_dir") and value in ("", "null"):

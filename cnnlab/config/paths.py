@@ -18,6 +18,8 @@ def make_folder(path: Path) -> None:
 
 def expand(path: str | os.PathLike) -> Path:
     """An absolute path, with ~ expanded. Raises: UserError for an empty path, and for ~ without a home directory."""
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"{path} is not the path of a folder. Set cache_dir=FOLDER, or CNNLAB_CACHE.")
     if not os.fspath(path):
         raise UserError("cache_dir is empty. Set it to a folder; set CNNLAB_CACHE to one, or not at all.")
     try:

@@ -44,8 +44,10 @@ class Arrays:
         test: str | Sequence[str] | None = None,
         classes: Sequence[str] | None = None,
     ):
-        self.given = {"train": train, "test": train if test is None else test}
+        self.given, self.shared = {"train": train, "test": train if test is None else test}, test is None
         self.classes, self.folder = classes, expand(cache_dir) / "arrays"
+        if isinstance(classes, str) or not isinstance(classes, Sequence | None):
+            raise ValueError(f"classes={classes} is not a list of names, [cat,dog]")
         for part, given in self.given.items():
             if not isinstance(given, str) and len(given) != 2:
                 raise ValueError(f"{part}={given} is neither an .npz file nor two .npy files, [images.npy,labels.npy]")
@@ -133,7 +135,8 @@ class Arrays:
                 return stored(paths[0]), stored(paths[1])
             with open_regular(paths[0]) as file, zipfile.ZipFile(file) as archive:
                 members = [name.removesuffix(".npy") for name in archive.namelist()]
-            wanted = [(images.format(part), labels.format(part)) for images, labels in NAMES]
+            names = NAMES[:2] if part == "test" and self.shared else NAMES  # the others are the training images
+            wanted = [(images.format(part), labels.format(part)) for images, labels in names]
             for images, labels in wanted:
                 if images in members and labels in members:
                     return stored(paths[0], images), stored(paths[0], labels)
@@ -144,7 +147,8 @@ class Arrays:
             ) from error
         raise UserError(
             f"data.{part}={given} contains {', '.join(members)}, and needs images and labels called "
-            f"{', or '.join(' and '.join(pair) for pair in wanted)}."
+            f"{', or '.join(' and '.join(pair) for pair in wanted)}"
+            f"{'; or set data.test to another file' * (part == 'test' and self.shared)}."
         )
 
     def _targets(self, part: str) -> np.ndarray:

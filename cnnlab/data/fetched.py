@@ -58,13 +58,22 @@ class Fetched:
 
     def batches(self, batches: Sequence[Sequence[Item]]) -> Iterator[Tensor]:
         """Batches (B, H, W, C) uint8 in order, prefetched by the workers."""
-        yield from DataLoader(
-            _Items(self),
-            batch_sampler=cast(Any, batches),
-            num_workers=min(self.num_workers, len(batches)),
-            worker_init_fn=_ignore_signals,
-            generator=torch.Generator(),
+        loaded = iter(
+            DataLoader(
+                _Items(self),
+                batch_sampler=cast(Any, batches),
+                num_workers=min(self.num_workers, len(batches)),
+                worker_init_fn=_ignore_signals,
+                generator=torch.Generator(),
+            )
         )
+        try:
+            yield from loaded
+        except UserError as error:  # a worker's, whose text is preceded by its traceback
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+        finally:  # the traceback of an error would keep the workers, which ignore the signal that ends them at exit
+            if end := getattr(loaded, "_shutdown_workers", None):
+                end()
 
 
 class _Items(Dataset):

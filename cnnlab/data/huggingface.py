@@ -75,8 +75,13 @@ class HuggingFace(EncodedImages):
         """The files of each part. Raises: UserError."""
         tables = sorted(path for path in self.root.rglob("*") if path.suffix in (".parquet", ".arrow"))
         names = [str(path.relative_to(self.root)) for path in tables]
+        # a file is of the split that its own name has, otherwise of those that its folders have
+        said = [
+            path.name if any(is_of_split(path.name, one) for one in self.splits.values()) else name
+            for path, name in zip(tables, names, strict=True)
+        ]
         found = {
-            part: [path for path, name in zip(tables, names, strict=True) if is_of_split(name, split)]
+            part: [path for path, text in zip(tables, said, strict=True) if is_of_split(text, split)]
             for part, split in self.splits.items()
         }
         for part, files in found.items():
@@ -86,6 +91,11 @@ class HuggingFace(EncodedImages):
                     f"data.root={self.root} has no .parquet or .arrow file of the split {self.splits[part]}: {there}. "
                     f"Set data.{part}=SPLIT to a word in the names of the files or folders with the {part} images."
                 )
+        if both := set(found["train"]) & set(found["test"]):
+            raise UserError(
+                f"{min(both)} would be both training and test images: data.train={self.splits['train']} and "
+                f"data.test={self.splits['test']} are in its name. Rename the file, or set both to other words."
+            )
         return found
 
     def _column(self, part: str, column: str) -> Iterator[tuple[Path, list[Any]]]:

@@ -65,6 +65,8 @@ class Images:
             return f"targets are {targets.dtype} of shape {targets.shape} with {names}, not (N, K) float32 with K names"
         elif not (abs(targets) < 1e30).all():
             return "targets are not finite"
+        if len(set(self.classes)) < len(self.classes):
+            return f"a name occurs twice among the classes {', '.join(self.classes[:10])}"
         return ""
 
     def at(self, index: Any) -> np.ndarray:
@@ -268,6 +270,10 @@ def load_once(source: Source) -> DataSet:
         kind = type(source).__name__
         if problem := data.train.problem() or data.test.problem():
             raise UserError(f"{kind} returns data that cannot be used: {problem}.")
+        if not len(data.test.targets):
+            raise UserError(f"{kind} returns no test images.")
+        if data.train.task == "multilabel" != data.test.task:
+            raise UserError(f"{kind} returns training targets that are all 0 or 1, and test targets that are not.")
         train, test = (images.pixels.shape[1:] for images in (data.train, data.test))
         if train != test:
             raise UserError(f"{kind} returns training and test images of different shapes: {train} and {test}.")

@@ -12,6 +12,7 @@ from cnnlab.config.options import UserError
 from cnnlab.data.images import Images, is_fetched
 from cnnlab.data.plan import of_process
 from cnnlab.data.resident import as_tensor, evaluated_together
+from cnnlab.runs.log import log
 
 ImageData = Any  # of cnnlab.data.pipeline, which makes these
 
@@ -118,3 +119,15 @@ def samples(data: ImageData, num: int = 40) -> tuple[np.ndarray, np.ndarray]:
     images, _ = data.make(batch, len(batch["index"]), pixels)
     seen = data.norm.inverse(images).clamp(0, 255).round().byte().permute(0, 2, 3, 1)
     return data.images["train"].pixels[plan["index"]].numpy(), seen.numpy()
+
+
+def warn_of_absent_classes(data: ImageData) -> None:
+    """Of which classes no image is evaluated: their share in a mean over classes, such as AUROC, is 0 or left out."""
+    parts = {"held-out": data.data.train.targets[data.held_out_index], "test": data.data.test.targets}
+    for part, given in parts.items():
+        if not len(given) or data.shape.task == "regression":
+            continue
+        counts = np.bincount(given, minlength=data.shape.num_classes) if given.ndim == 1 else given.sum(0)
+        if absent := [name for name, num in zip(data.data.train.classes, counts, strict=True) if not num]:
+            named = ", ".join(absent[:5]) + ", ..." * (len(absent) > 5)
+            log.warning(f"No {part} image is of {named}: metrics averaged over classes, such as auroc, are too low.")

@@ -1,5 +1,7 @@
 """launcher=local: one or several processes for every device of this machine."""
 
+from __future__ import annotations
+
 import json
 import os
 import signal
@@ -43,8 +45,13 @@ class Worker:
         assert self.process.stdout
         self.jobs, self.answers = self.process.stdin, self.process.stdout
 
-    def assign(self, job: Job) -> None:
-        print(json.dumps([str(job.path), job.text]), file=self.jobs, flush=True)
+    def assign(self, job: Job) -> Worker:
+        """The worker that does the job: this one, or another one if this process has ended."""
+        try:
+            print(json.dumps([str(job.path), job.text]), file=self.jobs, flush=True)
+        except BrokenPipeError:
+            return Worker(self.environment).assign(job)
+        return self
 
     def ended(self) -> ChildProcessError:
         """Wait for the end of the process; return what it ended with."""
@@ -77,8 +84,8 @@ def locally(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None
             if signals.received():
                 worker.jobs.close()
                 break
-            running[worker] = waiting.popleft()
-            worker.assign(running[worker])
+            job = waiting.popleft()
+            running[worker.assign(job)] = job
         while running:
             ready = wait([worker.answers.fileno() for worker in running])
             for worker in [worker for worker in running if worker.answers.fileno() in ready]:
@@ -89,8 +96,8 @@ def locally(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None
                 report_ended(job, len(waiting) + len(running))
                 if waiting and not signals.received():
                     worker = worker if alive else Worker(worker.environment)
-                    running[worker] = waiting.popleft()
-                    worker.assign(running[worker])
+                    job = waiting.popleft()
+                    running[worker.assign(job)] = job
                 elif alive:
                     worker.jobs.close()
                     worker.process.wait()

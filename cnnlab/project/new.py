@@ -53,7 +53,11 @@ def check_name(name: str) -> None:
     good = name.isascii() and name.isidentifier() and name == name.lower() and not keyword.iskeyword(name)
     if not good or name.startswith("_"):
         close = "".join(character if character.isalnum() else "_" for character in name.lower()).strip("_")
-        advice = f", for example {close}" if close.isascii() and close.isidentifier() else ""
+        advice = (
+            f", for example {close}"
+            if close.isascii() and close.isidentifier() and not keyword.iskeyword(close)
+            else ""
+        )
         raise UserError(
             f"{name} cannot be the name of a Python package. Use lower-case letters, digits and underscores{advice}."
         )

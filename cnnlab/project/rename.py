@@ -33,6 +33,8 @@ def renamed(root: Path, name: str) -> None:
         if git(root, "status", "--porcelain"):
             raise UserError(f"{root} has uncommitted changes. Commit them first, so that git can undo this.")
         files = [root / path for path in git(root, "ls-files", "-z").split("\0")[:-1]]
+        if root / old / "__init__.py" not in files:
+            raise FileNotFoundError
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(f"{root} is not a git repository of {old}. Use git clone, and run this there.") from error
     for file in files:

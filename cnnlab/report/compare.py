@@ -110,6 +110,8 @@ def images(first: Sequence[Run], second: Sequence[Run]) -> str:
 
     Seeds are not pooled: they share the test images, so their mistakes are not independent.
     """
+    if first[0].summary["data"]["task"] != "multiclass":
+        return "Image by image: only for data with one class per image."
     by_seed = {run.seed: run for run in second}
     pairs = [(run, by_seed[run.seed]) for run in first if run.seed in by_seed]
     if not pairs:

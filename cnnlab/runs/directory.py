@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 
 from cnnlab.config.options import UserError
 from cnnlab.runs import predictions, readers
-from cnnlab.runs.files import atomic_path, lock_file, now, write_text
+from cnnlab.runs.files import atomic_path, is_alive, is_left, lock_file, now, write_text
 from cnnlab.runs.readers import BrokenFileError
 from cnnlab.runs.readers import Row as Row
 from cnnlab.runs.summary import read_summary
@@ -80,7 +80,7 @@ class RunDirectory:
                 say(f"{self.path} is in use by {who}; waiting for it.")
                 lock.acquire()
             for partial in self.path.rglob(".*.partial"):  # of a process that was killed while it wrote
-                if not partial.name.startswith(".queued"):  # Slurm's driver may be writing it just now
+                if is_left(partial) and not partial.name.startswith(".queued"):  # Slurm's driver writes on another host
                     partial.unlink(missing_ok=True)
             write_text(holder, f"process {os.getpid()} on {socket.gethostname()} since {now()}")
             if isinstance(lock, FileLock) and (descriptor := lock._context.lock_file_fd) is not None:
@@ -113,13 +113,7 @@ class RunDirectory:
             case [_, number, _, host, *_] if host != socket.gethostname():
                 return True
             case [_, number, *_] if re.fullmatch("[0-9]{1,9}", number):
-                try:
-                    os.kill(int(number), 0)
-                except ProcessLookupError:
-                    return False
-                except PermissionError:  # another user's process
-                    pass
-                return True
+                return is_alive(int(number))
         return False
 
     @property

@@ -22,7 +22,7 @@ def atomic_path(path: Path, mode: int = 0o666) -> Iterator[Path]:
 
     mode: the permissions of the new file, before the umask is applied.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
     try:
         yield partial
@@ -31,6 +31,22 @@ def atomic_path(path: Path, mode: int = 0o666) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_left(partial: Path) -> bool:
+    """Whether the process that wrote a partial file is gone from this machine."""
+    return not is_alive(int(number) if (number := partial.suffixes[-2][1:].partition("-")[0]).isdecimal() else 0)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine exists, also if it is another user's."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return process > 0
 
 
 def _flush(path: Path) -> None:

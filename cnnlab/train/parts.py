@@ -146,6 +146,10 @@ def assemble(
         module = kind(**taken, **node)
     if try_it := getattr(module, "try_it", None):
         try_it(batches.shape)
+    if batches.mixers and batches.shape.task == "multiclass" and "loss" in taken:
+        mixers, num = "+".join(batches.mixers), batches.shape.num_classes
+        with misfits_as_user_errors(f"aug={mixers} mixes labels, which the loss {type(loss).__name__} does not accept"):
+            loss(torch.zeros(2, num), torch.full((2, num), 1 / num))
     parts = Parts(batches, network, module, metrics, select_on, higher, loaded)
     parts.check_monitor("select_on", select_on, "max" if higher else "min")
     return parts

@@ -14,6 +14,7 @@ import lightning
 import torch
 import torchvision
 from lightning import Trainer, seed_everything
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from cnnlab.config.check import refuse_uneven
@@ -22,7 +23,7 @@ from cnnlab.config.options import UserError, leaves
 from cnnlab.config.processes import place
 from cnnlab.config.values import plain, selection
 from cnnlab.data.images import DataSet
-from cnnlab.data.loaders import refuse_few, samples
+from cnnlab.data.loaders import refuse_few, samples, warn_of_absent_classes
 from cnnlab.data.pipeline import ImageData
 from cnnlab.report import run_figures
 from cnnlab.runs import signals
@@ -61,7 +62,7 @@ def train_run(config: DictConfig, run: RunDirectory, data: DataSet, about: Mappi
     refuse_uneven(config.batch_size, trainer.world_size)
     if config.trainer.sync_batchnorm and trainer.strategy.root_device.type != "cuda":
         raise UserError("trainer.sync_batchnorm=true needs GPUs. Use trainer.sync_batchnorm=false.")
-    with explained_nondeterminism(trainer):
+    with explained(trainer):
         parts = assemble(config, data, extend=partial(with_graph, config, trainer))
     check_parts(config, parts, callbacks)
     datamodule = parts.data
@@ -79,7 +80,7 @@ def train_run(config: DictConfig, run: RunDirectory, data: DataSet, about: Mappi
 
     failed = True
     try:
-        with signals.noted(), explained_nondeterminism(trainer):
+        with signals.noted(), explained(trainer):
             newest = newest_checkpoint(config, run, trainer)
             if newest is None:
                 fit_network(config, parts)
@@ -115,10 +116,12 @@ def fit_network(config: DictConfig, parts: Parts) -> None:
 
 
 @contextmanager
-def explained_nondeterminism(trainer: Trainer) -> Iterator[None]:
-    """In a block, turn torch's error for an operation that deterministic=true forbids into a UserError."""
+def explained(trainer: Trainer) -> Iterator[None]:
+    """In a block, turn Lightning's refusals, and torch's of what deterministic=true forbids, into UserErrors."""
     try:
         yield
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
     except RuntimeError as error:
         if NOT_DETERMINISTIC not in str(error):
             raise
@@ -248,6 +251,7 @@ def open_records(
         f"{summary['num_weights']:,} weights, {environment['precision']} on {environment['device']}"
     )
     run_figures.sheet(run.path / "samples.png", *samples(parts.data))
+    warn_of_absent_classes(parts.data)
     for logger in trainer.loggers:
         if opened := getattr(logger, "open_run", None):
             opened(parts.data.held_out, getattr(parts.module, "measures", ()))
@@ -275,6 +279,7 @@ def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, 
         else:
             tested = {name: value for name, value in summary["metrics"].items() if name.startswith("test/")}
             logger.log_metrics(tested, step=summary["epochs_done"])
+            logger.save()
     run.write_summary(summary)
     at_last = {name.removeprefix("last/"): value for name, value in summary["metrics"].items() if "last/" in name}
     log.info(

@@ -103,7 +103,7 @@ UNSUPPORTED = {  # callbacks that break what a run promises: why, and what to us
 
 def make_callbacks(config: DictConfig, run: RunDirectory) -> dict[str, Callback]:
     """The chosen callbacks by name. Raises: UserError for one that is not supported."""
-    made = {str(name): instantiate(node) for name, node in config.callbacks.items()}
+    made = {str(name): instantiate(node) for name, node in sorted(config.callbacks.items())}
     for name, callback in made.items():
         for kind, reason in UNSUPPORTED.items():
             if isinstance(callback, kind):
@@ -149,11 +149,18 @@ def check_parts(config: DictConfig, parts: Parts, callbacks: Mapping[str, Callba
         if monitor := getattr(callback, "monitor", None):
             mode = getattr(callback, "mode", "max" if parts.higher else "min")
             parts.check_monitor(f"callbacks.{name}.monitor", monitor, mode)
-    make_scheduler = instantiate(config.sched)
+    data, together = parts.data, config.trainer.get("accumulate_grad_batches", 1)
+    if data.num_batches < together:
+        raise UserError(
+            f"trainer.accumulate_grad_batches={together} with batch_size={data.batch_size} needs "
+            f"{together * data.batch_size} images for a step; {len(data.train_index)} are trained on. Use less of "
+            f"either."
+        )
+    make_scheduler, num_steps = instantiate(config.sched), data.num_batches // together * config.trainer.max_epochs
     try:
         optimizer = make_optimizer(instantiate(config.optim), parts.network, config.decay_all)
-        made = schedule(make_scheduler, optimizer, num_steps=100, monitor="")
-    except (ValueError, TypeError) as error:
+        made = schedule(make_scheduler, optimizer, num_steps=max(1, num_steps), monitor="")
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"The optimizer or its schedule refuses its arguments: {error}.") from error
     scheduler, mode = made["scheduler"], "max" if parts.higher else "min"
     if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != mode:

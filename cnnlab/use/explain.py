@@ -33,13 +33,16 @@ def feature_maps(model: Trained, pixels: Tensor) -> list[tuple[str, np.ndarray]]
     return [(name, maps) for name, maps in found if maps.ndim == 3]
 
 
-def occlusion(model: Trained, pixels: Tensor, label: int, size: int = 8, stride: int = 2) -> np.ndarray:
+def occlusion(model: Trained, pixels: Tensor, label: int) -> np.ndarray:
     """The drop in a label's probability when a gray square covers a pixel (M. Zeiler and R. Fergus, 2014).
+
+    Squares are of 8 pixels, 2 apart; in images of more than 32 pixels, of a quarter of the side, a sixteenth apart.
 
     pixels: (1, C, H, W) uint8 -> (H, W) float64: the mean over all squares that cover a pixel. For regression, `label`
     is the index of a number, and the drop is that number's.
     """
     height, width = pixels.shape[2:]
+    size, stride = max(8, max(height, width) // 4), max(2, max(height, width) // 16)
     squares = [
         (slice(max(top, 0), top + size), slice(max(left, 0), left + size))
         for top in range(-(size // 2), height - size // 2, stride)
