@@ -3,6 +3,7 @@
 Whatever happens to them, they end with the metrics of a run that was left alone.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -231,8 +232,10 @@ def test_a_worker_that_was_killed_between_two_jobs_is_replaced(tmp_path):
     try:
         assert (second.environment, second.process.poll()) == ({"A": "1"}, None)
     finally:
-        second.process.kill()
-        second.process.wait()
+        for worker in (first, second):
+            worker.process.kill()
+            with contextlib.suppress(BrokenPipeError), worker.process:
+                pass
 
 
 LOSES_ITS_GPU = """
