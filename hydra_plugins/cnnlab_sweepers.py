@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -57,6 +59,7 @@ class GridSweeper(Sweeper):
         from_file = [f"{key}={values}" for key, values in self.params.items()]
         check_overrides(from_file)
         overrides = OverridesParser.create(self.loader).parse_overrides([*from_file, *arguments])
+        refuse_varied(overrides, OF_THE_SWEEP)
         for override in overrides:
             try:
                 values = (
@@ -69,8 +72,6 @@ class GridSweeper(Sweeper):
                     f"has more than {MAX_VALUES:,} values. Use fewer." if values else "has no values. Use at least one."
                 )
                 raise UserError(f"{override.input_line} {what}")
-            if override.is_sweep_override() and override.key_or_group in OF_THE_SWEEP:
-                raise UserError(f"{override.input_line} belongs to the whole sweep. Use one value.")
         words = [tuple(job) for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]]
         composed = {job: self.loader.load_sweep_config(self.config, list(job)) for job in dict.fromkeys(words)}
         for job, config in composed.items():
@@ -81,6 +82,13 @@ class GridSweeper(Sweeper):
                     f"{experiment} is a sweep of its own, over {lost}. Use python train.py -m {experiment} alone."
                 )
         sweep(self.config, [composed[job] for job in words])
+
+
+def refuse_varied(overrides: Sequence[Override], keys: Sequence[str]) -> None:
+    """Raises: UserError if the runs of a sweep would differ in one of these."""
+    for override in overrides:
+        if override.is_sweep_override() and override.key_or_group in keys:
+            raise UserError(f"{override.input_line} belongs to the whole sweep. Use one value.")
 
 
 class OptunaSweeper(GridSweeper):
@@ -100,6 +108,8 @@ class OptunaSweeper(GridSweeper):
         from cnnlab.launch.search import check_trial, of_config
         from cnnlab.launch.sweep import archive_old, in_turn, report, write_multirun
 
+        given = OverridesParser.create(self.loader).parse_overrides(arguments)
+        refuse_varied(given, (*OF_THE_SWEEP, "select_on", "select_mode"))
         if "launcher" in self.config:
             raise UserError("A search proposes each run after the one before has ended. Remove launcher=.")
         if self.config.plan:

@@ -101,6 +101,10 @@ MISTAKES = {
         "data=shapes +trainer.accumulate_grad_batches=4 trainer.limit_train_batches=6",
         ["trainer.limit_train_batches=6", "not a multiple of trainer.accumulate_grad_batches=4"],
     ),
+    "views larger than the image": (
+        "data=shapes data.image_size=8 model.channels=[8,8] test_shifts=8",
+        ["test_shifts=8 is too large for images of 3x8x8"],
+    ),
     "no whole step": (
         "data=shapes data.num_train=400 +trainer.accumulate_grad_batches=4",
         ["needs 512 images for a step; 360 are trained on"],

@@ -87,6 +87,7 @@ def test_what_hydra_says_is_translated(word):
         (("-m", "seed=range(0)"), "seed=range(0) has no values"),
         (("-m", "seed=glob(*)"), "seed=glob(*) has no values"),
         (("-m", "rerun=true,false"), "rerun=true,false belongs to the whole sweep. Use one value."),
+        (("-m", "hydra/sweeper=optuna", "select_on=val/acc,val/loss"), "belongs to the whole sweep. Use one value."),
         (("-m", "seed=range(1,9,0)"), "seed=range(1,9,0) is not a list of values: range() arg 3 must not be zero"),
         (("-m", "optim.lr=range(0.1,9,1e-9)"), "optim.lr=range(0.1,9,1e-9) has more than 10,000 values"),
         (

@@ -7,7 +7,7 @@ import ast
 import inspect
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,8 +48,7 @@ def check(config: DictConfig) -> None:
         raise UserError(f"+{unknown[0]}: there is no such key. python train.py --help lists all keys.")
     if deleted := sorted(option_file("train").keys() - set(config)):
         raise UserError(f"~{deleted[0]} leaves no {deleted[0]}, and a run needs one. Leave it out.")
-    if missing := sorted(OmegaConf.missing_keys(without_hydra(config))):
-        raise UserError(f"{missing[0]} must be given. Use {missing[0]}=VALUE.")
+    _refuse_missing(config)
     for key, path in (("hydra.run.dir", config.hydra.run.dir), ("hydra.sweep.subdir", config.hydra.sweep.subdir)):
         if Path(path).name != run_id(config):  # it may hold another run, or files that are not ours
             raise UserError(f"{key}={path} {NOT_OWN}")
@@ -123,8 +122,15 @@ def check_single(config: DictConfig) -> None:
 
 def check_values(config: DictConfig, *keys: str) -> None:
     """Check the values below these keys as `check` does."""
+    _refuse_missing(config, keys)
     job = job_config(config)
     _check_all({key: job[key] for key in keys}, job, defaults_of(config), limits_of(config))
+
+
+def _refuse_missing(config: DictConfig, keys: Sequence[str] = ()) -> None:
+    missing = sorted(OmegaConf.missing_keys(without_hydra(config)))
+    if missing := [path for path in missing if not keys or path.partition(".")[0] in keys]:
+        raise UserError(f"{missing[0]} must be given. Use {missing[0]}=VALUE.")
 
 
 def _check_all(

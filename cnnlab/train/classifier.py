@@ -98,6 +98,8 @@ class Classifier(LightningModule):
 
     def try_it(self, shape: Shape) -> None:
         """Raises: UserError if network and loss do not fit data of a shape, or each other."""
+        if self.test_shifts >= min(shape.size):
+            raise UserError(f"test_shifts={self.test_shifts} is too large for images of {shape}. Use a smaller one.")
         with in_evaluation_mode(self.network), torch.no_grad():
             outputs = self.network(torch.zeros(1, shape.channels, *shape.size))
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
