@@ -33,8 +33,7 @@ from filelock import FileLock, Timeout
 from cnnlab.config.options import UserError
 from cnnlab.runs import predictions, readers
 from cnnlab.runs.files import atomic_path, is_alive, is_left, lock_file, now, write_text
-from cnnlab.runs.readers import BrokenFileError
-from cnnlab.runs.readers import Row as Row
+from cnnlab.runs.readers import BrokenFileError, Row
 from cnnlab.runs.summary import read_summary
 from cnnlab.text import say
 
