@@ -273,7 +273,7 @@ SHIPPED = {
     "loss": "bce cross_entropy focal hinge",
     "metrics": "acc auroc balanced_acc calibration_error f1 none top5",
     "model": "bow cnn fully_convolutional linear resnet18 speednet timm torchvision",
-    "module": "classifier",
+    "module": "classifier distillation",
     "norm": "minmax none pca robust standard zca",
     "optim": "adadelta adafactor adagrad adam adamw lion muon nadam radam rmsprop sgd sgd_momentum timm",
     "sched": "constant cosine exponential onecycle plateau step",
@@ -293,6 +293,7 @@ NEEDED = {  # what an option cannot do without
     "data=torchvision": ["data.dataset=MNIST"],
     "model=timm": ["model.model_name=resnet10t"],
     "model=torchvision": ["model.name=squeezenet1_1"],
+    "module=distillation": ["module.teacher=run"],
     "optim=timm": ["optim.opt=nadamw"],
 }
 LISTS = ("aug", "metrics", "logger", "callbacks")
@@ -372,8 +373,8 @@ def test_an_option_as_it_is_has_no_changes_and_passes_the_checks(file):
     if file.parent.name not in OVERLAYS:
         needed = {word.partition("=")[0] for word in NEEDED.get(f"{file.parent.name}={file.stem}", [])}
         assert changes(config).keys() <= needed
-    if file.stem in ("image_folder", "huggingface", "arrays"):  # which are not there
-        with pytest.raises(UserError, match=r"pictures|arrays\.npz"):
+    if file.stem in ("image_folder", "huggingface", "arrays", "distillation"):  # whose files are not there
+        with pytest.raises(UserError, match=r"pictures|arrays\.npz|teacher=run"):
             check(config)
     else:
         check(config)
@@ -579,7 +580,7 @@ def test_nothing_dead_is_left_out_of_the_identity():
 def test_every_default_keeps_its_limit(name):
     content = dict(leaves(option_file(name)))
     for path, limit in limits_of_file(name).items() if not name.startswith(OVERLAYS) else ():
-        if limit and path in content and not str(value := content[path]).startswith("$"):
+        if limit and path in content and not str(value := content[path]).startswith(("$", "???")):
             beside = {other.rpartition(".")[2]: of for other, of in content.items()}
             check_value(path, value, value, limit, beside | KNOWN)
 

@@ -305,6 +305,9 @@ def test_distillation_depends_on_what_the_teacher_is(zygote, verb, own, tmp_path
     assert zygote.run(outputs, command=student, environment=own)["status"] == 2
     assert "module.teacher=" in said(outputs)
     assert "must satisfy is_run(teacher)" in said(outputs)
+    shutil.copytree(teachers[0], tmp_path / "teacher")
+    assert zygote.run(tmp_path / "other", "norm=minmax", command=student, environment=own)["status"] == 2
+    assert "was trained on other classes, images of another size, or with another norm" in said(tmp_path / "other")
 
 
 def test_what_only_watches_is_no_part_of_the_run(zygote, own, tmp_path):

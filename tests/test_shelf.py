@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from zygote import only_run, said
 
-from cnnlab.config.identity import configuration, identity
+from cnnlab.config.identity import configuration, identity, run_id
 from cnnlab.config.objects import instantiate
 from cnnlab.config.options import UserError
 from cnnlab.runs.directory import RunDirectory
@@ -31,7 +31,7 @@ SMALL = (
 WORKS = [  # what is typed
     "model=resnet18 model.width=8",
     "model=speednet model.widths=[8,8] optim.lr=0.1",
-    "model=timm model.model_name=resnet10t",
+    "model=timm model.model_name=resnet10t data.image_size=32",
     "model=torchvision model.name=squeezenet1_1 data.image_size=32",
     "model=linear optim=lion",
     "model=linear optim=timm optim.opt=lamb +optim.eps=1e-5",
@@ -44,6 +44,10 @@ WORKS = [  # what is typed
 ]
 
 REFUSED = {  # what is typed, and what the answer says
+    "model=timm model.model_name=resnet10t trainer.precision=bf16-mixed": [
+        "The layer layer4.0.conv1 has images of 1x1 pixels",
+        "trainer.precision=32-true",
+    ],
     "model=vit": ["there is no 'vit'", "model=timm model.model_name=...", "model=torchvision model.name=..."],
     "model=resnet50": ["Did you mean model=resnet18?", "Others by name: model=timm model.model_name=..."],
     "model=timm": ["model.model_name must be given", "model.model_name=VALUE"],
@@ -148,6 +152,7 @@ def test_a_run_begins_with_the_weights_of_another_one_and_is_named_by_what_they_
     summary = json.loads((only_run(second) / "summary.json").read_text())
     asked = [*frozen[:-3], f'weights="{moved}"', *frozen[-2:]]
     assert identity(configuration(asked)) == summary["identity"]
+    assert run_id(configuration(asked)) == only_run(second).name
     digest = moved / "checkpoints" / "best.ckpt.sha256"
     digest.write_text(f"{'0' * 64}  best.ckpt\n")
     assert identity(configuration(asked)) != summary["identity"]

@@ -46,7 +46,11 @@ def run_id(config: DictConfig) -> str:
     names = [option for group in GROUPS for option in choices[group] if option not in UNNAMED]
     if content := data_identity(config):
         names.append(f"data={content[:6]}")
-    changed = [f"{path.rpartition('.')[2]}={_canonical(value)}" for path, value in changes(config).items()]
+    limits = limits_of(config)  # a file or a run is named by its content, wherever it is
+    changed = [
+        f"{path.rpartition('.')[2]}={content_of(config, path, limits.get(path, ''))[:6] or _canonical(value)}"
+        for path, value in changes(config).items()
+    ]
     name = re.sub(r"[^\w.=+-]+", "_", "-".join(names + changed), flags=re.ASCII)
     return f"{name[:111].rstrip('-_.')}-{identity(config)[:8]}"
 

@@ -3,15 +3,16 @@
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from cnnlab.augment.base import Augmentation
@@ -251,6 +252,32 @@ def try_alone(network: nn.Module, shape: Shape) -> None:
             copy.deepcopy(network).train()(image)
     except ValueError as error:
         raise UserError(f"batch_size leaves one image for each process: {error}. Use a larger batch_size.") from error
+
+
+def refuse_bf16_of_single_pixels(network: nn.Module, shape: Shape) -> None:
+    """For a CPU in bfloat16: there, torch 2.15 computes the gradient of some convolutions from uninitialized memory.
+
+    Seen of inputs of 1x1 pixels, with a stride or a kernel of more than 3x3.
+
+    Raises: UserError for a network that has such a convolution.
+    """
+    wrong = list[str]()
+
+    def look(name: str, layer: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
+        kernel, stride = max(layer.kernel_size), max(layer.stride)
+        if inputs[0].shape[2:] == (1, 1) and (kernel > 3 or (kernel > 1 and stride > 1)):
+            wrong.append(name)
+
+    with ExitStack() as hooks:
+        for name, layer in network.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                hooks.enter_context(layer.register_forward_pre_hook(partial(look, name)))
+        on_black(network, shape)
+    if wrong:
+        raise UserError(
+            f"The layer {wrong[0]} has images of 1x1 pixels as its input, for which torch computes wrong gradients on "
+            f"this processor in bfloat16. Use larger images, or trainer.precision=32-true."
+        )
 
 
 def on_black(network: nn.Module, shape: Shape) -> Any:

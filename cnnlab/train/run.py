@@ -34,7 +34,14 @@ from cnnlab.runs.provenance import code_digest, git_state, source_changes
 from cnnlab.runs.wording import headline
 from cnnlab.train import checkpoint, machine
 from cnnlab.train.checkpoint import CheckpointFiles
-from cnnlab.train.parts import NOT_DETERMINISTIC, Parts, assemble, misfits_as_user_errors, try_alone
+from cnnlab.train.parts import (
+    NOT_DETERMINISTIC,
+    Parts,
+    assemble,
+    misfits_as_user_errors,
+    refuse_bf16_of_single_pixels,
+    try_alone,
+)
 from cnnlab.train.records import Records, measured
 from cnnlab.train.trainer import check_parts, make_callbacks, make_trainer, with_graph
 
@@ -69,6 +76,8 @@ def train_run(config: DictConfig, run: RunDirectory, data: DataSet, about: Mappi
     refuse_few(datamodule, trainer.world_size)
     if config.batch_size == trainer.world_size:
         try_alone(parts.network, datamodule.shape)
+    if trainer.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu":
+        refuse_bf16_of_single_pixels(parts.network, datamodule.shape)
     summary = {"status": "running"} | dict(about) | describe(trainer, parts)
     if trainer.is_global_zero:
         if config.trainer.accelerator == "auto" and (reason := machine.unused_gpu()):
