@@ -103,12 +103,15 @@ def test_it_is_known_which_schedules_a_warm_up_can_multiply(kind):
 
 
 def test_a_warm_up_that_a_schedule_would_overwrite_is_refused():
-    parts = SimpleNamespace(network=nn.Linear(2, 2), higher=True, select_on="val/acc")
+    data = SimpleNamespace(num_batches=10)
+    parts = SimpleNamespace(network=nn.Linear(2, 2), higher=True, select_on="val/acc", data=data)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", ["sched=onecycle", "warmup_epochs=1"])
     with pytest.raises(UserError, match=r"OneCycleLR sets every rate anew.* Use warmup_epochs=0"):
         check_parts(config, parts, {})
     config.warmup_epochs = 0.0
+    check_parts(config, parts, {})
+    config.sched.pct_start = 0.01  # of 100 steps, which are not those of the run, it would rise in none
     check_parts(config, parts, {})
 
 

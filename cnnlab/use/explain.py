@@ -33,16 +33,18 @@ def feature_maps(model: Trained, pixels: Tensor) -> list[tuple[str, np.ndarray]]
     return [(name, maps) for name, maps in found if maps.ndim == 3]
 
 
-def occlusion(model: Trained, pixels: Tensor, label: int) -> np.ndarray:
+def occlusion(
+    model: Trained, pixels: Tensor, label: int, size: int | None = None, stride: int | None = None
+) -> np.ndarray:
     """The drop in a label's probability when a gray square covers a pixel (M. Zeiler and R. Fergus, 2014).
 
-    Squares are of 8 pixels, 2 apart; in images of more than 32 pixels, of a quarter of the side, a sixteenth apart.
+    Squares of `size` pixels are `stride` apart: 8 and 2; of more than 32 pixels, a quarter and a sixteenth.
 
     pixels: (1, C, H, W) uint8 -> (H, W) float64: the mean over all squares that cover a pixel. For regression, `label`
     is the index of a number, and the drop is that number's.
     """
     height, width = pixels.shape[2:]
-    size, stride = max(8, max(height, width) // 4), max(2, max(height, width) // 16)
+    size, stride = size or max(8, max(height, width) // 4), stride or max(2, max(height, width) // 16)
     squares = [
         (slice(max(top, 0), top + size), slice(max(left, 0), left + size))
         for top in range(-(size // 2), height - size // 2, stride)
