@@ -246,9 +246,10 @@ def test_what_is_wrong_with_an_option_is_found(broken):
 def fork(tmp_path):
     """A checkout of this repository, committed, as it lies here."""
     folder = tmp_path / "fork"
+    if not (ROOT / ".git").exists():
+        pytest.skip("a source archive has no git history, and only a git repository can be forked")
     listed = run("git", "ls-files", "-z", cwd=ROOT).stdout.split("\0")[:-1]
-    if not listed:
-        pytest.skip("this is no git repository: there is nothing to fork")
+    assert listed
     for name in listed:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).exists():

@@ -340,7 +340,9 @@ def test_the_notebook_is_executed(tmp_path, monkeypatch):
     assert "[300, 32]" in text
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="torch has LLVM's OpenMP there, which has no such variable")
+@pytest.mark.skipif(
+    sys.platform == "darwin", reason="GOMP_SPINCOUNT is GNU OpenMP's; torch on macOS is built with LLVM's"
+)
 @pytest.mark.parametrize(
     ("given", "spins"),
     [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],

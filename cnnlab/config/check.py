@@ -84,11 +84,8 @@ def check(config: DictConfig) -> None:
     if not isinstance(together, int) or together < 1:
         raise UserError(f"trainer.accumulate_grad_batches={as_typed(together)} is not a whole number from 1.")
     if together > 1:
-        if num_train is not None and job["batch_size"] * together > num_train:
-            raise UserError(
-                f"trainer.accumulate_grad_batches={together} with batch_size={job['batch_size']} needs "
-                f"{job['batch_size'] * together} images for a step; {num_train} are trained on. Use less of either."
-            )
+        if num_train is not None:
+            refuse_no_step(job["batch_size"], together, num_train)
         if job["trainer"].get("limit_train_batches") and limit % together:
             raise UserError(
                 f"trainer.limit_train_batches={limit} is not a multiple of trainer.accumulate_grad_batches={together}: "
@@ -195,6 +192,15 @@ def check_arguments(job: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
         raise UserError(
             f"trainer.{refused[0]} is not supported: every epoch is trained and evaluated whole, once. Use "
             f"trainer.max_epochs, num_train_images for shorter epochs, debug=one_batch or debug=overfit."
+        )
+
+
+def refuse_no_step(batch_size: int, together: int, num_train: int) -> None:
+    """Raises: UserError if an epoch has too few images for a step of so many accumulated batches."""
+    if batch_size * together > num_train:
+        raise UserError(
+            f"trainer.accumulate_grad_batches={together} with batch_size={batch_size} needs {batch_size * together} "
+            f"images for a step; {num_train} are trained on. Use less of either."
         )
 
 

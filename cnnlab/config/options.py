@@ -71,9 +71,9 @@ def _folders(named: str, current: Path | None) -> tuple[Path, ...]:
                 f"{folder} is not a folder of options. Use --config-dir FOLDER, {VARIABLE}, or conf in pyproject.toml."
             )
         beside = str(folder.parent)
-        # Hydra imports the class that an option file names from sys.path, on which only the folder of the script is:
-        # with --config-dir, `cnnlab`, or in the processes of a sweep, that is not the project's, which need not be
-        # installed either. The folder comes last, so that a module of the project hides no installed one.
+        # An option file names its class by a module of the project, which need not be installed. Python finds it only
+        # if the script that runs is in the project's folder; `cnnlab` and the processes of a sweep are not. The folder
+        # comes last, so that a module of the project hides no installed one.
         if beside not in sys.path:
             sys.path.append(beside)
     return (*own, CONF)

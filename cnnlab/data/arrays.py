@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 NAMES = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("images", "labels"), ("x", "y"))  # in an .npz; {} is the part
-# What NumPy and zipfile raise for files in other formats; NotImplementedError: an unknown compression.
+# What reading raises for a file that is not there, has another format (ValueError, BadZipFile), is cut off (EOFError),
+# lacks an array (KeyError), has an unknown compression (NotImplementedError) or is damaged (zlib.error): the file is
+# at fault, and is named. Nothing else is caught.
 UNREADABLE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 

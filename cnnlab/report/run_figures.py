@@ -41,7 +41,9 @@ def figure(draw: Callable[Concatenate[Path, P], None]) -> Callable[Concatenate[P
         try:
             with matplotlib.rc_context(STYLE):
                 draw(path, *arguments, **named)
-        except Exception as error:  # fonts, sizes, disks: hours of training must not be lost for a figure
+        except (
+            Exception
+        ) as error:  # matplotlib may raise anything; no figure is worth the training that it is drawn after
             log.warning(f"{path} could not be drawn: {type(error).__name__}: {error}")
 
     return drawn

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from cnnlab.config.check import refuse_no_step
 from cnnlab.config.objects import filled, instantiate
 from cnnlab.config.options import UserError
 from cnnlab.config.values import plain
@@ -150,12 +151,7 @@ def check_parts(config: DictConfig, parts: Parts, callbacks: Mapping[str, Callba
             mode = getattr(callback, "mode", "max" if parts.higher else "min")
             parts.check_monitor(f"callbacks.{name}.monitor", monitor, mode)
     data, together = parts.data, config.trainer.get("accumulate_grad_batches", 1)
-    if data.num_batches < together:
-        raise UserError(
-            f"trainer.accumulate_grad_batches={together} with batch_size={data.batch_size} needs "
-            f"{together * data.batch_size} images for a step; {len(data.train_index)} are trained on. Use less of "
-            f"either."
-        )
+    refuse_no_step(data.batch_size, together, len(data.train_index))  # data may not tell their number before
     make_scheduler, num_steps = instantiate(config.sched), data.num_batches // together * config.trainer.max_epochs
     try:
         optimizer = make_optimizer(instantiate(config.optim), parts.network, config.decay_all)
