@@ -41,9 +41,7 @@ def figure(draw: Callable[Concatenate[Path, P], None]) -> Callable[Concatenate[P
         try:
             with matplotlib.rc_context(STYLE):
                 draw(path, *arguments, **named)
-        except (
-            Exception
-        ) as error:  # matplotlib may raise anything; no figure is worth the training that it is drawn after
+        except Exception as error:  # whatever matplotlib raises, it must not fail a training that has been done
             log.warning(f"{path} could not be drawn: {type(error).__name__}: {error}")
 
     return drawn
