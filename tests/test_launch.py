@@ -32,6 +32,7 @@ from cnnlab.launch.children import python_path
 from cnnlab.launch.job import Job
 from cnnlab.launch.slurm import on_slurm
 from cnnlab.launch.sweep import archive_old
+from cnnlab.project import new
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.provenance import code_digest
 
@@ -40,11 +41,11 @@ LONGER = (*SMALL, f"trainer.max_epochs={EPOCHS}")
 TWO_NODES = (*LONGER, "trainer=ddp", "trainer.devices=1", "trainer.num_nodes=2", "launcher.cpus_per_task=1")
 
 
-def sweep(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+def sweep(folder: Path, *words: str, program: Path = ROOT / "train.py", **environment: str) -> subprocess.Popen[str]:
     """Type a sweep in a folder."""
     own = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "CNNLAB_CACHE": str(folder.parent / "cache")}
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "-m", *words],
+        [sys.executable, str(program), "-m", *words],
         cwd=folder,
         env=os.environ | own | environment,
         stdout=subprocess.PIPE,
@@ -430,6 +431,30 @@ def test_two_node_jobs_survive_what_happens_to_them(slurm, alone, tmp_path, comm
     assert told.count("SIGUSR1: saving") == 1
     assert "DUE TO JOB REQUEUE" in told
     assert "ConnectionError" in told
+
+
+@pytest.mark.slurm
+def test_a_new_project_comes_to_the_same_on_two_nodes(slurm, tmp_path):
+    """`cnnlab new`, its experiment here by two processes, and there by two nodes."""
+    found = []
+    two_nodes = ("trainer.devices=1", "trainer.num_nodes=2", "launcher=slurm", "launcher.cpus_per_task=1")
+    for name, words, environment in (
+        ("here", ("trainer.devices=2", "launcher=local"), {}),
+        ("there", two_nodes, slurm.environment),
+    ):
+        project = tmp_path / name / "stripey"
+        project.parent.mkdir()
+        new.make(project)
+        words = ("experiment=first", "model=small,linear", "trainer=ddp", "trainer.accelerator=cpu", *words)
+        driver = sweep(project, *words, program=project / "train.py", PYTHONPATH=str(ROOT), **environment)
+        status, printed = ended(driver)
+        assert status == 0, printed
+        assert "Which model (linear, small)" in next(project.glob("outputs/runs/report-*/report.md")).read_text()
+        summaries = [json.loads(file.read_text()) for file in project.glob("outputs/runs/*/summary.json")]
+        found.append({one["choices"]["model"]: one["metrics"] for one in summaries})
+    assert found[0].keys() == {"small", "linear"}
+    assert "test/worst_class" in found[0]["small"]
+    assert found[0] == found[1]
 
 
 @pytest.mark.slurm

@@ -18,6 +18,7 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from cnnlab.config.objects import data_source
+from cnnlab.config.options import UserError
 from cnnlab.config.shape import Shape
 from cnnlab.data.decode import read_image
 from cnnlab.data.images import Images, load_once
@@ -200,14 +201,25 @@ def test_exported_files_give_the_runs_logits(trained, kind, form, tmp_path):
 
 
 def test_a_file_that_gives_other_logits_is_not_kept(trained, tmp_path, monkeypatch):
-    from cnnlab.config.options import UserError
-
     model, _, _ = open_run(trained["linear"])
     model = model.float32_on_cpu()
     right = model.logits
     monkeypatch.setattr(model, "logits", lambda pixels: right(pixels) + 0.01)
     with pytest.raises(UserError, match=r"differ by up to 0\.01"):
         export(model, tmp_path / "model.onnx", "onnx", {}, torch.zeros(4, 3, 32, 32, dtype=torch.uint8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_onnx_cannot_express_is_said(trained, tmp_path):
+    class Eigenvalues(nn.Conv2d):
+        def forward(self, images):
+            return torch.linalg.eigvals(images[:, 0]).real[:, :10]
+
+    model, _, _ = open_run(trained["linear"])
+    model.network = Eigenvalues(3, 10, 3)
+    pixels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"cannot write this network as ONNX \(.*linalg_eig.*Use --format torch"):
+        export(model.float32_on_cpu(), tmp_path / "model.onnx", "onnx", {}, pixels)
     assert not list(tmp_path.iterdir())
 
 

@@ -34,7 +34,7 @@ def export(model: Trained, path: Path, form: str, about: dict[str, Any], pixels:
     about: further metadata for the file. pixels: (N, C, H, W) uint8, to compare on.
     Returns the largest difference between logits.
 
-    Raises: UserError if the file does not reproduce the model, or if a package is missing.
+    Raises: UserError if the file does not reproduce the model, ONNX has no such operation, or a package is missing.
     """
     stored = model.stored
     channels = CHANNELS.get(stored.channels, f"{stored.channels} channels")
@@ -72,7 +72,19 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: dic
     import onnx
     import onnxruntime
 
-    written = torch.onnx.export(program, input_names=["pixels"], output_names=["logits"], dynamo=True, verbose=False)
+    try:
+        written = torch.onnx.export(
+            program, input_names=["pixels"], output_names=["logits"], dynamo=True, verbose=False
+        )
+    except torch.onnx.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__:  # the exporter's own text is a page on how to report it
+            cause = cause.__cause__
+        reason = str(cause).partition(". ")[0]
+        raise UserError(
+            f"torch {torch.__version__} cannot write this network as ONNX ({reason}). Use --format torch, or a "
+            "newer torch."
+        ) from error
     assert written is not None
     proto = written.model_proto
     onnx.helper.set_model_props(proto, metadata)
