@@ -1,4 +1,7 @@
-"""What would fail, wait or crawl on a GPU, found without one: tensors claim to be there (benchmarks/launches.py)."""
+"""What would fail, wait or crawl on a GPU, found without one: tensors claim to be there (benchmarks/launches.py).
+
+On a machine with a GPU, the losses of the same runs are compared with those of its CPU.
+"""
 
 import sys
 from pathlib import Path
@@ -160,6 +163,20 @@ def trained(folder: Path, *words: str) -> dict:
     return run.train_run(
         without_hydra(config), RunDirectory(folder), data, {"overrides": [], "choices": {}, "changes": {}, "run": ""}
     )
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="needs an NVIDIA GPU, and this machine has none; that nothing is on the wrong device is tested without one by "
+    "test_a_step_stays_on_the_device, on the same runs",
+)
+@pytest.mark.parametrize("name", RUNS)
+def test_the_losses_are_those_of_the_cpu(tmp_path, name):
+    """Up to rounding, which ten steps of a deep network amplify."""
+    words = (*RUNS[name], "trainer.precision=32-true", "trainer.max_epochs=1", "logger=none")
+    words = (*words, *("model.dropout=0" for word in words if word.startswith("model.dropout")))  # other random numbers
+    losses = [trained(tmp_path / kind, *words, f"trainer.accelerator={kind}")["metrics"] for kind in ("gpu", "cpu")]
+    assert losses[0]["train/loss"] == pytest.approx(losses[1]["train/loss"], rel=5e-3)
 
 
 def test_an_operation_without_a_deterministic_kernel_is_refused_and_all_is_let_go(tmp_path, monkeypatch):

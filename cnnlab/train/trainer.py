@@ -38,6 +38,7 @@ from cnnlab.train.progress import progress
 from cnnlab.train.records import Records
 
 warnings.filterwarnings("ignore", module=r"lightning\.")  # deprecations in torch
+warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")  # Lightning prepares DDP on another one
 for name in ("lightning.pytorch", "lightning.fabric"):  # which announce what `describe` records
     logging.getLogger(name).setLevel(logging.WARNING)
 
