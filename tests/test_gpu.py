@@ -167,7 +167,7 @@ def trained(folder: Path, *words: str) -> dict:
 
 @pytest.mark.skipif(
     not torch.cuda.is_available(),
-    reason="needs an NVIDIA GPU, and this machine has none; that nothing is on the wrong device is tested without one by "
+    reason="needs an NVIDIA GPU, and this machine has none; that nothing is on the wrong device is tested here by "
     "test_a_step_stays_on_the_device, on the same runs",
 )
 @pytest.mark.parametrize("name", RUNS)

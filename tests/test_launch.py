@@ -458,6 +458,18 @@ def test_a_new_project_comes_to_the_same_on_two_nodes(slurm, tmp_path):
 
 
 @pytest.mark.slurm
+def test_jobs_for_which_there_is_no_node_are_told(slurm, tmp_path):
+    words = (*TWO_NODES[:-1], "optim=sgd,adam", "launcher=slurm", "launcher.cpus_per_task=3")
+    driver = sweep(tmp_path, *words, **slurm.environment)
+    told = [driver.stdout.readline() for _ in range(2)]
+    assert re.match(r"No job has started yet: PENDING \(PartitionConfig\)\. If no node has", told[1])
+    driver.send_signal(signal.SIGINT)
+    status, printed = ended(driver)
+    slurm.said("scancel", "--user", "root")
+    assert status == 130, printed
+
+
+@pytest.mark.slurm
 def test_srun_starts_the_processes_and_sbatchs_script_is_one(slurm, tmp_path):
     train = [sys.executable, str(ROOT / "train.py"), *SMALL, "trainer=ddp", "trainer.max_epochs=1"]
     own = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}

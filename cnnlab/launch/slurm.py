@@ -25,6 +25,7 @@ LOST = ("closed by peer", "reset by peer", "imed out", "imeout", "NCCL")  # in a
 OWN_NAME = '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"'
 # Requeues the job when a process was killed or has lost the others; if the script's node fails, Slurm requeues it.
 AGAIN = f'[ $? = 0 ] || [ "${{SLURM_RESTART_COUNT:-0}}" -ge 10 ] || scontrol requeue {OWN_NAME}'
+SOON = 20  # seconds after which it is worth a message that no job has started
 
 
 class SlurmTask:
@@ -100,24 +101,32 @@ def on_slurm(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> Non
         print(f"To see their status: {how}. The same command without wait=false waits for them and writes the report.")
         sys.exit(0)
     try:
-        start = time.monotonic()
+        start, told = time.monotonic(), False
         while submitted:
             time.sleep(min(30, max(1, (time.monotonic() - start) / 20)))  # not to overload Slurm's controller
             known = queue(tries=60)  # the controller may be busy or restarting
             for id in [id for id in submitted if id not in known]:
                 report_ended(submitted.pop(id), len(submitted))
+            reasons = sorted({known[id] for id in submitted})
+            if not told and time.monotonic() - start > SOON:
+                told = True
+                if reasons and all(reason.startswith("PENDING") for reason in reasons):
+                    say(
+                        f"No job has started yet: {', '.join(reasons)}. If no node has what launcher.cpus_per_task, "
+                        "mem and gpus_per_node ask for, none will; 'sinfo --Node --long' lists the nodes."
+                    )
     except KeyboardInterrupt:
         print(f"\n{len(submitted)} jobs continue. To see their status: {how}. The same command waits for them again.")
         sys.exit(130)
 
 
 def queue(tries: int) -> dict[str, str]:
-    """The user's jobs that are waiting or running: {"12_3": "PENDING"}."""
-    words = ["squeue", "--me", "--noheader", "--array", "--format", "%i %T"]
+    """The user's jobs that are waiting or running, with Slurm's reason: {"12_3": "PENDING (Resources)"}."""
+    words = ["squeue", "--me", "--noheader", "--array", "--format", "%i %T (%r)"]
     for left in reversed(range(tries)):
         result = subprocess.run(words, capture_output=True, text=True)
         if result.returncode == 0:
-            return dict(line.split() for line in result.stdout.splitlines())
+            return dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
         time.sleep(5 * bool(left))
     message = " ".join(result.stderr.split())
     raise UserError(f"squeue fails: {message}. Submitted jobs continue; run the same command again later.")
