@@ -55,8 +55,8 @@ def parser() -> argparse.ArgumentParser:
     argument = add(show)
     argument("overrides", **overrides | {"help": "as for train.py; or a run"})
     argument("--runs", **runs)
-    argument("--num", type=int, default=40, help="number of training images (default %(default)s)")
-    argument("--out", metavar="FILE", help="the figure to write, a PNG file")
+    argument("--num", type=int, help="number of training images (default 40)")
+    argument("--out", metavar="FILE", help="the figure of training images to write, a PNG file")
     argument("--picture", type=Path, metavar="FILE", help="the image to show a run; default: a test image")
 
     argument = add(report)

@@ -94,7 +94,7 @@ class EpochMetrics:
         """As `add`, for several batches of one size: losses (S,), outputs (S * B, K), targets (S * B, ...)."""
         self.losses.append(losses * (len(targets) // len(losses)))
         self.count += len(targets)
-        outputs = outputs.float()
+        outputs = outputs.to(torch.float32, copy=True)  # metrics may keep them, and a CUDA graph overwrites its own
         if self.task == "multiclass" and targets.ndim == 2:
             targets = targets.argmax(1)
         elif self.task == "multilabel":

@@ -28,7 +28,7 @@ from study.variants import BASELINE, CANDIDATES, Variant, candidate, settings, v
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "docs" / "study"
 QUICK = ("num_train_images=8000", "trainer.max_epochs=5")
-OURS = ("seed", "name", "experiment", "hydra", "plan", "rerun")  # words that the study chooses itself
+OURS = ("seed", "name", "experiment", "val_fraction", "hydra", "plan", "rerun")  # the study chooses these itself
 FIRST = (BASELINE, *map(candidate, CANDIDATES))  # they decide whether the others are worth training
 TRAINED_ON = 50_000  # images, if not told otherwise: CIFAR-10's
 

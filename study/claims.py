@@ -2,35 +2,14 @@
 
 from dataclasses import dataclass, replace
 
-from study import measures
+from study import measures, ways
 from study.measures import FLAT, GAP
 from study.results import Results
 from study.variants import BASELINE, BY_CHANNEL, CALIBRATED, CURVES, HIGHER, LONGER, ONE_EPOCH, STATED, ZCA, calibrated
 from study.verdicts import Finding, corrected
-from study.ways import (
-    Way,
-    begins_to_overfit_near,
-    best_of,
-    better,
-    by_much,
-    crawls,
-    delays_overfitting,
-    diverges_somewhere,
-    exceeds,
-    falls_with_size,
-    faster,
-    flattens_near,
-    less,
-    less_steady,
-    more,
-    overfits_less,
-    same_speed,
-    steadier,
-    still_overfits,
-    within,
-)
 
 AS_STATED = "as stated"
+OURS = ""  # the place of what the report does not say, and is asked here
 
 
 @dataclass(frozen=True)
@@ -46,7 +25,7 @@ class Claim:
     figure: str
     place: str
     says: str
-    way: Way
+    way: ways.Way
 
     @property
     def asked_here(self) -> bool:
@@ -62,112 +41,119 @@ class Judgment:
     finding: Finding
 
 
-def questions(figure: str, *asked: tuple[str, Way]) -> list[Claim]:
-    """What the report does not say, and is asked here."""
-    return [Claim(figure, "", says, way) for says, way in asked]
-
-
 OTHERS = [figure for figure in CURVES if "fig02" < figure < "fig13"]
 CLAIMS = (
-    Claim("fig01", "question 16", "too large a learning rate diverges", diverges_somewhere()),
-    Claim("fig01", "question 16", "too small a learning rate (here 0.0001) crawls", crawls("lr=0.0001", "lr=0.01")),
+    Claim("fig01", "question 16", "too large a learning rate diverges", ways.diverges_somewhere()),
+    Claim(
+        "fig01", "question 16", "too small a learning rate (here 0.0001) crawls", ways.crawls("lr=0.0001", "lr=0.01")
+    ),
     Claim(
         "fig02",
         "question 16",
         "large batches are steadier, small ones noisier",
-        falls_with_size(measures.ROUGHNESS.name, lambda run, size: measures.ROUGHNESS.of(run), "points"),
+        ways.falls_with_size(measures.ROUGHNESS.name, lambda run, size: measures.ROUGHNESS.of(run), "points"),
     ),
     Claim(
         "fig02",
         "question 16",
         "small batches may need more epochs",
-        falls_with_size("epochs to its own target", lambda run, size: measures.epochs_to_own_target(run), "epochs"),
-    ),
-    *questions(
-        "fig02",
-        (
-            "small batches need more training steps",
-            falls_with_size("steps to its own target", measures.steps_to_own_target, "steps"),
+        ways.falls_with_size(
+            "epochs to its own target", lambda run, size: measures.epochs_to_own_target(run), "epochs"
         ),
+    ),
+    Claim(
+        "fig02",
+        OURS,
+        "small batches need more training steps",
+        ways.falls_with_size("steps to its own target", measures.steps_to_own_target, "steps"),
     ),
     Claim(
         "fig02",
         "question 17",
         "in epoch 1 the test loss is below the training loss",
-        exceeds(measures.EXCESS, ONE_EPOCH),
+        ways.exceeds(measures.EXCESS, ONE_EPOCH),
     ),
     Claim(
         "fig02",
         "question 17",
         "... as training loss is averaged over the whole epoch",
-        exceeds(measures.AVERAGING, ONE_EPOCH, 0.5),
+        ways.exceeds(measures.AVERAGING, ONE_EPOCH, 0.5),
     ),
     Claim(
         "fig02",
         "question 17",
         "... and the same for the accuracy",
-        exceeds(measures.AVERAGING_ACCURACY, ONE_EPOCH, 0.5),
+        ways.exceeds(measures.AVERAGING_ACCURACY, ONE_EPOCH, 0.5),
     ),
     Claim(
-        "fig03", "question 17", "with more epochs, overfitting is evident", exceeds(measures.OVERFITTING, LONGER, GAP)
-    ),
-    Claim("fig03", "question 19", "... and begins a little before epoch 20", begins_to_overfit_near(17, BASELINE)),
-    Claim("fig03", "question 17", "test accuracy has flattened near epoch 15", flattens_near(15, BASELINE)),
-    Claim("fig03", "question 17", "... and training accuracy keeps rising", exceeds(measures.GOES_ON, BASELINE, FLAT)),
-    *questions(
         "fig03",
-        ("overfitting is evident after 20 epochs", exceeds(measures.OVERFITTING, BASELINE, GAP)),
-        ("over 60 epochs, overfitting begins a little before epoch 20", begins_to_overfit_near(17, LONGER)),
-        ("over 60 epochs, test accuracy has flattened near epoch 15", flattens_near(15, LONGER)),
+        "question 17",
+        "with more epochs, overfitting is evident",
+        ways.exceeds(measures.OVERFITTING, LONGER, GAP),
     ),
-    Claim("fig04", "question 19", "normalization makes training faster", faster("fig04")),
-    Claim("fig04", "question 19", "... and steadier", steadier("fig04")),
-    Claim("fig05", "question 21", "PCA whitening can make convergence better", faster("fig05")),
-    Claim("fig05", "question 21", "... and takes nearly twice the time", same_speed("fig05", "fig06")),
-    *questions(
-        "fig05",
-        ("ZCA whitening makes convergence faster", faster(ZCA)),
-        ("PCA whitening of every pixel's channels makes convergence faster", faster(BY_CHANNEL)),
+    Claim("fig03", "question 19", "... and begins a little before epoch 20", ways.begins_to_overfit_near(17, BASELINE)),
+    Claim("fig03", "question 17", "test accuracy has flattened near epoch 15", ways.flattens_near(15, BASELINE)),
+    Claim(
+        "fig03", "question 17", "... and training accuracy keeps rising", ways.exceeds(measures.GOES_ON, BASELINE, FLAT)
     ),
-    Claim("fig06", "question 21", "PCA whitening and min-max scaling perform alike", within("fig05", "fig06")),
-    Claim("fig06", "question 21", "PCA whitening is the steadier of the two", steadier("fig05", "fig06")),
-    *questions(
+    Claim("fig03", OURS, "overfitting is evident after 20 epochs", ways.exceeds(measures.OVERFITTING, BASELINE, GAP)),
+    Claim(
+        "fig03",
+        OURS,
+        "over 60 epochs, overfitting begins a little before epoch 20",
+        ways.begins_to_overfit_near(17, LONGER),
+    ),
+    Claim("fig03", OURS, "over 60 epochs, test accuracy has flattened near epoch 15", ways.flattens_near(15, LONGER)),
+    Claim("fig04", "question 19", "normalization makes training faster", ways.faster("fig04")),
+    Claim("fig04", "question 19", "... and steadier", ways.steadier("fig04")),
+    Claim("fig05", "question 21", "PCA whitening can make convergence better", ways.faster("fig05")),
+    Claim("fig05", "question 21", "... and takes nearly twice the time", ways.same_speed("fig05", "fig06")),
+    Claim("fig05", OURS, "ZCA whitening makes convergence faster", ways.faster(ZCA)),
+    Claim("fig05", OURS, "PCA whitening of every pixel's channels makes convergence faster", ways.faster(BY_CHANNEL)),
+    Claim("fig06", "question 21", "PCA whitening and min-max scaling perform alike", ways.within("fig05", "fig06")),
+    Claim("fig06", "question 21", "PCA whitening is the steadier of the two", ways.steadier("fig05", "fig06")),
+    Claim("fig06", OURS, "ZCA whitening performs like min-max scaling", ways.within(ZCA, "fig06")),
+    Claim("fig06", OURS, "ZCA whitening is steadier than min-max scaling", ways.steadier(ZCA, "fig06")),
+    Claim(
         "fig06",
-        ("ZCA whitening performs like min-max scaling", within(ZCA, "fig06")),
-        ("ZCA whitening is steadier than min-max scaling", steadier(ZCA, "fig06")),
-        ("PCA whitening of every pixel's channels performs like min-max scaling", within(BY_CHANNEL, "fig06")),
-        ("PCA whitening of every pixel's channels is steadier than min-max scaling", steadier(BY_CHANNEL, "fig06")),
+        OURS,
+        "PCA whitening of every pixel's channels performs like min-max scaling",
+        ways.within(BY_CHANNEL, "fig06"),
     ),
-    Claim("fig07", "question 22", "crops and flips give better results", better("fig07")),
-    Claim("fig07", "question 22", "... with less overfitting", overfits_less("fig07")),
-    Claim("fig07", "question 22", "... and a less steady test curve", less_steady("fig07")),
-    *questions(
-        "fig08",
-        ("CutMix gives better results", better("fig08")),
-        ("CutMix overfits less", overfits_less("fig08")),
+    Claim(
+        "fig06",
+        OURS,
+        "PCA whitening of every pixel's channels is steadier than min-max scaling",
+        ways.steadier(BY_CHANNEL, "fig06"),
     ),
-    Claim("fig09", "question 26", "a falling learning rate converges faster", faster("fig09")),
-    Claim("fig09", "question 26", "... and more steadily", steadier("fig09")),
-    Claim("fig09", "questions 26, 27", "... to a better accuracy", better("fig09")),
-    *questions(
-        "fig09",
-        ("a rate that starts higher and falls converges faster", faster(HIGHER)),
-        ("... and more steadily", steadier(HIGHER)),
-        ("... to a better accuracy", better(HIGHER)),
+    Claim("fig07", "question 22", "crops and flips give better results", ways.better("fig07")),
+    Claim("fig07", "question 22", "... with less overfitting", ways.overfits_less("fig07")),
+    Claim("fig07", "question 22", "... and a less steady test curve", ways.less_steady("fig07")),
+    Claim("fig08", OURS, "CutMix gives better results", ways.better("fig08")),
+    Claim("fig08", OURS, "CutMix overfits less", ways.overfits_less("fig08")),
+    Claim("fig09", "question 26", "a falling learning rate converges faster", ways.faster("fig09")),
+    Claim("fig09", "question 26", "... and more steadily", ways.steadier("fig09")),
+    Claim("fig09", "questions 26, 27", "... to a better accuracy", ways.better("fig09")),
+    Claim("fig09", OURS, "a rate that starts higher and falls converges faster", ways.faster(HIGHER)),
+    Claim("fig09", OURS, "... and more steadily", ways.steadier(HIGHER)),
+    Claim("fig09", OURS, "... to a better accuracy", ways.better(HIGHER)),
+    Claim(
+        "fig10", "question 28", "Adam does not converge at 0.01, unlike at 0.0001", ways.crawls("adam-lr=0.01", "fig10")
     ),
-    Claim("fig10", "question 28", "Adam does not converge at 0.01, unlike at 0.0001", crawls("adam-lr=0.01", "fig10")),
-    *questions("fig10", ("Adam does not converge at 0.001", crawls("adam-lr=0.001", "fig10"))),
-    Claim("fig11", "question 29", "dropout reduces overfitting", overfits_less("fig11")),
-    Claim("fig11", "question 29", "... delays it much", delays_overfitting("fig11")),
-    Claim("fig11", "question 29", "... and does not end it", still_overfits("fig11")),
-    Claim("fig12", "question 34", "batch normalization converges faster", faster("fig12")),
-    Claim("fig12", "question 34", "... to a better accuracy", better("fig12")),
-    Claim("fig12", "question 34", "... and a lower held-out loss", less(measures.LAST_LOSS, "fig12")),
-    Claim("fig12", "question 34", "its test curve is unsteady early", more(measures.EARLY_ROUGHNESS, "fig12")),
-    Claim("fig12", "question 34", "... unlike its training curve", exceeds(measures.UNSTEADIER, "fig12")),
-    Claim("fig12", "question 34", "... and it settles", exceeds(measures.SETTLES, "fig12")),
-    Claim("fig13", "section 3.6", "all improvements together are best", best_of("fig13", OTHERS, "figures 3 to 12")),
-    Claim("fig13", "section 3.6", "... by much against the baseline", by_much("fig13")),
+    Claim("fig10", OURS, "Adam does not converge at 0.001", ways.crawls("adam-lr=0.001", "fig10")),
+    Claim("fig11", "question 29", "dropout reduces overfitting", ways.overfits_less("fig11")),
+    Claim("fig11", "question 29", "... delays it much", ways.delays_overfitting("fig11")),
+    Claim("fig11", "question 29", "... and does not end it", ways.still_overfits("fig11")),
+    Claim("fig12", "question 34", "batch normalization converges faster", ways.faster("fig12")),
+    Claim("fig12", "question 34", "... to a better accuracy", ways.better("fig12")),
+    Claim("fig12", "question 34", "... and a lower held-out loss", ways.less(measures.LAST_LOSS, "fig12")),
+    Claim("fig12", "question 34", "its test curve is unsteady early", ways.more(measures.EARLY_ROUGHNESS, "fig12")),
+    Claim("fig12", "question 34", "... unlike its training curve", ways.exceeds(measures.UNSTEADIER, "fig12")),
+    Claim("fig12", "question 34", "... and it settles", ways.exceeds(measures.SETTLES, "fig12")),
+    Claim(
+        "fig13", "section 3.6", "all improvements together are best", ways.best_of("fig13", OTHERS, "figures 3 to 12")
+    ),
+    Claim("fig13", "section 3.6", "... by much against the baseline", ways.by_much("fig13")),
 )
 
 

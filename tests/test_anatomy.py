@@ -152,6 +152,20 @@ def test_unusual_networks():
     assert [layer.weights for layer in found][1:3] == [8 * 8 * 9 + 8, 0]
 
 
+def test_layers_that_return_several_tensors_or_are_called_by_name():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows, self.last = nn.GRU(96, 16, batch_first=True), nn.Linear(16, 10)
+
+        def forward(self, images):
+            outputs, _ = self.rows(images.transpose(1, 2).flatten(2))
+            return self.last(input=outputs[:, -1])
+
+    rows, last = layers(Recurrent(), Shape(10, channels=3, height=32, width=32))
+    assert (rows.output, last.output, last.multiply_adds) == ((32, 16), (10,), 160)
+
+
 def test_the_total_counts_every_weight_once(verb, tmp_path, monkeypatch):
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "unusual.yaml").write_text("# Unusual.\n_target_: test_anatomy.Unusual\n")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from cnnlab.config.options import UserError
 from cnnlab.data.arrays import Arrays
@@ -137,6 +138,10 @@ WRONG = {
         {"x_train": IMAGES, "y_train": LABELS["train"], "x_test": IMAGES[:0], "y_test": LABELS["train"][:0]},
         "Arrays returns no test images",
     ),
+    "a class, and a list": (
+        {"x_train": IMAGES, "y_train": LABELS["train"], "x_test": IMAGES, "y_test": np.eye(12, 3)},
+        "a class for each image of one part, and a list of numbers in the other",
+    ),
     "other kinds of targets": (
         {"x_train": IMAGES, "y_train": np.eye(12, 3), "x_test": IMAGES, "y_test": np.full((12, 3), 2.0)},
         "training targets that are all 0 or 1, and test targets that are not",
@@ -193,3 +198,22 @@ def test_classes_are_a_list_of_names(classes):
 def test_other_numbers_of_files_are_refused(given):
     with pytest.raises(ValueError, match=r"images\.npy,labels\.npy"):
         source(**given)
+
+
+def test_a_run_with_thousands_of_classes_is_finished(command, tmp_path):
+    """Without a confusion matrix."""
+    labels, images = np.arange(2001), np.zeros((2001, 8, 8, 1), np.uint8)
+    np.savez("many.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    words = (
+        "data=arrays",
+        "data.train=many.npz",
+        "val_fraction=0",
+        "model=linear",
+        "trainer=cpu",
+        "trainer.max_epochs=1",
+    )
+    result = command(str(ROOT / "train.py"), *words, "logger=none")
+    assert result.returncode == 0, result.stderr
+    [run] = tmp_path.glob("outputs/runs/*/")
+    assert (run / "predictions.npz").exists()
+    assert not (run / "confusion.png").exists()

@@ -34,7 +34,7 @@ def test_two_settings_are_compared_by_welchs_test():
     interval = test.confidence_interval(0.95)
     assert not family.paired
     assert made.p_value == pytest.approx(test.pvalue)
-    assert (made.estimate.low, made.estimate.high) == pytest.approx((interval.low, interval.high))
+    assert (made.low, made.high) == pytest.approx((interval.low, interval.high))
 
 
 def test_seeds_are_paired_where_that_is_measured_to_help():
@@ -46,7 +46,7 @@ def test_seeds_are_paired_where_that_is_measured_to_help():
     assert family.paired
     assert made.distinguishable
     assert made.p_value == pytest.approx(test.pvalue)
-    assert (made.estimate.low, made.estimate.high) == pytest.approx((interval.low, interval.high))
+    assert (made.low, made.high) == pytest.approx((interval.low, interval.high))
     others = Family([{seed + 10: value for seed, value in enumerate(first)}, dict(enumerate(VALUES))])
     assert not others.paired
     assert not others.contrast({0: 1, 1: -1}).distinguishable
@@ -57,7 +57,7 @@ def test_ten_seeds_of_which_two_are_shared_are_all_compared():
     first, second = generator.normal(0.80, 0.01, 10), generator.normal(0.79, 0.01, 10)
     family = Family([dict(enumerate(first)), {seed + 8: value for seed, value in enumerate(second)}])
     made = family.contrast({0: 1, 1: -1})
-    assert (family.paired, made.estimate.num) == (False, 10)
+    assert (family.paired, made.num) == (False, 10)
     assert made.p_value == pytest.approx(stats.ttest_ind(first, second, equal_var=False).pvalue)
 
 
@@ -73,15 +73,15 @@ def test_weakly_correlated_seeds_are_not_paired():
 
 def test_two_seeds_that_differ_by_the_same_say_nothing_of_others():
     assert not Family(by_seed([0.51, 0.62], [0.50, 0.61])).contrast({0: 1, 1: -1}).distinguishable
-    assert math.isinf(Family(by_seed([0.7, 0.7], [0.6, 0.6])).contrast({0: 1, 1: -1}).estimate.half_width)
-    assert math.isinf(Family(by_seed([0.7], [0.6])).contrast({0: 1, 1: -1}).estimate.half_width)
+    assert math.isinf(Family(by_seed([0.7, 0.7], [0.6, 0.6])).contrast({0: 1, 1: -1}).half_width)
+    assert math.isinf(Family(by_seed([0.7], [0.6])).contrast({0: 1, 1: -1}).half_width)
 
 
 def test_with_equal_spreads_intervals_are_a_little_wider_than_tukeys():
     """Where Tukey's procedure is exact, it is the reference; unequal spreads, which it cannot bear, cost width."""
     samples = np.random.default_rng(1).normal(0, 1, (6, 5))
     family, tukey = Family(by_seed(*samples)), stats.tukey_hsd(*samples).confidence_interval(0.95)
-    ours = [family.contrast({0: 1, place: -1}).estimate.half_width for place in range(1, 6)]
+    ours = [family.contrast({0: 1, place: -1}).half_width for place in range(1, 6)]
     theirs = (tukey.high - tukey.low)[0, 1:] / 2
     assert 1 < np.mean(ours) / np.mean(theirs) < 1.5
 
@@ -99,8 +99,8 @@ def test_variances_below_the_typical_one_are_moderated():
         df = error**2 / sum(used[place] ** 2 / ((1 + prior) * free[place]) for place in (first, second))
         made = Family(by_seed(*samples)).contrast({first: 1, second: -1})
         half_width = stats.t.ppf(1 - 0.05 / 3 / 2, df) * math.sqrt(error)
-        assert made.estimate.half_width == pytest.approx(half_width)
-        assert made.estimate.mean == pytest.approx(np.mean(samples[first]) - np.mean(samples[second]))
+        assert made.half_width == pytest.approx(half_width)
+        assert made.mean == pytest.approx(np.mean(samples[first]) - np.mean(samples[second]))
 
 
 def test_one_unsteady_setting_does_not_blur_the_others():
@@ -144,7 +144,7 @@ def test_p_values_are_corrected_for_every_comparison_of_the_page():
     assert among.p_value == pytest.approx(min(3 * alone.p_value, 1))
     test = stats.ttest_ind(a, b, equal_var=False)
     interval = test.confidence_interval(1 - 0.05 / 3)
-    assert among.estimate.high == pytest.approx(interval.high)
+    assert among.high == pytest.approx(interval.high)
 
 
 def test_seeds_that_are_needed_have_the_power_by_simulation():
@@ -162,14 +162,14 @@ def test_noise_of_seeds_and_images_is_what_a_bootstrap_finds():
     generator = np.random.default_rng(0)
     ability, hardness = generator.normal(0, 0.3, 8)[:, None], generator.normal(1.5, 1.2, 2000)
     right = generator.random((8, 2000)) < 1 / (1 + np.exp(-ability - hardness))
-    made = seeds_and_images(right)
+    seeds, images, both = seeds_and_images(right)
     over_images = stats.bootstrap((right.mean(0),), np.mean, n_resamples=2000, rng=generator, method="basic")
     over_seeds = stats.bootstrap((right.mean(1),), np.mean, n_resamples=2000, rng=generator, method="basic")
-    assert made.images == pytest.approx(over_images.standard_error, rel=0.1)
-    assert made.seeds == pytest.approx(over_seeds.standard_error * math.sqrt(8 / 7), rel=0.1)
-    assert made.both.std == pytest.approx(math.hypot(made.images, made.seeds))
-    assert seeds_and_images(np.arange(10000)[None] % 2 == 0).images == pytest.approx(0.005, rel=1e-3)
-    sure = seeds_and_images(np.array([[True] * 39 + [False]] * 3)).both
+    assert images == pytest.approx(over_images.standard_error, rel=0.1)
+    assert seeds == pytest.approx(over_seeds.standard_error * math.sqrt(8 / 7), rel=0.1)
+    assert both.std == pytest.approx(math.hypot(images, seeds))
+    assert seeds_and_images(np.arange(10000)[None] % 2 == 0)[1] == pytest.approx(0.005, rel=1e-3)
+    sure = seeds_and_images(np.array([[True] * 39 + [False]] * 3))[2]
     assert 0 <= sure.low < sure.high == 1
 
 
@@ -241,7 +241,7 @@ def test_claims_hold_in_2000_simulated_sweeps(name):
         sentences += mistaken and bool(re.search(r"It is better than|The other .* worse", answer(sweep)))
         leads += sum(claimed)
         signs += sum(claim and best < other for claim, other in zip(claimed, others, strict=True))
-        gaps = [place.behind.estimate for place in sweep.ranking[1:]]
+        gaps = [place.behind for place in sweep.ranking[1:]]
         covered += sum(gap.low <= best - other <= gap.high for gap, other in zip(gaps, others, strict=True))
         covered += sum(
             place.score.low <= mean <= place.score.high
@@ -253,8 +253,8 @@ def test_claims_hold_in_2000_simulated_sweeps(name):
             interact += found.interact
             for axis, of_axis in mean_effects(sweep, found)[1].items():
                 for effect, gap in zip(of_axis[1:], mean_gaps[axis][1:], strict=True):
-                    mistaken |= effect.change.distinguishable and gap * effect.change.estimate.mean <= 1e-12
-                    covered += effect.change.estimate.low <= gap <= effect.change.estimate.high
+                    mistaken |= effect.change.distinguishable and gap * effect.change.mean <= 1e-12
+                    covered += effect.change.low <= gap <= effect.change.high
                     intervals += 1
         rows += mistaken
     assert max(rows, sentences) <= 0.06 * 2000

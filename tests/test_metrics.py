@@ -9,12 +9,13 @@ from torchmetrics.classification import (
     MulticlassF1Score,
     MultilabelAccuracy,
 )
-from torchmetrics.regression import MeanSquaredError
+from torchmetrics.regression import CosineSimilarity, MeanSquaredError
 
 from cnnlab.config.options import UserError
 from cnnlab.config.shape import Shape
 from cnnlab.metrics import Accuracy, EpochMetrics, scalar
 from cnnlab.train.parts import Parts, make_metrics
+from cnnlab.use.bounded import bounded
 
 CPU = torch.device("cpu")
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -42,6 +43,23 @@ def counted(some: list[Batch]) -> EpochMetrics:
     for batch in some:
         sums.add(*batch)
     return sums
+
+
+def test_a_metric_has_the_outputs_that_were_there_though_the_next_replay_overwrites_them():
+    buffer, generator = torch.zeros(10, 2), torch.Generator().manual_seed(0)
+    sums = EpochMetrics({"cosine": CosineSimilarity("mean")}, "regression", CPU)
+    for _ in range(5):
+        targets = torch.rand(10, 2, generator=generator)
+        buffer.copy_(targets)
+        sums.add_batches(torch.zeros(1), buffer, targets)
+    assert sums.compute()["cosine"] == pytest.approx(1)
+
+
+def test_thousands_of_classes_take_little_memory():
+    shape = Shape(20_000, channels=3, height=32, width=32)
+    node = {"acc": {"_target_": "cnnlab.metrics.Accuracy"}}
+    with bounded(0):
+        assert list(make_metrics(node, shape)) == ["acc"]
 
 
 EPOCH = batches(7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 3)

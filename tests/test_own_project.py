@@ -291,6 +291,9 @@ def test_distillation_depends_on_what_the_teacher_is(zygote, verb, own, tmp_path
         teachers.append(only_run(teacher))
     student = (*common, "module=distillation", f"module.teacher={tmp_path}/teacher")
     shutil.copytree(teachers[0], tmp_path / "teacher")
+    cropped = tmp_path / "cropped"
+    assert zygote.run(cropped, "aug=crop_flip", command=student, environment=own)["status"] == 2
+    assert "images of another size" in said(cropped)
     outputs = tmp_path / "student"
     assert zygote.run(outputs, command=student, environment=own)["status"] == 0, said(outputs)
     first = only_run(outputs)

@@ -396,6 +396,16 @@ def test_a_search_is_drawn_and_long_tables_grow(tmp_path, shown):
 
 
 @pytest.mark.browser
+def test_a_long_table_without_filters_grows_too(tmp_path, shown):
+    for place in range(210):
+        make_run(tmp_path / "runs", 0, 0.5 + place / 1000, changes={"optim.lr": (place + 1) / 1000})
+    tab, effect = shown(opened(tmp_path / "runs", tmp_path / "report")), "section:has(h2:text-is('Effect of optim.lr'))"
+    assert len(column(tab, effect, 1)) == page.MAX_ROWS
+    tab.locator(f"{effect} .more-rows").click()
+    assert len(column(tab, effect, 1)) == 210
+
+
+@pytest.mark.browser
 def test_a_command_is_copied(grid_page, shown):
     tab = shown(grid_page, permissions=["clipboard-read"])
     command = tab.locator(".commands li").first

@@ -23,7 +23,8 @@ def test_show_writes_and_names_a_sheet(command, tmp_path):
     assert other.stdout.strip() == "a/b.png"
     with Image.open(tmp_path / "a" / "b.png") as picture:
         assert picture.size == (10 * 34 * 3, (4 * 34 + 6) * 3)
-    assert command("-m", "cnnlab", "show", "aug=cutmx").returncode == 2
+    for words in (("aug=cutmx",), ("--num", "0"), ("--picture", "a.png")):
+        assert command("-m", "cnnlab", "show", *words).returncode == 2
 
 
 def test_samples_are_denormalized_and_below_their_originals(tmp_path):

@@ -116,6 +116,13 @@ def test_what_fits_nothing_is_refused(content, said):
         load_weights(small(), path)
 
 
+def test_a_run_with_a_damaged_checkpoint_is_refused(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").write_bytes(b"x")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_weights(small(), tmp_path)
+
+
 @pytest.mark.parametrize("length", [5, 40, 400])
 def test_a_damaged_safetensors_file_is_refused(length):
     path = saved(other(), "weights.safetensors")

@@ -169,7 +169,7 @@ class Arrays:
             array = array[:, 0]
         if array.ndim == 1 and array.dtype.kind in "biu":
             return array.astype(np.int64)
-        return array.astype(np.float32).reshape(len(array), -1)
+        return array.astype(np.float32) if array.ndim == 2 else array.astype(np.float32)[:, None]
 
     @functools.cached_property
     def _names(self) -> tuple[str, ...]:

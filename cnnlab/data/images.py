@@ -272,6 +272,8 @@ def load_once(source: Source) -> DataSet:
             raise UserError(f"{kind} returns data that cannot be used: {problem}.")
         if not len(data.test.targets):
             raise UserError(f"{kind} returns no test images.")
+        if data.train.targets.ndim != data.test.targets.ndim:
+            raise UserError(f"{kind} returns a class for each image of one part, and a list of numbers in the other.")
         if data.train.task == "multilabel" != data.test.task:
             raise UserError(f"{kind} returns training targets that are all 0 or 1, and test targets that are not.")
         train, test = (images.pixels.shape[1:] for images in (data.train, data.test))

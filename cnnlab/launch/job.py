@@ -156,17 +156,9 @@ def open_or_return(job: Job, run: RunDirectory) -> int:
     if config.rerun:
         run.begin_rerun("run")
     about = about | {"started": now(), "code_digest": code, "data_digest": digest}
-    return run_job(config, run, about, job.content["files"])
-
-
-def run_job(config: DictConfig, run: RunDirectory, about: dict[str, Any], files: dict[str, str]) -> int:
-    """Train; return the exit status: 0 done, 1 failed, 2 refused by its processes, 143 or 130 interrupted.
-
-    files: those of .hydra/. Raises: UserError.
-    """
     with logged(run.path):
         try:
-            run.write_hydra(files)
+            run.write_hydra(job.content["files"])
             if _gpu_lost or (config.trainer.devices != 1 and not processes.place(config.trainer).starter):
                 return in_processes(run, about)
         except OSError as error:  # a full disk

@@ -9,7 +9,7 @@ import numpy as np
 from cnnlab.report.contrasts import TINY, coverage_of_first, seeds_to_detect
 from cnnlab.report.effects import mean_effects, reference, shares
 from cnnlab.report.runs import loss_warning
-from cnnlab.report.statistics import CONFIDENCE, ImageNoise, seeds_and_images
+from cnnlab.report.statistics import CONFIDENCE, Estimate, seeds_and_images
 from cnnlab.report.sweep import Place, Sweep
 from cnnlab.report.units import in_brackets, interval, is_accuracy, points, with_interval
 from cnnlab.runs.directory import RunDirectory
@@ -27,7 +27,7 @@ def answer(sweep: Sweep) -> str:
     best, *others = sweep.ranking
     score = with_interval(sweep.measure, best.score, best.setting.count())
     if others or sweep.empty:
-        ahead = any(place.behind and place.behind.estimate.mean < 0 for place in others)
+        ahead = any(place.behind and place.behind.mean < 0 for place in others)
         among = " of the settings without a diverged run" * ahead
         first = f"{sweep.label(best.setting)} has the {sweep.superlative} {sweep.name}{among}: {score}"
     else:
@@ -91,16 +91,15 @@ def _effects(sweep: Sweep) -> list[str]:
         (axis, effect.value, effect.change)
         for axis, of_axis in mean_effects(sweep, found)[1].items()
         for effect in of_axis
-        if effect.change and math.isfinite(effect.change.estimate.half_width)
+        if effect.change and math.isfinite(effect.change.half_width)
     ]
-    differing = sorted((one for one in tested if one[2].distinguishable), key=lambda one: -abs(one[2].estimate.mean))
+    differing = sorted((one for one in tested if one[2].distinguishable), key=lambda one: -abs(one[2].mean))
     if not differing:
         return ["Averaged over the other axes, no value of any axis makes a significant difference."] * bool(tested)
     names = []
     for axis, value, change in differing:
-        gap = change.estimate
-        kind = "better" if gap.mean > 0 else "worse"
-        size = f"{points(sweep.measure, abs(gap.mean))} {kind} than {sweep.brief(axis, reference(sweep, axis))}"
+        kind = "better" if change.mean > 0 else "worse"
+        size = f"{points(sweep.measure, abs(change.mean))} {kind} than {sweep.brief(axis, reference(sweep, axis))}"
         names.append(f"{sweep.short[axis]}={sweep.brief(axis, value)} is {size}")
     return [f"Averaged over the other axes, {_listed(names)}."]
 
@@ -115,7 +114,7 @@ def _named(sweep: Sweep, places: list[Place]) -> str:
 
 def _gap(sweep: Sweep, place: Place) -> str:
     assert place.behind is not None
-    label, gap = sweep.label(place.setting), place.behind.estimate
+    label, gap = sweep.label(place.setting), place.behind
     if gap.mean < 0:
         return f"{label} is {points(sweep.measure, -gap.mean)} ahead in the runs that did not diverge"
     return f"{label} is {points(sweep.measure, gap.mean)} behind{in_brackets(sweep.measure, gap)}"
@@ -154,7 +153,7 @@ def seeds_needed(sweep: Sweep) -> str:
     if spread < TINY:
         return ""
     assert rival.behind is not None
-    gaps = (0.01, 0.02) if is_accuracy(sweep.measure) else (abs(rival.behind.estimate.mean),)
+    gaps = (0.01, 0.02) if is_accuracy(sweep.measure) else (abs(rival.behind.mean),)
     nums = [seeds_to_detect(gap, spread, claims, of_each) for gap in gaps]
     needed = [str(num) if num else "more than 1,000" for num in nums]
     same = ", the same seeds for all" * family.paired
@@ -187,12 +186,13 @@ def notes(sweep: Sweep) -> list[str]:
             "the surviving runs."
         )
     if noise := image_noise(sweep):
-        known = math.isfinite(noise.seeds)
+        seeds, images, both = noise
+        known = math.isfinite(seeds)
         found.append(
             f"Two sources of noise in the best setting's {in_words(sweep.tested)}: other seeds would move its mean by "
-            f"{points(sweep.tested, noise.seeds) if known else 'an unknown amount'}, other test images by "
-            f"{points(sweep.tested, noise.images)} (standard errors); 95% interval for "
-            f"{'both' if known else 'other images'}: {interval(sweep.tested, noise.both)}."
+            f"{points(sweep.tested, seeds) if known else 'an unknown amount'}, other test images by "
+            f"{points(sweep.tested, images)} (standard errors); 95% interval for "
+            f"{'both' if known else 'other images'}: {interval(sweep.tested, both)}."
         )
     return found
 
@@ -230,7 +230,7 @@ def method(sweep: Sweep) -> list[str]:
     ]
 
 
-def image_noise(sweep: Sweep) -> ImageNoise | None:
+def image_noise(sweep: Sweep) -> tuple[float, float, Estimate] | None:
     """The noise of the best setting's test accuracy; None without predictions for all seeds, or if all are right."""
     runs = sweep.ranking[0].setting.runs
     if not is_accuracy(sweep.tested):

@@ -138,37 +138,17 @@ def heat_map(sweep: Sweep) -> dict[str, Any]:
     for group in sweep.groups:
         row, column = rows.index(group.value(first)), columns.index(group.value(second))
         cells[row, column] = scale(sweep.measure) * np.mean(list(group.by_seed.values()))
-    digits = 1 if is_accuracy(sweep.measure) else 3
-    return _heat(cells, (first, rows), (second, columns), heading(sweep.measure), digits, None)
+    axes = {"x": second, "y": first, "columns": columns, "rows": rows}
+    value = {"value": heading(sweep.measure), "digits": 1 if is_accuracy(sweep.measure) else 3, "range": None}
+    return {"kind": "heat", **axes, **value, "cells": [rounded(row) for row in cells]}
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     """Percent of each true class. counts: (K, K), rows are true classes."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1) * 100
-    names = list(classes)
-    return _heat(shares, ("true class", names), ("predicted class", names), "% of the true class", 0, [0, 100])
-
-
-def _heat(
-    cells: np.ndarray,
-    rows: tuple[str, list[str]],
-    columns: tuple[str, list[str]],
-    value: str,
-    digits: int,
-    limits: list[int] | None,
-) -> dict[str, Any]:
-    """cells: (R, C). rows, columns: the name of the axis, and its labels. limits: of the color scale."""
-    return {
-        "kind": "heat",
-        "x": columns[0],
-        "y": rows[0],
-        "columns": columns[1],
-        "rows": rows[1],
-        "value": value,
-        "digits": digits,
-        "range": limits,
-        "cells": [rounded(row) for row in cells],
-    }
+    axes = {"x": "predicted class", "y": "true class", "columns": list(classes), "rows": list(classes)}
+    value = {"value": "% of the true class", "digits": 0, "range": [0, 100]}
+    return {"kind": "heat", **axes, **value, "cells": [rounded(row) for row in shares]}
 
 
 def parallel(sweep: Sweep) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from cnnlab.config.options import UserError
 from cnnlab.report.contrasts import Family
 from cnnlab.report.runs import FOLLOW, Run, Setting, find, grouped, loss_warning, read, varied, without_repeats
 from cnnlab.report.statistics import mcnemar
-from cnnlab.report.units import bounds_of_difference, interval, is_accuracy, number, with_interval
+from cnnlab.report.units import interval, is_accuracy, number, with_interval
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.named import named, names_a_run
 from cnnlab.runs.readers import BrokenFileError
@@ -80,14 +80,14 @@ def compare(first: Setting, second: Setting) -> list[str]:
         tested = f"test/{measure.partition('/')[2]}"
         test = f", {in_words(tested)} {with_interval(tested, group.test)}" if group.test else ""
         means.append(f"{label}: {in_words(measure)} {score}{test}")
-    family = Family([first.by_seed, second.by_seed], bounds=bounds_of_difference(first.runs[0].bounds))
+    family = Family([first.by_seed, second.by_seed], bounds=first.runs[0].bounds)
     gap = family.contrast({0: 1, 1: -1})
-    size = number(measure, gap.estimate.mean, "+") + " points" * is_accuracy(measure)
-    if math.isfinite(gap.estimate.half_width):
-        how = f"paired over {gap.estimate.num} seeds" if family.paired else "Welch's t over all seeds"
+    size = number(measure, gap.mean, "+") + " points" * is_accuracy(measure)
+    if math.isfinite(gap.half_width):
+        how = f"paired over {gap.num} seeds" if family.paired else "Welch's t over all seeds"
         verdict = "" if gap.distinguishable else ": cannot be distinguished from noise"
         size += (
-            f" (95%: {interval(measure, gap.estimate)}; {how}, p = {gap.p_value:.2g}, not corrected for other "
+            f" (95%: {interval(measure, gap)}; {how}, p = {gap.p_value:.2g}, not corrected for other "
             f"comparisons){verdict}"
         )
     elif family.nums.min() > 1:
@@ -128,8 +128,8 @@ def images(first: Sequence[Run], second: Sequence[Run]) -> str:
         if not np.array_equal(labels, their_labels):
             return "Image by image: not comparable, as the test images differ."
         found.append(mcnemar(ours, theirs, labels))
-    first_only, second_only = np.mean([(one.only_first, one.only_second) for one in found], axis=0)
-    p_values = sorted({f"{one.p_value:.2g}" for one in found}, key=float)
+    first_only, second_only, _ = np.mean(found, axis=0)
+    p_values = sorted({f"{p_value:.2g}" for *_, p_value in found}, key=float)
     seeds = f", mean of {len(found)} seeds" if len(found) > 1 else ""
     return (
         f"Would these trained networks differ on other images? Image by image ({len(labels):,} test images{seeds}): "

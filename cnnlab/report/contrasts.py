@@ -17,7 +17,6 @@ The interval of the best setting's own mean is not part of the family. `answer.m
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import special, stats
@@ -29,35 +28,18 @@ PRIOR = 0.75  # weight of the typical variance against a setting's own, with fou
 PAIRED_BELOW = 0.01  # p-value of the F-test for an effect of the seed
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A contrast with its simultaneous interval.
-
-    Attributes:
-        estimate: mean and interval; in 95% of sweeps all intervals of the family cover the true values.
-        p_value: corrected for the family; NaN if a setting has only one run.
-    """
-
-    estimate: Estimate
-    p_value: float
-
-    @property
-    def distinguishable(self) -> bool:
-        """Whether the interval excludes zero."""
-        return abs(self.estimate.mean) > self.estimate.half_width
-
-
 class Family:
     """Settings and all comparisons between them.
 
     Args:
         samples: for every setting {seed: value}.
         num_claims: the number of contrasts that are tested; by default, all pairs of settings.
-        bounds: the smallest and largest possible difference.
+        bounds: the smallest and largest possible value.
         noise: the variance of a run and its degrees of freedom, if every setting has one run and they are estimated
             otherwise.
 
     Attributes:
+        bounds: the smallest and largest possible difference.
         paired: whether values are compared seed by seed: all settings have the same seeds, and the seed has an effect
             (F-test of a two-way layout, p < 0.01). With few seeds and a weak correlation, pairing costs more in
             degrees of freedom than it gains.
@@ -78,7 +60,7 @@ class Family:
     ):
         self.means = np.array([np.mean(list(sample.values())) for sample in samples])
         self.nums = np.array([len(sample) for sample in samples])
-        self.bounds = bounds
+        self.bounds = bounds[0] - bounds[1], bounds[1] - bounds[0]
         several = int((self.nums > 1).sum())
         self.num_claims = max(num_claims or several * (several - 1) // 2, 1)
         residuals = [np.array(list(sample.values())) - mean for sample, mean in zip(samples, self.means, strict=True)]
@@ -97,25 +79,23 @@ class Family:
                 residuals, dfs = list(left), dfs * (len(samples) - 1) / len(samples)
         squares = np.array([(values**2).sum() for values in residuals])
         self.residual = (float(squares.sum()), float(dfs.sum()))
-        self._set_variances(squares, dfs)
+        varies = dfs > 0
+        own = squares / np.where(varies, dfs, np.nan)
+        medians = special.chdtri(dfs[varies], 0.5) / dfs[varies]  # of a variance over the true one
+        self.typical = float(np.median(own[varies] / medians)) if several else math.nan
+        # none with two settings: Welch's test or, paired, the paired t-test
+        self.moderation = PRIOR * min(1.0, max(0.0, several / 2 - 1))
+        prior = dfs * self.moderation
+        moderated = (dfs * own + prior * self.typical) / np.where(varies, dfs + prior, np.nan)
+        self.variances, self.dfs = np.maximum(own, moderated), np.minimum(dfs + prior, dfs.sum())
         self.common_df = noise[1] if noise else None
         if noise:
             self.variances = np.full(len(samples), noise[0])
 
-    def _set_variances(self, squares: np.ndarray, dfs: np.ndarray) -> None:
-        """squares, dfs: residual sum of squares and degrees of freedom of each setting, 0 for one run."""
-        several = dfs > 0
-        own = squares / np.where(several, dfs, np.nan)
-        medians = special.chdtri(dfs[several], 0.5) / dfs[several]  # of a variance over the true one
-        self.typical = float(np.median(own[several] / medians)) if several.any() else math.nan
-        # none with two settings: Welch's test or, paired, the paired t-test
-        self.moderation = PRIOR * min(1.0, max(0.0, float(several.sum()) / 2 - 1))
-        prior = dfs * self.moderation
-        moderated = (dfs * own + prior * self.typical) / np.where(several, dfs + prior, np.nan)
-        self.variances, self.dfs = np.maximum(own, moderated), np.minimum(dfs + prior, dfs.sum())
+    def contrast(self, weights: Mapping[int, float]) -> Estimate:
+        """The weighted sum of means, with a simultaneous interval: in 95% of sweeps, all of a family cover the truth.
 
-    def contrast(self, weights: Mapping[int, float]) -> Difference:
-        """The weighted sum of means; without an interval if a setting has one run or no setting varies.
+        Without an interval if a setting has one run or no setting varies.
 
         weights: by the index of the setting; they add up to zero.
         """
@@ -124,11 +104,11 @@ class Family:
         parts = factors**2 * self.variances[places] / self.nums[places]
         error = math.sqrt(parts.sum())
         if not error > TINY:
-            return Difference(Estimate(mean, math.inf, num, math.nan, self.bounds), math.nan)
+            return Estimate(mean, math.inf, num, math.nan, self.bounds)
         df = self.common_df or parts.sum() ** 2 / (parts**2 / self.dfs[places]).sum()  # Satterthwaite's
         half_width = -float(special.stdtrit(df, (1 - CONFIDENCE) / self.num_claims / 2)) * error
         p_value = min(1.0, 2 * self.num_claims * float(special.stdtr(df, -abs(mean) / error)))
-        return Difference(Estimate(mean, half_width, num, error, self.bounds), p_value)
+        return Estimate(mean, half_width, num, error, self.bounds, p_value)
 
 
 def seeds_to_detect(gap: float, spread: float, num_claims: int = 1, of_each: float = 1.0) -> int | None:

@@ -30,18 +30,10 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Items:
-    """A bulleted list."""
+class Lines:
+    """kind: "items" of a bulleted list, or "commands" to copy."""
 
-    kind: ClassVar[str] = "items"
-    lines: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Commands:
-    """Command lines to copy."""
-
-    kind: ClassVar[str] = "commands"
+    kind: str
     lines: Sequence[str]
 
 
@@ -79,7 +71,7 @@ class Figure:
     key: str = ""
 
 
-Block = Text | Items | Commands | Table | Figure
+Block = Text | Lines | Table | Figure
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import numpy as np
 from scipy import special
 
 from cnnlab.config.options import GROUPS, default_option
-from cnnlab.report.contrasts import TINY, Difference, Family
+from cnnlab.report.contrasts import TINY, Family
+from cnnlab.report.statistics import Estimate
 from cnnlab.report.sweep import Sweep
 
 INTERACTS_BELOW = 0.05  # p-value of the interaction
@@ -32,7 +33,7 @@ class Effect:
     mean: float
     reference: float
     combinations: list[str]
-    change: Difference | None
+    change: Estimate | None
 
 
 def reference(sweep: Sweep, axis: str) -> str:
@@ -83,7 +84,7 @@ def mean_effects(sweep: Sweep, found: Shares | None) -> tuple[Family, dict[str, 
     family = sweep.family
     if found and found.noise:
         claims = sum(len(sweep.tried(axis)) - 1 for axis in sweep.axes)
-        family = Family([group.by_seed for group in sweep.groups], claims, family.bounds, found.noise)
+        family = Family([group.by_seed for group in sweep.groups], claims, sweep.bounds, found.noise)
     axes = [] if found and found.interact else sweep.axes
     everything = {axis: effects(sweep, axis, family) for axis in axes}
     return family, {

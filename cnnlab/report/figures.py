@@ -35,9 +35,7 @@ def png(chart: Chart) -> bytes:
 def confusion_png(counts: np.ndarray, classes: Sequence[str]) -> bytes:
     """The confusion matrix, also of a thousand classes. counts: (K, K), rows are true classes."""
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = _figure(*run_figures.confusion_size(len(classes)))
-        run_figures.draw_confusion(figure.subplots(), counts, classes)
-        return _encoded(figure)
+        return _encoded(run_figures.confusion_figure(counts, classes))
 
 
 def _figure(width: float, height: float) -> matplotlib.figure.Figure:

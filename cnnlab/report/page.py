@@ -8,7 +8,6 @@ import base64
 import csv
 import functools
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -105,7 +104,7 @@ def html(made: Document) -> str:
         css=Markup(_read("report.css")),
         scripts=[Markup(script) for script in scripts],
         allowed=Markup(" ".join(f"'sha256-{digest}'" for digest in digests)),
-        charts=_json([figure.chart for figure in charts]),
+        charts=[figure.chart for figure in charts],
         place=charts.index,
         embedded=lambda figure: "data:image/png;base64," + base64.b64encode(figure.png()).decode(),
         more=_more_rows,
@@ -153,6 +152,7 @@ def _environment(escape: Callable[[str], str], **delimiters: Any) -> jinja2.Envi
         lstrip_blocks=True,
         **delimiters,
     )
+    made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     made.filters["code"] = lambda text: Markup(printable(text))
     return made
 
@@ -168,16 +168,10 @@ def _read(name: str) -> str:
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
-def _json(value: Any) -> Markup:
-    """JSON as the content of a script element that no text in it can end."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"))
-
-
-def _more_rows(table: Table) -> Markup:
+def _more_rows(table: Table) -> list[list[str | list[str]]]:
     """The rows that the page does not show at first; a cell is its text, or its text and link."""
 
     def cell(value: Cell) -> str | list[str]:
         return [printable(value.text), value.href] if isinstance(value, Link) else printable(value)
 
-    return _json([[cell(value) for value in row] for row in table.rows[MAX_ROWS + 1 :]])
+    return [[cell(value) for value in row] for row in table.rows[MAX_ROWS + 1 :]]

@@ -92,27 +92,22 @@ def curves(path: Path, rows: Sequence[Mapping[str, float]], title: str, metric: 
 @figure
 def confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> None:
     """The confusion matrix in percent of each true class. counts: (K, K), rows are true classes."""
-    figure = matplotlib.figure.Figure(figsize=confusion_size(len(classes)), layout="constrained")
-    axis = figure.subplots()
-    axis.set_title("test images, percent of each true class")
-    draw_confusion(axis, counts, classes)
+    figure = confusion_figure(counts, classes)
+    figure.axes[0].set_title("test images, percent of each true class")
     save(figure, path)
 
 
-def confusion_size(num_classes: int) -> tuple[float, float]:
-    """Width and height in inches, with room for the names of up to MAX_CLASSES classes."""
-    height = 6 + 0.15 * max(min(num_classes, MAX_CLASSES) - 20, 0)
-    return height + 0.5, height
-
-
-def draw_confusion(axis: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
+def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> matplotlib.figure.Figure:
     """As `confusion`; shares are written for up to 20 classes, and more than MAX_CLASSES classes are numbered."""
+    height = 6 + 0.15 * max(min(len(classes), MAX_CLASSES) - 20, 0)  # inches, with room for the names
+    figure = matplotlib.figure.Figure(figsize=(height + 0.5, height), layout="constrained")
+    axis = figure.subplots()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1) * 100
     if len(classes) > MAX_CLASSES:  # a color scale on which single images show, too
         shown = axis.imshow(shares, cmap="Blues", norm=PowerNorm(0.3, vmin=0, vmax=100), interpolation="nearest")
         axis.set(xlabel="predicted class by number (#0 is the first in summary.json)", ylabel="true class by number")
-        axis.figure.colorbar(shown, ax=axis, shrink=0.8, ticks=(0, 1, 5, 20, 50, 100))
-        return
+        figure.colorbar(shown, ax=axis, shrink=0.8, ticks=(0, 1, 5, 20, 50, 100))
+        return figure
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     axis.set(xlabel="predicted", ylabel="true")
     names, size = drawable(classes), 10 if len(classes) <= 20 else 7
@@ -122,6 +117,7 @@ def draw_confusion(axis: Axes, counts: np.ndarray, classes: Sequence[str]) -> No
         axis.set_xlabel("predicted   (#0 is the first of the classes in summary.json)")
     if len(classes) <= 20:
         write_cells(axis, shares, ".0f", 50, fontsize=8)
+    return figure
 
 
 def write_cells(axis: Axes, cells: np.ndarray, form: str, dark: float, **style: Any) -> None:
@@ -220,16 +216,13 @@ def sheet(path: Path, originals: np.ndarray, augmented: np.ndarray, columns: int
     """
     height, width = (max(originals.shape[axis], augmented.shape[axis]) + 2 for axis in (1, 2))
 
-    def row(images: np.ndarray) -> np.ndarray:
+    def framed(images: np.ndarray, gap: int) -> np.ndarray:
         down, across = height - images.shape[1], width - images.shape[2]
-        margins = ((down // 2, down - down // 2), (across // 2, across - across // 2))
-        return grid(np.pad(as_rgb(images), ((0, 0), *margins, (0, 0)), constant_values=255), columns)
+        margins = ((down // 2, down - down // 2 + gap), (across // 2, across - across // 2))
+        return np.pad(as_rgb(images), ((0, 0), *margins, (0, 0)), constant_values=255)
 
-    gap, rows = np.full((6, width * columns, 3), 255, dtype=np.uint8), []
-    for first in range(0, len(originals), columns):
-        part = slice(first, first + columns)
-        rows += [row(originals[part]), row(augmented[part]), gap]
-    write_png(path, np.concatenate(rows[:-1]).repeat(scale, 0).repeat(scale, 1))
+    pairs = np.concatenate((framed(originals, 0), framed(augmented, 6)), 1)  # (N, 2 * height + 6, width, 3)
+    write_png(path, grid(pairs, columns)[:-6].repeat(scale, 0).repeat(scale, 1))
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cnnlab.report import charts, figures, run_figures, tables
 from cnnlab.report.answer import answer, method, notes, protocol
-from cnnlab.report.document import Block, Commands, Document, Figure, Items, Link, Section, Table, Text
+from cnnlab.report.document import Block, Document, Figure, Lines, Link, Section, Table, Text
 from cnnlab.report.runs import Setting
 from cnnlab.report.sweep import Sweep
 from cnnlab.report.trials import importances, is_search, without_result
@@ -38,9 +38,9 @@ def _results(sweep: Sweep) -> Iterator[Section]:
     caption = f"Mean {sweep.name} with its 95% interval; ticks are seeds." if several else f"{sweep.name.capitalize()}."
     ranked = [_figure("ranking", caption + shown, charts.ranking(sweep))] if len(sweep.ranking) > 1 else []
     yield Section("Ranking", [*ranked, Table(tables.ranking_table(sweep), filters=(*axes, "verdict"))])
-    yield Section("Which images and which epoch", [Items(notes(sweep))])
+    yield Section("Which images and which epoch", [Lines("items", notes(sweep))])
     if lines := method(sweep):
-        yield Section("How settings are compared", [Items(lines)])
+        yield Section("How settings are compared", [Lines("items", lines)])
 
     held_out = "test" if sweep.ranking[0].setting.held_out == "test" else "held-out"
     caption = f"Solid: {held_out} images; dashed: training."
@@ -98,7 +98,7 @@ def _search(sweep: Sweep) -> Iterator[Section]:
             f" Without a result and not counted: {', '.join(f'{num} {outcome}' for outcome, num in others.items())}."
         )
     chart = _figure("best-of", text, charts.best_of_trials(sweep))
-    yield Section("Expected best by the number of trials", [chart, Table(tables.best_of_table(sweep))])
+    yield Section("Expected best by the number of trials", [chart])
     found = importances(sweep)
     if found is None:
         blocks: list[Block] = [Text("Not computed: Optuna is not installed (pip install optuna).")]
@@ -147,9 +147,9 @@ def _runs(sweep: Sweep, folder: Path) -> Iterator[Section]:
         table = Table(tables.run_rows(sweep, folder), filters=("status", *sweep.axes))
         yield Section("Runs", [Text(text, link=Link("runs.csv", "runs.csv")), table])
     if lines := tables.left_out(sweep):
-        yield Section("Not in the averages", [Items(lines)])
+        yield Section("Not in the averages", [Lines("items", lines)])
     if sweep.ranking:
         found = tables.commands(sweep)
         more = [Text(f"These train the best {MAX_COMMANDS} of {len(found)} settings.")] * (len(found) > MAX_COMMANDS)
-        yield Section("Commands", [*more, Commands(found[:MAX_COMMANDS])])
+        yield Section("Commands", [*more, Lines("commands", found[:MAX_COMMANDS])])
         yield Section("Provenance", [Table(tables.provenance(sweep), wraps=True)])

@@ -24,6 +24,7 @@ class Estimate:
         num: number of values.
         std: their standard deviation (n - 1), or the standard error of a difference; NaN for a single value.
         bounds: the smallest and largest possible mean, to which the interval is clipped.
+        p_value: of a difference, corrected for its family; NaN if a setting has only one run, and for other means.
     """
 
     mean: float
@@ -31,6 +32,12 @@ class Estimate:
     num: int
     std: float
     bounds: tuple[float, float] = (-math.inf, math.inf)
+    p_value: float = math.nan
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether the interval excludes zero."""
+        return abs(self.mean) > self.half_width
 
     @property
     def low(self) -> float:
@@ -52,24 +59,11 @@ def estimate(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, 
     return Estimate(mean, critical * std / math.sqrt(num), num, std, bounds)
 
 
-@dataclass(frozen=True)
-class ImageNoise:
-    """An accuracy whose seeds and test images are both samples.
-
-    Attributes:
-        seeds, images: standard errors of the mean due to the choice of seeds (NaN for one seed) and of images.
-        both: the mean, with an interval that covers both.
-    """
-
-    seeds: float
-    images: float
-    both: Estimate
-
-
-def seeds_and_images(right: np.ndarray) -> ImageNoise:
+def seeds_and_images(right: np.ndarray) -> tuple[float, float, Estimate]:
     """The result of a bootstrap over seeds and images in closed form, without its bias for few seeds.
 
-    right: (seeds, images) bool, whether each image was classified correctly.
+    right: (seeds, images) bool, whether each image was classified correctly -> the standard errors of the mean due to
+        the choice of seeds (NaN for one seed) and of images; the mean, with an interval that covers both.
     """
     num, num_images = right.shape
     over_seeds = float(right.mean(1).var(ddof=1)) / num if num > 1 else math.nan
@@ -80,39 +74,24 @@ def seeds_and_images(right: np.ndarray) -> ImageNoise:
     df = variance**2 / spread if spread else math.inf  # Satterthwaite's
     half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * math.sqrt(variance)
     both = Estimate(float(right.mean()), half_width, num, math.sqrt(variance), (0.0, 1.0))
-    return ImageNoise(math.sqrt(over_seeds), math.sqrt(over_images), both)
+    return math.sqrt(over_seeds), math.sqrt(over_images), both
 
 
 def expected_best(values: Sequence[float], nums: Sequence[int]) -> list[float]:
     """The expected largest of k values drawn without replacement, for every k in nums (J. Dodge et al., 2019)."""
     ordered, num = np.sort(values), len(values)
-    places = np.arange(1, num + 1)
-    means = []
-    for k in nums:  # C(place - 1, k - 1) / C(num, k): the probability that a value is the largest of k
-        logs = [special.gammaln(part) for part in (places, num + 1, np.maximum(places - k + 1, 1))]
-        chance = np.exp(logs[0] - logs[2] - logs[1] + special.gammaln(num - k + 1)) * k
-        means.append(float(ordered @ np.where(places >= k, chance, 0)))
-    return means
+    places = np.arange(
+        num + 1
+    )  # hypergeom.pmf(k, num, place, k): the probability that all k are among the first places
+    return [float(ordered @ np.diff(stats.hypergeom.pmf(k, num, places, k))) for k in nums]
 
 
-@dataclass(frozen=True)
-class McNemar:
-    """Two classifiers on the same images.
+def mcnemar(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> tuple[int, int, float]:
+    """The numbers of images that only one of two classifiers has right, and the p-value of McNemar's exact test (1947).
 
-    Attributes:
-        only_first, only_second: number of images that only one of them classifies correctly.
-        p_value: exact and two-sided; under the null hypothesis both numbers are equal in expectation.
+    first, second, labels: (N,) predicted and true classes.
     """
-
-    only_first: int
-    only_second: int
-    p_value: float
-
-
-def mcnemar(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> McNemar:
-    """McNemar's exact test (Q. McNemar, 1947). first, second, labels: (N,) predicted and true classes."""
     first_right, second_right = first == labels, second == labels
     only_first, only_second = int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum())
     discordant = only_first + only_second
-    p_value = float(stats.binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
-    return McNemar(only_first, only_second, p_value)
+    return only_first, only_second, float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnlab.report.contrasts import Difference, Family
+from cnnlab.report.contrasts import Family
 from cnnlab.report.runs import FOLLOW, Run, Setting, grouped, short_names, varied, without_repeats
 from cnnlab.report.statistics import Estimate
-from cnnlab.report.units import bounds_of_difference
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.readers import BrokenFileError
 from cnnlab.runs.wording import in_words
@@ -36,7 +35,7 @@ class Place:
     setting: Setting
     score: Estimate
     test: Estimate | None
-    behind: Difference | None
+    behind: Estimate | None
 
     @property
     def verdict(self) -> str:
@@ -44,22 +43,13 @@ class Place:
         if self.behind is None:
             return "first"
         if self.behind.distinguishable:
-            return "worse" if self.behind.estimate.mean > 0 else "ahead where it did not diverge"
-        return "may be the best" if math.isfinite(self.behind.estimate.half_width) else "not known"
+            return "worse" if self.behind.mean > 0 else "ahead where it did not diverge"
+        return "may be the best" if math.isfinite(self.behind.half_width) else "not known"
 
     @property
     def may_be_best(self) -> bool:
         """Whether it cannot be distinguished from the first place."""
         return self.verdict in ("may be the best", "not known")
-
-    def seconds(self) -> float:
-        """Mean training time of a run."""
-        return sum(run.summary["train_seconds"] for run in self.setting.runs) / len(self.setting.runs)
-
-    def best_epochs(self) -> str:
-        """The best epoch, or its range over seeds."""
-        epochs = sorted(run.summary["best_epoch"] for run in self.setting.runs)
-        return str(epochs[0]) if epochs[0] == epochs[-1] else f"{epochs[0]} to {epochs[-1]}"
 
 
 class Sweep:
@@ -128,9 +118,9 @@ class Sweep:
         samples = [group.by_seed for group in self.groups]
         several = sum(len(sample) > 1 for sample in samples)
         effects = sum(len(self.tried(axis)) - 1 for axis in self.axes) if len(self.axes) > 1 else 0
-        return Family(samples, several * (several - 1) // 2 + effects, bounds_of_difference(self.bounds))
+        return Family(samples, several * (several - 1) // 2 + effects, self.bounds)
 
-    def better(self, weights: Mapping[int, float], family: Family | None = None) -> Difference:
+    def better(self, weights: Mapping[int, float], family: Family | None = None) -> Estimate:
         """A contrast of settings by their index in `groups`; positive means better."""
         sign = 1.0 if self.higher else -1.0
         return (family or self.family).contrast({place: sign * weight for place, weight in weights.items()})

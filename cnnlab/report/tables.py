@@ -8,15 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from cnnlab.report.contrasts import Difference
 from cnnlab.report.document import Cell, Link
 from cnnlab.report.effects import Effect, mean_effects, reference, shares
+from cnnlab.report.statistics import Estimate
 from cnnlab.report.sweep import Place, Sweep
-from cnnlab.report.trials import best_of
 from cnnlab.report.units import heading, in_brackets, interval, number
 
 MAX_COMBINATIONS = 4  # named in a row
-MAX_TRIALS = 10  # rows of the expected best
 MAX_CLASSES = 40
 NOT_SETTINGS = ("seed", "launcher", "rerun", "plan", "on_busy")  # overrides that are left out of commands
 NUMBERS = ("best_epoch", "epochs_done", "train_seconds", "images_per_second")  # in a summary
@@ -28,11 +26,15 @@ def ranking_table(sweep: Sweep) -> list[list[str]]:
     head = [*sweep.axes, heading(measure), "95% interval", "n", "behind the best", "verdict"]
     rows = [[*head, *([heading(sweep.tested)] if has_test else []), "best epoch", "seconds"]]
     for place in sweep.ranking:
+        runs = place.setting.runs
         behind = "" if place.behind is None else _change(measure, place.behind, "")
         values = [place.setting.value(axis) for axis in sweep.axes]
         found = [number(measure, place.score.mean), interval(measure, place.score) or "one run", place.setting.count()]
         test = [_test(sweep, place)] if has_test else []
-        rows.append([*values, *found, behind, place.verdict, *test, place.best_epochs(), f"{place.seconds():.0f}"])
+        epochs = sorted({run.summary["best_epoch"] for run in runs})
+        best_epoch = " to ".join(map(str, epochs[:: len(epochs) - 1 or 1]))  # the first and the last
+        seconds = f"{sum(run.summary['train_seconds'] for run in runs) / len(runs):.0f}"
+        rows.append([*values, *found, behind, place.verdict, *test, best_epoch, seconds])
     for group in sweep.empty:
         values = [group.value(axis) for axis in sweep.axes]
         rows.append([*values, "", "", group.count(), *[""] * (len(rows[0]) - len(values) - 3)])
@@ -46,9 +48,9 @@ def _test(sweep: Sweep, place: Place) -> str:
     return number(sweep.tested, place.test.mean) + f" (n = {place.test.num})" * (place.test.num < place.score.num)
 
 
-def _change(measure: str, change: Difference, sign: str = "+") -> str:
+def _change(measure: str, change: Estimate, sign: str = "+") -> str:
     """A difference with its interval: "1.20 (0.80 to 1.60)"."""
-    return number(measure, change.estimate.mean, sign) + in_brackets(measure, change.estimate)
+    return number(measure, change.mean, sign) + in_brackets(measure, change)
 
 
 def effects_table(sweep: Sweep, axis: str, found: Sequence[Effect]) -> list[list[str]]:
@@ -105,13 +107,6 @@ def effect_sections(sweep: Sweep) -> Iterator[tuple[str, str, list[list[str]]]]:
         yield f"Effect of {axis}", " ".join(filter(None, (text, caveat))), effects_table(sweep, axis, of_axis)
 
 
-def best_of_table(sweep: Sweep) -> list[list[str]]:
-    """The best result to expect from fewer trials."""
-    found = list(zip(*best_of(sweep), strict=True))
-    rows = [[str(num), number(sweep.measure, mean)] for num, mean in found[:: max(len(found) // MAX_TRIALS, 1)]]
-    return [["trials", f"expected best {heading(sweep.measure)}"], *rows]
-
-
 def run_rows(sweep: Sweep, folder: Path) -> list[list[Cell]]:
     """Every run with what is varied, and a link to its directory, relative to a folder."""
     tested = any(run.done and run.tested == sweep.tested for run in sweep.runs)
@@ -120,7 +115,7 @@ def run_rows(sweep: Sweep, folder: Path) -> list[list[Cell]]:
     rows: list[list[Cell]] = [["run", "status", *sweep.axes, "seed", *map(heading, metrics), *names]]
     for run in sweep.runs:
         conditions, values = run.conditions, run.summary.get("metrics", {})
-        link = Link(run.path.name, quote(os.path.relpath(run.path, folder)))
+        link = Link(run.path.name, quote(os.fsencode(os.path.relpath(run.path, folder))))
         found = [number(name, values[name]) if run.done and name in values else "" for name in metrics]
         numbers = [f"{value:.0f}" if (value := run.summary.get(name)) is not None else "" for name in NUMBERS]
         settings = [conditions.get(axis) or run.value(axis) for axis in sweep.axes]

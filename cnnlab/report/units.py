@@ -34,8 +34,3 @@ def with_interval(metric: str, value: Estimate, n: str = "") -> str:
     """A mean as text: "81.23% (80.91 to 81.55, n = 3)"."""
     inside = [interval(metric, value), f"n = {n or value.num}"]
     return f"{written(metric, value.mean)} ({', '.join(filter(None, inside))})"
-
-
-def bounds_of_difference(bounds: tuple[float, float]) -> tuple[float, float]:
-    """The smallest and largest difference of two values, given those of a value."""
-    return bounds[0] - bounds[1], bounds[1] - bounds[0]

@@ -259,7 +259,13 @@ class RunDirectory:
 
     def confusion(self, num_classes: int) -> np.ndarray:
         """Counts of the test images by true class (rows) and predicted class: (K, K) int64."""
-        return predictions.confusion(self.path / "predictions.npz", num_classes)
+        import numpy as np
+
+        path = self.path / "predictions.npz"
+        if num_classes > (most := predictions.MAX_CLASSES):
+            raise BrokenFileError(path, f"has {num_classes:,} classes, and a confusion matrix up to {most:,}")
+        predicted, labels, _ = (values.astype(np.int64) for values in predictions.read(path, num_classes))
+        return np.bincount(labels * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, -1)
 
     def write_predictions(self, targets: np.ndarray, *answers: np.ndarray) -> None:
         predictions.write(self.path / "predictions.npz", targets, *answers)

@@ -35,7 +35,8 @@ def atomic_path(path: Path, mode: int = 0o666) -> Iterator[Path]:
 
 def is_left(partial: Path) -> bool:
     """Whether the process that wrote a partial file is gone from this machine."""
-    return not is_alive(int(number) if (number := partial.suffixes[-2][1:].partition("-")[0]).isdecimal() else 0)
+    number = partial.stem.rpartition(".")[2].partition("-")[0]
+    return not is_alive(int(number) if number.isdecimal() else 0)
 
 
 def is_alive(process: int) -> bool:

@@ -88,24 +88,16 @@ def weight_groups(
             f"{len(set(held))} of them distinct, but the network has {len(trained)}. Put each into one group; weights "
             f"that are not trained need requires_grad=False."
         )
-    if lr_scale:
-        factors = {id(weight): factor_of(name, lr_scale) for name, weight in network.named_parameters()}
-        groups = [
-            group | {"params": some, "lr_scale": group.get("lr_scale", 1.0) * factor}
-            for group in groups
-            for factor in dict.fromkeys(factors.values())
-            if (some := [weight for weight in group["params"] if factors[id(weight)] == factor])
-        ]
-    if not decay_all:
-        groups = [
-            group | {"params": some} | extra
-            for group in groups
-            for some, extra in (
-                ([weight for weight in group["params"] if weight.ndim > 1], {}),
-                ([weight for weight in group["params"] if weight.ndim <= 1], {"weight_decay": 0.0}),
-            )
-        ]
-    return [group for group in groups if group["params"]]
+    factors = {id(weight): factor_of(name, lr_scale or {}) for name, weight in network.named_parameters()}
+    return [
+        group
+        | {"params": some, "lr_scale": group.get("lr_scale", 1.0) * factor}
+        | ({} if decayed else {"weight_decay": 0.0})
+        for group in groups
+        for factor in dict.fromkeys(factors.values())
+        for decayed in (True, False)
+        if (some := [w for w in group["params"] if (factors[id(w)], decay_all or w.ndim > 1) == (factor, decayed)])
+    ]
 
 
 def schedule(

@@ -26,7 +26,7 @@ from cnnlab.data.images import DataSet
 from cnnlab.data.loaders import refuse_few, samples, warn_of_absent_classes
 from cnnlab.data.pipeline import ImageData
 from cnnlab.report import run_figures
-from cnnlab.runs import signals
+from cnnlab.runs import predictions, signals
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.files import write_text
 from cnnlab.runs.log import log
@@ -280,7 +280,8 @@ def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, 
     """Draw the figures, log the final metrics, and last of all write the summary."""
     run_figures.curves(run.path / "curves.png", run.metrics(), summary["run"], summary["selected_on"].partition("/")[2])
     data, classes = summary["data"], summary["data"]["classes"]
-    if data["task"] == "multiclass" and (run.path / "predictions.npz").exists():
+    few = data["task"] == "multiclass" and len(classes) <= predictions.MAX_CLASSES
+    if few and (run.path / "predictions.npz").exists():
         run_figures.confusion(run.path / "confusion.png", run.confusion(len(classes)), classes)
     for logger in trainer.loggers:
         if close := getattr(logger, "close_run", None):

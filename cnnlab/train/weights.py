@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.config.options import UserError
+from cnnlab.runs.directory import CheckpointError
 from cnnlab.runs.log import log
 from cnnlab.train.checkpoint import UNREADABLE, CheckpointFiles
 
@@ -47,17 +48,18 @@ def some(names: Any, num: int = 3) -> str:
 
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file or a run, by their names in the network. Raises: UserError."""
-    if path.is_dir():
-        content = CheckpointFiles().load_checkpoint(path / "checkpoints" / "best.ckpt")
-    else:
-        try:
-            plain = path.suffix == ".safetensors"
-            content = _read_safetensors(path) if plain else torch.load(path, map_location="cpu", weights_only=True)
-        except ImportError as error:
-            raise UserError(f"weights={path} needs the package safetensors. Use pip install safetensors.") from error
-        except (*UNREADABLE, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"weights={path} cannot be read ({reason}). Use a file that torch.save wrote.") from error
+    try:
+        if path.is_dir():
+            content = CheckpointFiles().load_checkpoint(path / "checkpoints" / "best.ckpt")
+        elif path.suffix == ".safetensors":
+            content = _read_safetensors(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise UserError(f"weights={path} needs the package safetensors. Use pip install safetensors.") from error
+    except (*UNREADABLE, CheckpointError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"weights={path} cannot be read ({reason}). Use a file that torch.save wrote.") from error
     for key in KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

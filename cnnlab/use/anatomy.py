@@ -3,8 +3,10 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from cnnlab.config.shape import Shape
 from cnnlab.networks import VisualWords
@@ -42,8 +44,8 @@ def layers(network: nn.Module, shape: Shape) -> list[Layer]:
     counted: set[nn.Parameter] = set()  # a layer may be used twice
     fields = Fields()
 
-    def visit(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        source = inputs[0]
+    def visit(name: str, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], made: Any) -> None:
+        source, output = first_tensor((inputs, named)), first_tensor(made)
         new = set(layer.parameters()) - counted
         counted.update(new)
         multiply_adds = 0
@@ -64,6 +66,11 @@ def layers(network: nn.Module, shape: Shape) -> list[Layer]:
         hooks.enter_context(network.register_forward_pre_hook(lambda _, inputs: fields.set(inputs[0], Field())))
         for name, layer in network.named_modules():
             if not list(layer.children()):
-                hooks.enter_context(layer.register_forward_hook(partial(visit, name)))
+                hooks.enter_context(layer.register_forward_hook(partial(visit, name), with_kwargs=True))
         on_black(network, shape)
     return found
+
+
+def first_tensor(values: Any) -> Tensor:
+    """Of what a layer is given, or returns."""
+    return next(value for value in tree_leaves(values) if isinstance(value, Tensor))

@@ -30,7 +30,8 @@ class Distillation(Classifier):
     def __init__(self, *parts: Any, teacher: str, share: float = 0.9, temperature: float = 2.0, **more: Any):
         super().__init__(*parts, **more)
         self.taught_by, self.share, self.temperature = teacher, share, temperature
-        model, _, _ = open_run(Path(teacher))
+        model, _, summary = open_run(Path(teacher))
+        self.teacher_size = summary["data"]["input_size"]
         model.network.requires_grad_(False)
         self.teacher = (model,)  # in a tuple: not a submodule
 
@@ -42,7 +43,8 @@ class Distillation(Classifier):
         pixels = torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         try:
             ours, theirs = data.norm(pixels.to(self.device)), teacher.norm(teacher.cropped(pixels.to(self.device)))
-            fits = teacher.classes == data.data.train.classes and torch.allclose(ours, theirs, atol=0.1)
+            fits = self.teacher_size == list(data.shape.size) and torch.allclose(ours, theirs, atol=0.1)
+            fits = fits and teacher.classes == data.data.train.classes
         except RuntimeError:  # of another size
             fits = False
         if not fits:

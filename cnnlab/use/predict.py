@@ -71,34 +71,28 @@ def print_predictions(model: Trained, predictions: Sequence[Prediction], form: s
     last = "top" if form == "csv" else "others"
     heads = {"multiclass": ("label", "probability", last), "multilabel": ("labels",), "regression": model.classes}
     columns = heads[model.stored.task]
+    rows = [(one["path"], *_cells(one, form == "csv")) for one in predictions]
     if form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(("path", *map(csv_cell, columns)))
-        for one in predictions:
-            cells = (one["path"], *_cells_of_csv(one))
-            writer.writerow(csv_cell(cell) if isinstance(cell, str) else cell for cell in cells)
-    else:
-        table = Table()
-        table.add_column("image", overflow="fold")
-        for name in columns:
-            is_number = name == "probability" or columns is model.classes
-            table.add_column(printable(name), justify="right" if is_number else "left")
-        for one in predictions:
-            table.add_row(one["path"], *_cells_of_table(one))
-        table.show()
+        for row in (("path", *columns), *rows):
+            writer.writerow(csv_cell(cell) if isinstance(cell, str) else cell for cell in row)
+        return
+    table = Table()
+    table.add_column("image", overflow="fold")
+    for name in columns:
+        is_number = name == "probability" or columns is model.classes
+        table.add_column(printable(name), justify="right" if is_number else "left")
+    for row in rows:
+        table.add_row(*row)
+    table.show()
 
 
-def _cells_of_csv(one: Prediction) -> list[Any]:
+def _cells(one: Prediction, exact: bool) -> list[Any]:
+    """What follows the path. exact: for CSV, numbers with all digits, and lists as LABEL=SHARE LABEL=SHARE."""
     if "numbers" in one:
-        return list(one["numbers"].values())
+        return [number if exact else f"{number:.5g}" for number in one["numbers"].values()]
     ranked = " ".join(f"{label}={share}" for label, share in one["labels" if "labels" in one else "top"])
-    return [ranked] if "labels" in one else [one["label"], one["probability"], ranked]
-
-
-def _cells_of_table(one: Prediction) -> list[str]:
-    if "numbers" in one:
-        return [f"{number:.5g}" for number in one["numbers"].values()]
     if "labels" in one:
-        return [in_words(one)]
+        return [ranked if exact else in_words(one)]
     others = ", ".join(f"{label} {share:.3f}" for label, share in one["top"][1:])
-    return [one["label"], f"{one['probability']:.3f}", others]
+    return [one["label"], one["probability"], ranked] if exact else [one["label"], f"{one['probability']:.3f}", others]

@@ -71,14 +71,17 @@ def anatomy(arguments: argparse.Namespace) -> None:
 def show(arguments: argparse.Namespace) -> None:
     """Draw training images before and after augmentation or, for a run, what it has learned."""
     if len(arguments.overrides) == 1 and names_a_run(arguments.overrides[0], arguments.runs):
+        if arguments.num is not None or arguments.out:
+            raise UserError("--num and --out are for training images. The figures of a run are in its directory.")
         run, file = opened(named(arguments.overrides[0], arguments.runs)), arguments.picture
         pixels = None if file is None else pixels_of(file, run)
         from cnnlab.use.show import show_run
 
         show_run(run, file, pixels)
         return
-    if arguments.num < 1:
-        raise UserError(f"--num {arguments.num} is not allowed. Use a number from 1.")
+    from_1("--num", arguments.num)
+    if arguments.picture:
+        raise UserError("--picture is for a run. Use cnnlab show RUN --picture FILE.")
     config = configuration(arguments.overrides)
     check(config)
     from cnnlab.data.images import load_once
@@ -89,8 +92,14 @@ def show(arguments: argparse.Namespace) -> None:
     name = "-".join("+".join(chosen(config)[group]) or "none" for group in ("data", "aug"))
     path = Path(arguments.out or Path(config.output_dir, "show", f"{name}.png"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    run_figures.sheet(path, *samples(make_data(config, load_once(data_source(config.data))), arguments.num))
+    run_figures.sheet(path, *samples(make_data(config, load_once(data_source(config.data))), arguments.num or 40))
     say(path)
+
+
+def from_1(option: str, value: int | None) -> None:
+    """Raises: UserError for a number below 1."""
+    if value is not None and value < 1:
+        raise UserError(f"{option} {value} is not allowed. Use a number from 1.")
 
 
 def pixels_of(file: Path, run: OpenedRun) -> Any:
@@ -161,8 +170,7 @@ def result_folder(overrides: Sequence[str]) -> str:
 
 def predict(arguments: argparse.Namespace) -> None:
     """Label images, or all images in folders, with a trained run."""
-    if arguments.top is not None and arguments.top < 1:
-        raise UserError(f"--top {arguments.top} is not allowed. Use a number from 1.")
+    from_1("--top", arguments.top)
     from cnnlab.data.decode import described, images_in
 
     run = opened(named(arguments.run, arguments.runs))
@@ -244,6 +252,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 def ls(arguments: argparse.Namespace) -> None:
     """List runs, newest first or best first by a metric."""
+    from_1("--num", arguments.num)
     from cnnlab.report.listing import print_list
 
     print_list(named(arguments.folder), arguments.by, arguments.num)

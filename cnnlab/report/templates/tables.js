@@ -16,12 +16,12 @@ const number = (text) => (/^[-+]?(\d|\.\d)/.test(text) ? parseFloat(text) : NaN)
 
 for (const block of document.querySelectorAll(".table")) {
   const filters = JSON.parse(block.dataset.filters);
-  if (filters.length === 0) continue;
+  const more = block.querySelector("script.more");
+  if (filters.length === 0 && !more) continue;
   const table = block.querySelector("table");
   const heads = [...table.tHead.rows[0].cells];
   const body = table.tBodies[0];
   const rows = [...body.rows].map((element) => ({ element, cells: [...element.cells].map((cell) => cell.textContent) }));
-  const more = block.querySelector("script.more");
   for (const line of more ? JSON.parse(more.textContent) : []) {
     rows.push({ element: null, line, cells: line.map((cell) => (Array.isArray(cell) ? cell[0] : cell)) });
   }
