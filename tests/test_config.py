@@ -650,7 +650,14 @@ def test_a_name_may_be_a_number():
     check_value("name", 2024, "runs", limits()["name"])
 
 
-@pytest.mark.parametrize("limit", ["all(knob <= x for x in [1, 2])", "knob < 2 or run.metrics.f1.average == 'x'"])
+@pytest.mark.parametrize(
+    "limit",
+    [
+        "all(knob <= x for x in [1, 2])",
+        "knob < 2 or run.metrics.f1.average == 'x'",
+        "knob < 2 or run.metrics.f1.average.startswith('x')",
+    ],
+)
 def test_a_limit_may_use_all_of_python(limit):
     known = {"run": {"metrics": {"f1": {"average": "y"}}}}
     check_value("group.knob", 1, None, limit, known)

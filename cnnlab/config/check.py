@@ -249,7 +249,7 @@ def check_value(path: str, value: Any, default: Any, limit: str | None, known: M
 
 def _check_clause(path: str, value: Any, clause: str, known: Mapping[str, Any], example: str) -> None:
     """Check one of the conditions that a limit joins by `and`, so that the message names the one that does not hold."""
-    facts = sorted(set(re.findall(r"\b(?:data|run)\.[\w.]+", clause)))
+    facts = sorted(set(re.findall(r"\b(?:data|run)(?:\.\w+)+\b(?!\()", clause)))  # without their methods
     context = {name: found for name in facts if (found := named_in(known, name)) is not None}
     if len(context) < len(facts):
         return
