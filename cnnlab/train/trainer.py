@@ -56,9 +56,7 @@ def make_trainer(
         node["precision"] = "bf16-mixed" if computes_in_bf16(node["accelerator"]) else "32-true"
     devices = node["devices"] if node["devices"] > 0 else torch.cuda.device_count()
     if node["strategy"] in ("auto", "ddp") and devices * node["num_nodes"] > 1:
-        # Without find_unused_parameters, DDP would rebuild its gradient buckets after the first step, and with three or
-        # more processes a resumed run would sum gradients in another order than an uninterrupted one.
-        node["strategy"] = DDPStrategy(find_unused_parameters=True, timeout=timedelta(minutes=10))
+        node["strategy"] = ddp()
     torch.backends.cudnn.deterministic = True  # with the same seed, the same bits
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32
     environment = LightningEnvironment()  # whatever started the processes: see cnnlab.config.processes.Place.settle
@@ -115,6 +113,15 @@ def make_callbacks(config: DictConfig, run: RunDirectory) -> dict[str, Callback]
         if isinstance(callback, ModelCheckpoint):  # every run has a folder of its own; checkpoints/ is ours
             callback.dirpath = str(Path(callback.dirpath, run.path.name) if callback.dirpath else run.path / name)
     return made
+
+
+def ddp(timeout_minutes: float = 10.0) -> DDPStrategy:
+    """Distributed data parallel training; processes wait so long for one that does not respond.
+
+    Without find_unused_parameters, DDP would rebuild its gradient buckets after the first step, and with three or more
+    processes a resumed run would sum gradients in another order than an uninterrupted one.
+    """
+    return DDPStrategy(find_unused_parameters=True, timeout=timedelta(minutes=timeout_minutes))
 
 
 def with_graph(
