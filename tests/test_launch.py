@@ -204,7 +204,7 @@ def test_a_killed_process_is_a_failed_run_and_the_others_go_on(tmp_path):
     """The driver's own end by kill -9 leaves nobody behind, and all are done when it is typed again."""
     words = (*LONGER, "optim=sgd,adam,adamw", "launcher=local", "launcher.jobs_per_device=1")
     driver = sweep(tmp_path, *words)
-    [first] = until(lambda: list(tmp_path.glob("outputs/runs/*/metrics.csv")), process=driver)
+    first, *_ = until(lambda: list(tmp_path.glob("outputs/runs/*/metrics.csv")), process=driver)
     os.kill(int((first.parent / ".holder").read_text().split()[1]), signal.SIGKILL)
     until(lambda: len(list(tmp_path.glob("outputs/runs/*/metrics.csv"))) == 2, process=driver)
     summary = json.loads((first.parent / "summary.json").read_text())
@@ -289,7 +289,7 @@ def test_mistakes(command, words, said):
 def test_on_ray(plain, tmp_path):
     """Though the process that does the first run is killed: Ray does it again, from its last checkpoint."""
     driver = sweep(tmp_path, *SMALL, "optim=sgd,adam", "launcher=ray")
-    [first] = until(lambda: list(tmp_path.glob("outputs/runs/*/metrics.csv")), process=driver)
+    first, *_ = until(lambda: list(tmp_path.glob("outputs/runs/*/metrics.csv")), process=driver)
     os.kill(int((first.parent / ".holder").read_text().split()[1]), signal.SIGKILL)
     status, printed = ended(driver)
     assert status == 0, printed
