@@ -16,7 +16,7 @@ from cnnlab.project.new import new
 from cnnlab.project.rename import rename
 from cnnlab.runs.directory import CheckpointError
 from cnnlab.runs.named import HERE
-from cnnlab.use.verbs import anatomy, compare, evaluate, export, fetch, ls, predict, report, show, status
+from cnnlab.use.verbs import SHEET, anatomy, compare, evaluate, export, fetch, ls, predict, report, show, status
 
 RUN = "a run directory, its name or the beginning of its hash, as 'cnnlab ls' shows them; latest; best"
 
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     argument = add(show)
     argument("overrides", **overrides | {"help": "as for train.py; or a run"})
     argument("--runs", **runs)
-    argument("--num", type=int, help="number of training images (default 40)")
+    argument("--num", type=int, help=f"number of training images (default {SHEET})")
     argument("--out", metavar="FILE", help="the figure of training images to write, a PNG file")
     argument("--picture", type=Path, metavar="FILE", help="the image to show a run; default: a test image")
 

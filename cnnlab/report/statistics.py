@@ -80,9 +80,8 @@ def seeds_and_images(right: np.ndarray) -> tuple[float, float, Estimate]:
 def expected_best(values: Sequence[float], nums: Sequence[int]) -> list[float]:
     """The expected largest of k values drawn without replacement, for every k in nums (J. Dodge et al., 2019)."""
     ordered, num = np.sort(values), len(values)
-    places = np.arange(
-        num + 1
-    )  # hypergeom.pmf(k, num, place, k): the probability that all k are among the first places
+    places = np.arange(num + 1)
+    # hypergeom.pmf(k, num, place, k): the probability that all k are among the first `place` values
     return [float(ordered @ np.diff(stats.hypergeom.pmf(k, num, places, k))) for k in nums]
 
 

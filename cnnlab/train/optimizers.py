@@ -91,7 +91,8 @@ def weight_groups(
     factors = {id(weight): factor_of(name, lr_scale or {}) for name, weight in network.named_parameters()}
     return [
         group
-        | {"params": some, "lr_scale": group.get("lr_scale", 1.0) * factor}
+        | {"params": some}
+        | ({"lr_scale": group.get("lr_scale", 1.0) * factor} if factor != 1 else {})  # optimizers may refuse other keys
         | ({} if decayed else {"weight_decay": 0.0})
         for group in groups
         for factor in dict.fromkeys(factors.values())

@@ -18,6 +18,7 @@ from cnnlab.terminal import Table
 from cnnlab.text import say
 from cnnlab.use.opened import OpenedRun, opened, with_other_data
 
+SHEET = 40  # training images that `show` draws, unless told otherwise
 LONGEST_NAME = 100  # of the folder with the results of an evaluation
 
 
@@ -92,7 +93,7 @@ def show(arguments: argparse.Namespace) -> None:
     name = "-".join("+".join(chosen(config)[group]) or "none" for group in ("data", "aug"))
     path = Path(arguments.out or Path(config.output_dir, "show", f"{name}.png"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    run_figures.sheet(path, *samples(make_data(config, load_once(data_source(config.data))), arguments.num or 40))
+    run_figures.sheet(path, *samples(make_data(config, load_once(data_source(config.data))), arguments.num or SHEET))
     say(path)
 
 
