@@ -130,10 +130,12 @@ NO_GPU = (
 @pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
 @pytest.mark.parametrize("name", RUNS)
 def test_a_recorded_graph_trains_as_the_steps_do(command, tmp_path, name):
+    """Up to the rounding of learning rates, which 24 steps amplify."""
+    common = (*COMMON, "data.num_train=240", "trainer.precision=32-true")
     losses = []
     for words in (("cuda_graph=false",), ()):
         output = tmp_path / f"outputs{len(words)}"
-        result = command(str(ROOT / "train.py"), *COMMON, *RUNS[name], *words, f"output_dir={output}")
+        result = command(str(ROOT / "train.py"), *common, *RUNS[name], *words, f"output_dir={output}")
         assert result.returncode == 0, result.stderr
         assert "No CUDA graph" not in result.stdout
         with open(only_run(output) / "metrics.csv", newline="") as file:

@@ -30,7 +30,8 @@ class Zygote:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        own = {"CNNLAB_CACHE": str(folder / "cache"), "COLUMNS": "200", "PYTHONPATH": str(ROOT)}  # where train.py is
+        path = os.pathsep.join((str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])))  # train.py is in ROOT
+        own = {"CNNLAB_CACHE": str(folder / "cache"), "COLUMNS": "200", "PYTHONPATH": path}
         environment = os.environ | own
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "faults.py")],
