@@ -22,7 +22,7 @@ MOST = 2.4  # where the loss axis ends; guessing has 2.3
 
 @matplotlib.rc_context(STYLE)
 def draw(path: Path, curves: Mapping[str, Sequence[Run]], beside: Mapping[str, Sequence[Run]], title: str) -> None:
-    """Loss and accuracy over epochs in the report's form: training dashed, held-out solid.
+    """Loss and accuracy over epochs in the report's form: training dashed, test solid.
 
     A color for each of several labels; for a single one, a color for each part. beside: the runs that it is
     compared with, whose test curves are drawn in gray.
@@ -31,10 +31,9 @@ def draw(path: Path, curves: Mapping[str, Sequence[Run]], beside: Mapping[str, S
     axes = figure.subplots(1, 2)
     for axis, metric, name in zip(axes, ("loss", "acc"), ("cross-entropy", "accuracy"), strict=True):
         for place, (label, runs) in enumerate(curves.items()):
-            held_out = "test" if any(run.curve("test/acc") for run in runs) else "val"
-            for number, (part, dashes) in enumerate((("train", "--"), (held_out, "-"))):
+            label += " (diverged)" * (not any(run.rows for run in runs))
+            for number, (part, said, dashes) in enumerate((("train", "training", "--"), ("test", "test", "-"))):
                 color = COLORS[place if len(curves) > 1 else number]
-                said = {"train": "training", "test": "test", "val": "held-out"}[part]
                 table = over_epochs([run.rows for run in runs], f"{part}/{metric}")
                 epochs = range(1, table.shape[1] + 1)
                 name_of_line = ", ".join(filter(None, (label, said)))

@@ -115,8 +115,9 @@ def head(results: Results, quick: bool) -> list[str]:
         wrapped(
             f"{len(runs)} runs. Images: {images} (fingerprint {said('fingerprint')}); {said('num_train')} for "
             f"training, {said('num_test')} for testing. Device: {said('device')}; precision: {said('precision')}; "
-            f"torch {said('torch')}; code {said('code')}; commit {said('commit')} (+: with uncommitted changes). "
-            f"Epochs: {', '.join(sorted({str(len(run.rows)) for run in runs}, key=int))}. Training took {hours:.1f} "
+            f"torch {said('torch')}; code {said('code')}; commit {said('commit')}"
+            f"{' (+: with uncommitted changes)' * ('+' in said('commit'))}. "
+            f"Epochs: {', '.join(sorted({str(len(run.rows)) for run in runs if run.rows}, key=int))}. Training took {hours:.1f} "
             "hours in total, wall-clock time; the machine may have been shared."
         ),
         "",
@@ -194,6 +195,8 @@ def settings_table(results: Results) -> list[str]:
         "Test accuracies in points, mean ± half of the 95% interval; a dot in the figure is a seed. Gap: training "
         "minus test accuracy at the last epoch. The best epoch is chosen by the test images. Seconds are those of the "
         "fastest epoch of all seeds, as the machine may have been shared."
+        + " An empty gap was not measured: the last weights were not kept."
+        * any(measures.gap(run) is None and not run.failed for runs in results.values() for run in runs.values())
     )
     rows = [["", "changed", "last epoch", "best epoch", "at epoch", "gap", "fastest epoch, s", "n"]]
     for variant in in_order(results):

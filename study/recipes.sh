@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# What the recipes of experiment=fast, resnet18 and speednet reach, and what each part of them adds: for a GPU, where all
+# What the recipes of experiment=fast, best, resnet18 and speednet reach, and what each part of them adds: for a GPU, where all
 # of it takes minutes. Finished runs are returned at once, so it can be stopped and started again.
 #
 #     study/recipes.sh                                          # on CIFAR-10, fetched
 #     study/recipes.sh data=image_folder data.root=FOLDER       # on images of yours
 #
-# The tables that it prints go into the heads of conf/experiment/{fast,resnet18,speednet}.yaml, with the device's name.
+# The tables that it prints go into the heads of conf/experiment/{fast,best,resnet18,speednet}.yaml, with the device's name.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python}"
 
 train() { "$python" train.py -m name="$1" "${@:2}"; }
 
-# The recipes, three seeds each, beside the one that they are measured against.
+# The recipes, three seeds each.
 train recipes 'experiment=best,fast,resnet18,speednet' 'seed=range(3)' "$@"
 
 # The lab's network: each part of experiment=fast is changed by itself; chosen on held-out images.

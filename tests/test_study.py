@@ -17,7 +17,7 @@ from cnnlab.config.identity import configuration, run_path
 from cnnlab.config.options import CONF, UserError
 from cnnlab.report.statistics import estimate
 from cnnlab.runs.directory import RunDirectory
-from study import calibration, claims, measures, page, results, verdicts, ways
+from study import calibration, claims, figures, measures, page, results, verdicts, ways
 from study.__main__ import FIRST, WAYS, collect, main, plan, refuse_others, train
 from study.results import FACTS, Run
 from study.variants import (
@@ -469,9 +469,19 @@ def test_a_setting_is_shown_with_its_best_epoch_and_its_minutes():
     runs = [made([0.6, 0.9, 0.8], settings="data=shapes val_fraction=0.0 optim.lr=0.1", train_seconds="1200")]
     [row] = [line for line in page.settings_table(of(*runs)) if line.startswith(f"| {BASELINE} |")]
     assert row == f"| {BASELINE} | optim.lr=0.1 | 80.00 | 90.00 | 1 |  |  | 1 |"
+    assert "An empty gap was not measured" in " ".join(page.settings_table(of(*runs)))
+    assert "An empty gap" not in " ".join(page.settings_table(of(made([0.6], reevaluated_train_acc="0.7"))))
     said = page.outcome(BASELINE, {"as stated": runs})
     assert "in points (n = 1), and its gap to training accuracy: as stated: 80.00." in said
     assert "20 minutes on cpu" in said
+
+
+def test_a_training_that_diverged_is_named_beside_the_curves(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    figures.draw(tmp_path, {"0.1": [made([0.5, 0.6])], "1": [replace(made([0.5], status="diverged"), rows=[])]}, {}, "")
+    said = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert said == ["0.1, training", "0.1, test", "1 (diverged), training", "1 (diverged), test"]
 
 
 def test_an_experiment_says_what_came_out(tmp_path, monkeypatch):
