@@ -117,7 +117,10 @@ def test_runs_that_failed_are_part_of_the_answer(tmp_path):
     assert sweep.question().startswith("Which optim (a, b, c, d) gives")
     said = answer(sweep)
     assert "n = 3 of 4, 1 not finished" in said
-    assert "optim=a (n = 1 of 3, 2 diverged), which may be as good" in said
+    assert "Not known, with a single run, of optim=a (n = 1 of 3, 2 diverged); optim=a is 10.00 points ahead" in said
+    assert "cannot be distinguished" not in said
+    commands = tables.commands(sweep)
+    assert [command.rpartition("seed=")[2] for command in commands] == ["0,1,2,3", "0,1,2", "0,1,2", "0,1"]
     assert "Without a finished run: optim=d (0 of 2, 2 diverged)." in said
     assert "range(3)" not in said
     assert any("diverged runs are ranked after" in note for note in notes(sweep))
@@ -179,6 +182,7 @@ def test_an_effect_names_the_combinations_that_it_covers(tmp_path):
     sweep = sweep_of(tmp_path)
     found = {effect.value: effect for effect in effects(sweep, "optim")}
     assert found["adam"].combinations == ["aug=cutmix", "aug=none"]
+    assert found["adam"].missing == ["aug=mixup"]
     assert found["adam"].change.mean == pytest.approx(0.1025)  # of all seeds that there are
     assert math.isfinite(found["adam"].change.p_value)
     over = {effect.value: effect.combinations for effect in effects(sweep, "aug")}
@@ -187,6 +191,27 @@ def test_an_effect_names_the_combinations_that_it_covers(tmp_path):
     assert (shares(sweep).parts, shares(sweep).p_value > 0.05) == ({}, True)
     texts = {title: text for title, text, _ in tables.effect_sections(sweep)}
     assert "F-test for no interaction" in texts["Effect of aug"]
+    assert re.search(r"aug=mixup is \d+\.\d\d points worse than none \(over optim=sgd\)", answer(sweep))
+
+
+def test_an_effect_is_said_to_be_of_the_runs_that_did_not_diverge(tmp_path):
+    for seed, noise in enumerate((0.0, 0.001, -0.001, 0.0)):
+        for optim, gain in (("sgd", 0.0), ("adam", 0.1)):
+            for aug in ("none", "cutmix"):
+                lost = DIVERGED if optim == "adam" and seed > 1 else {}
+                make_run(tmp_path, seed, 0.6 + gain + noise, {"optim": optim, "aug": aug}, **lost)
+    sweep = sweep_of(tmp_path)
+    assert "optim=adam is 10.05 points better than sgd, in the runs that did not diverge." in answer(sweep)
+    table = tables.effects_table(sweep, "optim", effects(sweep, "optim"))
+    assert [dict(zip(table[0], row, strict=True))["n"] for row in table[1:]] == ["4 of 8, 4 diverged", "8"]
+
+
+def test_of_many_combinations_those_are_named_that_an_effect_does_not_cover(tmp_path):
+    for place in range(6):
+        for optim in ("sgd", "adam")[: 1 + (place < 5)]:
+            make_run(tmp_path, 0, 0.5 + 0.01 * place, {"optim": optim, "aug": f"a{place}"})
+    over = {effect.value: effect.over for effect in effects(sweep_of(tmp_path), "optim")}
+    assert over == {"adam": "5 combinations, without aug=a5", "sgd": "6 combinations"}
 
 
 def test_an_interaction_is_found_though_a_combination_is_missing(tmp_path):
@@ -210,8 +235,8 @@ def test_on_an_incomplete_grid_the_means_in_a_row_differ_by_its_difference(tmp_p
             make_run(tmp_path, seed, value + 0.01 * seed, {"optim": optim, "aug": aug})
     sweep = sweep_of(tmp_path)
     head, *rows = tables.effects_table(sweep, "optim", effects(sweep, "optim"))
-    assert head[:4] == ["optim", "mean validation accuracy (%)", "mean of sgd there", "better than sgd by"]
-    assert [[*row[:3], row[3].split(" ")[0], row[-1]] for row in rows] == [
+    assert head[:5] == ["optim", "mean validation accuracy (%)", "mean of sgd there", "n", "better than sgd by"]
+    assert [[*row[:3], row[4].split(" ")[0], row[-1]] for row in rows] == [
         ["adam", "60.50", "50.50", "+10.00", "aug=none"],
         ["muon", "80.50", "90.50", "-10.00", "aug=cutmix"],
         ["sgd", "70.50", "70.50", "", "aug=cutmix; aug=none"],
@@ -246,11 +271,11 @@ def test_no_lead_is_claimed_over_a_setting_that_is_not_told_apart(tmp_path):
 def test_advice_on_seeds_is_their_number(tmp_path):
     spread = 0.0087 / np.std([0.0, 1.0, 2.0], ddof=1)
     made = settings(tmp_path / "several", *([0.8 + gap + spread * seed for seed in range(3)] for gap in (0, 0.001)))
-    assert "detecting 1 point takes 13 seeds of each setting, 2 points 5." in answer(made)
+    assert "detecting a difference of 1 point takes 13 seeds of each setting; 2 points, 5." in answer(made)
     data = {"classes": ["a", "b"], "fingerprint": "f" * 64, "num_train": 9, "num_held_out": 5000}
     single = settings(tmp_path / "single", [0.80], [0.79], data=data)
     number = seeds_to_detect(0.01, math.sqrt(0.8 * 0.2 / 5000))
-    assert f"detecting 1 point takes {number} seeds" in answer(single)
+    assert f"detecting a difference of 1 point takes at least {number} seeds" in answer(single)
     by_test = settings(tmp_path / "by_test", [0.80], [0.79], data=data, selected_on="test/acc")
     assert "detecting" not in answer(by_test)  # the test images are the same for every seed
     assert "Run several seeds of each setting" in seeds_needed(settings(tmp_path / "unknown", [0.8], [0.7]))
@@ -258,7 +283,9 @@ def test_advice_on_seeds_is_their_number(tmp_path):
 
 def test_equal_seeds_are_no_reason_for_advice(tmp_path):
     """The standard deviation of three times 0.1 is 1.7e-17."""
-    assert "seeds of each setting" not in answer(settings(tmp_path, [0.1] * 3, [0.1] * 3))
+    made = settings(tmp_path, [0.1] * 3, [0.1] * 3)
+    assert "seeds of each setting" not in answer(made)
+    assert [row[2] for row in tables.ranking_table(made)[1:]] == ["no spread", "no spread"]
 
 
 def test_small_values_have_three_digits(tmp_path):
@@ -384,7 +411,7 @@ def test_two_settings_whose_seeds_pair_have_a_report(tmp_path):
     assert "comparisons on this page (1)" in paired
     expected = stats.ttest_rel(*(list(place.setting.by_seed.values()) for place in sweep.ranking))
     assert sweep.ranking[1].behind.p_value == pytest.approx(expected.pvalue)
-    assert "detecting 1 point takes" in seeds_needed(sweep)
+    assert "after pairing by seed, of" in seeds_needed(sweep)
 
 
 def test_fewer_degrees_of_freedom_take_more_seeds():
@@ -472,7 +499,23 @@ def test_a_grid_of_single_runs_is_compared_by_what_main_effects_leave(tmp_path):
     assert df == 2  # (2 - 1) * (3 - 1)
     half_width = stats.t.ppf(1 - 0.05 / 3 / 2, df) * math.sqrt(variance)  # 3 claims; 2 runs of each value: 2 / 2
     change = next(effect for effect in effects(sweep, "optim") if effect.value == "muon").change.mean
-    assert row[2] == f"{100 * change:+.2f} ({100 * (change - half_width):.2f} to {100 * (change + half_width):.2f})"
+    assert row[3] == f"{100 * change:+.2f} ({100 * (change - half_width):.2f} to {100 * (change + half_width):.2f})"
+
+
+def test_a_grid_of_single_runs_is_compared_though_one_is_missing(tmp_path):
+    grid = np.array([[0.5, 0.6, 0.71], [0.6, 0.7, 0.8], [0.7, 0.81, np.nan]])
+    for (row, column), value in np.ndenumerate(grid):
+        lost = DIVERGED if np.isnan(value) else {}
+        make_run(tmp_path, 0, np.nan_to_num(value), {"optim": "abc"[row], "aug": "xyz"[column]}, **lost)
+    sweep = sweep_of(tmp_path)
+    found = shares(sweep)
+    variance, df = found.noise
+    cells = [(row, column) for (row, column), value in np.ndenumerate(grid) if not np.isnan(value)]
+    terms = [[1, row == 1, row == 2, column == 1, column == 2] for row, column in cells]
+    values = [grid[cell] for cell in cells]
+    rest = values - np.array(terms) @ np.linalg.lstsq(np.array(terms, float), np.array(values))[0]
+    assert (variance, df, found.parts) == (pytest.approx((rest**2).sum() / 3), 3, {})
+    assert "Averaged over the other axes, " in answer(sweep)
 
 
 def test_a_search_and_its_page_name_the_same_winner(tmp_path):

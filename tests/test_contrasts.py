@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from cnnlab.report.answer import answer
-from cnnlab.report.contrasts import Family, coverage_of_first, seeds_to_detect
+from cnnlab.report.contrasts import Family, reach_of_first, seeds_to_detect
 from cnnlab.report.effects import mean_effects, shares
 from cnnlab.report.runs import Run
 from cnnlab.report.statistics import expected_best, seeds_and_images
@@ -126,14 +126,14 @@ def test_clear_leads_are_detected_among_16_settings(lead, least):
 
 
 @pytest.mark.parametrize(("settings", "seeds"), [(1, 3), (4, 2), (16, 3), (32, 5)])
-def test_coverage_of_the_interval_of_the_best_by_simulation(settings, seeds):
+def test_the_interval_of_the_best_covers_its_mean_in_simulations(settings, seeds):
     values = np.random.default_rng(0).normal(size=(20000, settings, seeds))
     means = values.mean(2)
     best = means.argmax(1)
     spread = values.std(2, ddof=1)[np.arange(20000), best] / math.sqrt(seeds)
-    covered = means.max(1) <= stats.t.ppf(0.975, seeds - 1) * spread
-    covered &= means.max(1) >= -stats.t.ppf(0.975, seeds - 1) * spread
-    assert coverage_of_first(settings, seeds) == pytest.approx(covered.mean(), abs=0.01)
+    reach = reach_of_first(settings, seeds)
+    assert np.mean(abs(means.max(1)) <= reach * spread) == pytest.approx(0.95, abs=0.005)
+    assert (reach == pytest.approx(stats.t.ppf(0.975, seeds - 1), rel=1e-3)) == (settings == 1)
 
 
 def test_p_values_are_corrected_for_every_comparison_of_the_page():
@@ -213,6 +213,8 @@ SCENES = {  # true means, standard deviations, numbers of seeds, and values of t
     "8, one of them unsteady, five seeds": ([0.8] * 8, [0.004] * 7 + [0.02], [5], 1),
     "6 that differ": ([0.80, 0.80, 0.798, 0.79, 0.78, 0.76], [0.005, 0.01], [3], 1),
     "4 with 3, 3, 5 and 10 seeds": ([0.8] * 4, [0.01], [3, 3, 5, 10], 1),
+    "2 with 5 and 2 seeds": ([0.8] * 2, [0.005, 0.01], [5, 2], 1),
+    "4 of which the unsteady ones lost a seed": ([0.8] * 4, [0.002, 0.002, 0.01, 0.01], [3, 3, 2, 2], 1),
     "2 x 2 equal": ([0.8] * 4, [0.01], [3], 2),
     "2 x 2, one axis matters": ([0.8, 0.81] * 2, [0.01], [3], 2),
     "2 x 2, an interaction without mean effects": ([0.8, 0.81, 0.81, 0.8], [0.01], [3], 2),
@@ -222,13 +224,16 @@ SCENES = {  # true means, standard deviations, numbers of seeds, and values of t
 
 @pytest.mark.parametrize("name", SCENES)
 def test_claims_hold_in_2000_simulated_sweeps(name):
-    """Rows, effects and sentence are wrong in at most 6% of the sweeps, intervals cover, leads have the right sign."""
+    """Rows, effects and sentence are wrong in at most 6% of the sweeps, intervals cover, leads have the right sign.
+
+    In up to 8% where the page says so.
+    """
     truth, spreads, nums, num_augs = SCENES[name]
     generator = np.random.default_rng(0)
     grid = np.reshape(truth, (-1, num_augs))
     mean_gaps = {"optim": grid.mean(1) - grid.mean(1)[0], "aug": grid.mean(0) - grid.mean(0)[0]}
     of_each = list(zip(truth, np.resize(spreads, len(truth)), np.resize(nums, len(truth)), strict=True))
-    rows = sentences = leads = signs = covered = intervals = interact = 0
+    rows = sentences = leads = signs = covered = intervals = of_first = interact = 0
     for _ in range(2000):
         common = generator.normal(0, 0.03, max(nums)) * ("correlated" in name)
         sweep = simulated(
@@ -248,6 +253,7 @@ def test_claims_hold_in_2000_simulated_sweeps(name):
             for place, mean in zip(sweep.ranking, (best, *others), strict=True)
         )
         intervals += len(gaps) + len(truth)
+        of_first += sweep.ranking[0].score.low <= best <= sweep.ranking[0].score.high
         if num_augs > 1:
             found = shares(sweep)
             interact += found.interact
@@ -257,7 +263,8 @@ def test_claims_hold_in_2000_simulated_sweeps(name):
                     covered += effect.change.low <= gap <= effect.change.high
                     intervals += 1
         rows += mistaken
-    assert max(rows, sentences) <= 0.06 * 2000
+    assert max(rows, sentences) <= (0.08 if "lost a seed" in name else 0.06) * 2000
     assert covered >= 0.93 * intervals
+    assert of_first >= 0.93 * 2000
     assert signs <= 0.05 * max(leads, 1)
     assert interact <= 0.065 * 2000 or "interaction" in name

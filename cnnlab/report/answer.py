@@ -6,10 +6,10 @@ from contextlib import suppress
 
 import numpy as np
 
-from cnnlab.report.contrasts import TINY, coverage_of_first, seeds_to_detect
+from cnnlab.report.contrasts import seeds_to_detect
 from cnnlab.report.effects import mean_effects, reference, shares
 from cnnlab.report.runs import loss_warning
-from cnnlab.report.statistics import CONFIDENCE, Estimate, seeds_and_images
+from cnnlab.report.statistics import TINY, Estimate, seeds_and_images
 from cnnlab.report.sweep import Place, Sweep
 from cnnlab.report.units import in_brackets, interval, is_accuracy, points, with_interval
 from cnnlab.runs.directory import RunDirectory
@@ -63,10 +63,11 @@ def _compared(sweep: Sweep, others: list[Place]) -> list[str]:
     """Which settings may be as good as the first, which are worse, and which are ahead where they did not diverge."""
     if all(place.verdict == "not known" and place.score.num > 1 for place in others):
         return [f"{_gap(sweep, others[0])}; the seeds show no spread, so nothing can be said about others."]
-    rivals = [place for place in others if place.may_be_best]
+    rivals = [place for place in others if place.verdict == "may be the best"]
     worse = [place for place in others if place.verdict == "worse"]
-    ahead = [place for place in others if place not in rivals + worse]
-    if not rivals and not ahead:
+    unknown = [place for place in others if place.verdict == "not known"]
+    ahead = [place for place in others if place not in rivals + worse + unknown]
+    if len(worse) == len(others):
         those = "the other setting" if len(worse) == 1 else f"all {len(worse)} others"
         return [f"It is better than {those}; {_gap(sweep, worse[0])}."]
     found = []
@@ -75,6 +76,9 @@ def _compared(sweep: Sweep, others: list[Place]) -> list[str]:
         found.append(f"It cannot be distinguished from {names}, which may be as good; {_gap(sweep, rivals[0])}.")
     if ahead:
         found.append(f"Significantly ahead, but with diverged runs: {_named(sweep, ahead)}; {_gap(sweep, ahead[0])}.")
+    if unknown:
+        names, why = _named(sweep, unknown), "a single run" if unknown[0].score.num < 2 else "seeds without a spread"
+        found.append(f"Not known, with {why}, of {names}; {_gap(sweep, unknown[0])}.")
     if worse:
         found.append(f"The other {'setting is' if len(worse) == 1 else f'{len(worse)} settings are'} worse.")
     return found
@@ -88,7 +92,7 @@ def _effects(sweep: Sweep) -> list[str]:
     if found and found.interact:
         return [f"The effect of an axis depends on the others (F-test for an interaction, p = {found.p_value:.2g})."]
     tested = [
-        (axis, effect.value, effect.change)
+        (axis, effect, effect.change)
         for axis, of_axis in mean_effects(sweep, found)[1].items()
         for effect in of_axis
         if effect.change and math.isfinite(effect.change.half_width)
@@ -97,11 +101,13 @@ def _effects(sweep: Sweep) -> list[str]:
     if not differing:
         return ["Averaged over the other axes, no value of any axis makes a significant difference."] * bool(tested)
     names = []
-    for axis, value, change in differing:
+    for axis, effect, change in differing:
         kind = "better" if change.mean > 0 else "worse"
         size = f"{points(sweep.measure, abs(change.mean))} {kind} than {sweep.brief(axis, reference(sweep, axis))}"
-        names.append(f"{sweep.short[axis]}={sweep.brief(axis, value)} is {size}")
-    return [f"Averaged over the other axes, {_listed(names)}."]
+        size += f" (over {effect.over})" * bool(effect.missing)
+        names.append(f"{sweep.short[axis]}={sweep.brief(axis, effect.value)} is {size}")
+    survivors = ", in the runs that did not diverge" * any(effect.diverged for _, effect, _ in differing)
+    return [f"Averaged over the other axes, {_listed(names)}{survivors}."]
 
 
 def _named(sweep: Sweep, places: list[Place]) -> str:
@@ -121,7 +127,7 @@ def _gap(sweep: Sweep, place: Place) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    more = f"; and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return "; ".join(names[:MAX_NAMED]) + more
 
 
@@ -134,12 +140,12 @@ def seeds_needed(sweep: Sweep) -> str:
     of_each = (1 + family.moderation) * (1 - 1 / count if family.paired else 1)
     if math.isfinite(variance):
         spread = math.sqrt(variance)
-        kind = "the part of their spread that the seeds do not explain" if family.paired else "their spread over seeds"
-        others = ", moderated by that of the others" * (count > 2)
-        origin = f"With {kind}{others} ({points(sweep.measure, spread)})"
+        kind = "residual spread, after pairing by seed," if family.paired else "spread over seeds"
+        others = " (shrunk toward that of the other settings)" * (count > 2)
+        origin = f"Given a {kind} of {points(sweep.measure, spread)}{others}"
     elif family.typical > 0:
         spread = math.sqrt(family.typical)
-        origin = f"With the spread over seeds of the settings that have several ({points(sweep.measure, spread)})"
+        origin = f"Given the spread over seeds of the settings that have several, {points(sweep.measure, spread)}"
     else:
         run = sweep.ranking[0].setting.runs[0]
         images = run.summary["data"].get("num_held_out", 0)
@@ -150,16 +156,18 @@ def seeds_needed(sweep: Sweep) -> str:
             f"The choice of {images:,} held-out images, which is another one for every seed, alone causes a spread of "
             f"about {points(sweep.measure, spread)}; with that"
         )
-    if spread < TINY:
-        return ""
     assert rival.behind is not None
+    if spread < TINY or not (is_accuracy(sweep.measure) or abs(rival.behind.mean) > TINY):
+        return ""
+    least = "at least " * (not math.isfinite(variance) and not family.typical > 0)  # seeds cause a spread, too
     gaps = (0.01, 0.02) if is_accuracy(sweep.measure) else (abs(rival.behind.mean),)
     nums = [seeds_to_detect(gap, spread, claims, of_each) for gap in gaps]
-    needed = [str(num) if num else "more than 1,000" for num in nums]
+    needed = [f"{least}{num}" if num else "more than 1,000" for num in nums]
     same = ", the same seeds for all" * family.paired
-    if not is_accuracy(sweep.measure):
-        return f"{origin}, detecting {points(sweep.measure, gaps[0])} takes {needed[0]} seeds of each setting{same}."
-    return f"{origin}, detecting 1 point takes {needed[0]} seeds of each setting, 2 points {needed[1]}{same}."
+    found = f"{points(sweep.measure, gaps[0])} takes {needed[0]} seeds of each setting"
+    if is_accuracy(sweep.measure):
+        found = f"1 point takes {needed[0]} seeds of each setting; 2 points, {needed[1]}"
+    return f"{origin}, detecting a difference of {found}{same}."
 
 
 def protocol(sweep: Sweep) -> str:
@@ -176,7 +184,7 @@ def notes(sweep: Sweep) -> list[str]:
     if len(sweep.ranking) > 1 and sweep.ranking[0].test:
         found.append(
             f"The {sweep.name} of the best setting is optimistic, being the {sweep.superlative} of "
-            f"{len(sweep.ranking)}; its {in_words(sweep.tested)}, which was not used for any choice, is not."
+            f"{sweep.num_rivals}; its {in_words(sweep.tested)}, which was not used for any choice, is not."
         )
     if all(group.diverged for group in sweep.groups):
         found.append("Every setting has diverged runs: means are only over the surviving runs.")
@@ -210,23 +218,21 @@ def method(sweep: Sweep) -> list[str]:
         if family.paired
         else "over all seeds, without pairing"
     )
-    first = sweep.ranking[0].score.num
-    covered = coverage_of_first(len(sweep.ranking), first) if first > 1 else math.nan
-    chosen = f"if all {len(sweep.ranking)} settings were equal, in {covered:.0%} of sweeps"
     test = "a paired t-test" if family.paired else "Welch's t-test"
     moderated = ", with variances below the typical one moderated by it" * (family.moderation > 0)
+    chosen = (
+        " That of the first setting is wider, as it is chosen for being the best: it covers the true mean in 95% of "
+        f"sweeps even if all {sweep.num_rivals} settings are equal."
+    )
     return [
-        f"{alone} The first setting is chosen for being the best, so its interval covers the true mean less often: "
-        f"{chosen}."
-        if covered < CONFIDENCE - 0.005
-        else alone,
+        alone + chosen * (sweep.num_rivals > 1 and math.isfinite(sweep.ranking[0].score.half_width)),
         f"Settings are compared {how}, by {test}{moderated}, with a Bonferroni correction for the number of "
         f"comparisons on this page ({family.num_claims}): in 95% of such sweeps, every interval of a difference covers "
         'the true one and no setting is wrongly called worse. "May be the best" marks every setting that cannot be '
         "distinguished from the first. Whether axes interact is not one of these claims.",
-        "Known limits, by simulation: the share of sweeps with a wrong claim is 6% instead of 5% for two settings of "
-        "which one has five times the spread of the other, up to 7% with two seeds of each setting, and about 8% with "
-        "2, 3, 5 and 10 seeds if the setting with two seeds has the largest spread.",
+        "Known limits, by simulation: the share of sweeps with a wrong claim is 6 to 7% instead of 5% if some settings "
+        "have five times the spread of the others, up to 7% with two seeds of each setting, and up to 8% if those with "
+        "the largest spread have two seeds, and others more.",
     ]
 
 

@@ -104,10 +104,11 @@ def by_value(sweep: Sweep, axis: str) -> dict[str, Any]:
     """The score against a number, all else as in the best setting; for all settings if no other is like that."""
     groups = sweep.alike(axis)
     joined = len(groups) > 1
-    points = []
-    for group in groups if joined else sweep.groups:
-        score = group.score
-        points.append({"name": sweep.label(group), "x": float(group.value(axis)), **_point(sweep, group, score)})
+    scores = {id(place.setting): place.score for place in sweep.ranking}
+    points = [
+        {"name": sweep.label(group), "x": float(group.value(axis)), **_point(sweep, group, scores[id(group)])}
+        for group in (groups if joined else sweep.groups)
+    ]
     log = spans_decades([point["x"] for point in points])
     return {"kind": "points", "x": axis, "log": log, "joined": joined, **_score_axis(sweep), "points": points}
 

@@ -12,18 +12,18 @@ differ up to fivefold, at most 6% of the sweeps have a wrong claim (7% with two 
 largest spread has the fewest seeds). With 16 settings of equal spread and three seeds, a lead of 5 standard deviations
 is detected in 39% of the cases, one of 10 in 94%.
 
-The interval of the best setting's own mean is not part of the family. `answer.method` states the known limits.
+The interval of the best setting's own mean is not part of the family; see `reach_of_first`. `answer.method` states the
+known limits.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special, stats
 
-from cnnlab.report.statistics import CONFIDENCE, Estimate
+from cnnlab.report.statistics import CONFIDENCE, TINY, Estimate
 
-TINY = 1e-12  # a standard deviation below this is rounding error
 PRIOR = 0.75  # weight of the typical variance against a setting's own, with four and more settings
 PAIRED_BELOW = 0.01  # p-value of the F-test for an effect of the seed
 
@@ -106,6 +106,8 @@ class Family:
         if not error > TINY:
             return Estimate(mean, math.inf, num, math.nan, self.bounds)
         df = self.common_df or parts.sum() ** 2 / (parts**2 / self.dfs[places]).sum()  # Satterthwaite's
+        if num == 2 < self.nums[places].max():  # too many if the larger variance is that of the two seeds
+            df = min(df, float(len(places)))
         half_width = -float(special.stdtrit(df, (1 - CONFIDENCE) / self.num_claims / 2)) * error
         p_value = min(1.0, 2 * self.num_claims * float(special.stdtr(df, -abs(mean) / error)))
         return Estimate(mean, half_width, num, error, self.bounds, p_value)
@@ -125,13 +127,17 @@ def seeds_to_detect(gap: float, spread: float, num_claims: int = 1, of_each: flo
     return None
 
 
-def coverage_of_first(num_settings: int, num_seeds: int) -> float:
-    """In which share of sweeps the 95% interval of the best of equal settings covers its true mean.
+def reach_of_first(num_settings: int, num_seeds: int) -> float:
+    """How many standard errors a 95% interval of the best of equal settings extends, as it is chosen for being that.
 
     The largest of k means lies within t standard errors with probability F(tr)^k - F(-tr)^k, where r is the ratio of
-    the estimated to the true spread, and F the normal distribution.
+    the estimated to the true spread, and F the normal distribution. For one setting that is Student's t.
     """
     df = num_seeds - 1
     ratios = np.sqrt(special.chdtri(df, (np.arange(2000) + 0.5) / 2000) / df)
-    reach = special.stdtrit(df, (1 + CONFIDENCE) / 2) * ratios
-    return float((special.ndtr(reach) ** num_settings - special.ndtr(-reach) ** num_settings).mean())
+
+    def missed(reach: float) -> float:
+        inside = special.ndtr(reach * ratios) ** num_settings - special.ndtr(-reach * ratios) ** num_settings
+        return CONFIDENCE - float(inside.mean())
+
+    return float(optimize.brentq(missed, 0, 1e5, xtol=1e-4))

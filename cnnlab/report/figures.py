@@ -123,7 +123,7 @@ def _heat(chart: Chart) -> matplotlib.figure.Figure:
     axis.set(xlabel=_names(chart["x"])[0], ylabel=_names(chart["y"])[0])
     if cells.size <= 400:
         form = f".{chart['digits']}f" if chart["digits"] < 3 else ".3g"
-        run_figures.write_cells(axis, cells, form, (low + high) / 2)
+        run_figures.write_cells(axis, cells, form, low + 0.7 * (high - low))
     figure.colorbar(image, label=chart["value"])
     return figure
 

@@ -116,7 +116,7 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> matplotlib.f
     if names != list(classes):
         axis.set_xlabel("predicted   (#0 is the first of the classes in summary.json)")
     if len(classes) <= 20:
-        write_cells(axis, shares, ".0f", 50, fontsize=8)
+        write_cells(axis, shares, ".0f", 70, fontsize=8)
     return figure
 
 

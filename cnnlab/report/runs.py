@@ -230,17 +230,20 @@ class Setting:
 
     def count(self) -> str:
         """The number of runs: "3", or "1 of 3, 2 diverged"."""
-        num = len(self.by_seed)
-        if not self.unfinished:
-            return str(num)
-        outcomes = Counter(run.outcome for run in self.unfinished)
-        parts = [f"{num} of {num + len(self.unfinished)}"]
-        return ", ".join(parts + [f"{many} {outcome}" for outcome, many in outcomes.items()])
+        return count([self])
 
     @property
     def held_out(self) -> str:
         """The images evaluated after every epoch: "val", or "test" if nothing was held out."""
         return "val" if any(name.startswith("val/") for name in self.runs[0].rows[0]) else "test"
+
+
+def count(settings: Sequence[Setting]) -> str:
+    """The number of runs of all of them: "3", or "1 of 3, 2 diverged"."""
+    num = sum(len(setting.by_seed) for setting in settings)
+    outcomes = Counter(run.outcome for setting in settings for run in setting.unfinished)
+    parts = [f"{num} of {num + outcomes.total()}" if outcomes else str(num)]
+    return ", ".join(parts + [f"{many} {outcome}" for outcome, many in outcomes.items()])
 
 
 def over_epochs(runs: Sequence[Sequence[Row]], metric: str) -> np.ndarray:

@@ -59,6 +59,7 @@ def _results(sweep: Sweep) -> Iterator[Section]:
         num, drawn = len(sweep.ranking), charts.MAX_LINES
         which = f"one of the best {drawn} of {num} settings" if num > drawn else "a setting"
         caption = f"Every line is {which}, ending at its {sweep.name}. On the page, drag along an axis to select."
+        caption += _left_out(sweep)
         yield Section("Parallel coordinates", [_figure("parallel", caption, charts.parallel(sweep))])
     if is_search(sweep):
         yield from _search(sweep)
@@ -71,6 +72,12 @@ def _early(settings: Sequence[tuple[str, Setting]]) -> str:
     return " A line ends where the first of its seeds stopped." * uneven
 
 
+def _left_out(sweep: Sweep) -> str:
+    """For a caption: how many settings have no finished run."""
+    num = len(sweep.empty)
+    return f" Left out: {num} setting{'s' * (num > 1)} without a finished run." * (num > 0)
+
+
 def _figure(name: str, caption: str, chart: dict[str, object]) -> Figure:
     return Figure(name, caption, chart, partial(figures.png, chart))
 
@@ -79,7 +86,7 @@ def _by_value(sweep: Sweep, axis: str, number: int) -> list[Block]:
     """The score against the values of a numeric axis, and losses over epochs, all else as in the best setting."""
     alike = sweep.alike(axis)
     rest = "all else is as in the best setting" if len(alike) > 1 else "all settings"
-    caption = f"{sweep.name.capitalize()} against {axis}; {rest}."
+    caption = f"{sweep.name.capitalize()} against {axis}; {rest}.{_left_out(sweep)}"
     blocks: list[Block] = [_figure(f"axis-{number}", caption, charts.by_value(sweep, axis))]
     if len(alike) > 1:
         settings = [(f"{axis}={group.value(axis)}", group) for group in alike]
@@ -105,7 +112,7 @@ def _search(sweep: Sweep) -> Iterator[Section]:
     else:
         text = (
             "By Optuna's PED-ANOVA evaluator: how much each hyperparameter decides whether a trial is among the best "
-            "tenth. With few trials this is a rough guide."
+            f"tenth. With few trials this is a rough guide.{_left_out(sweep)}"
         )
         rows = [[axis, f"{share:.1%}"] for axis, share in found.items()]
         blocks = [Text(text), Table([["hyperparameter", "importance"], *rows])]
@@ -150,6 +157,6 @@ def _runs(sweep: Sweep, folder: Path) -> Iterator[Section]:
         yield Section("Not in the averages", [Lines("items", lines)])
     if sweep.ranking:
         found = tables.commands(sweep)
-        more = [Text(f"These train the best {MAX_COMMANDS} of {len(found)} settings.")] * (len(found) > MAX_COMMANDS)
+        more = [Text(f"These train the first {MAX_COMMANDS} of {len(found)} settings.")] * (len(found) > MAX_COMMANDS)
         yield Section("Commands", [*more, Lines("commands", found[:MAX_COMMANDS])])
         yield Section("Provenance", [Table(tables.provenance(sweep), wraps=True)])

@@ -4,13 +4,13 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from cnnlab.report.contrasts import Family
+from cnnlab.report.contrasts import Family, reach_of_first
 from cnnlab.report.runs import FOLLOW, Run, Setting, grouped, short_names, varied, without_repeats
 from cnnlab.report.statistics import Estimate
 from cnnlab.runs.directory import RunDirectory
@@ -27,7 +27,8 @@ class Place:
 
     Attributes:
         setting: its runs, which differ only in their seed.
-        score: the metric that settings are ranked by, at the best epoch, over seeds.
+        score: the metric that settings are ranked by, at the best epoch, over seeds. The interval of the first is
+            wider, as it is chosen for being the best.
         test: the same metric on test images; None if that is what they are ranked by, or was not measured.
         behind: by how much the first place is better; None for the first itself.
     """
@@ -102,6 +103,9 @@ class Sweep:
         order = sorted(
             range(len(scores)), key=lambda at: (self.groups[at].diverged, (-1) ** self.higher * scores[at].mean)
         )
+        if order and math.isfinite((first := scores[order[0]]).half_width):
+            reach = reach_of_first(self.num_rivals, first.num)
+            scores[order[0]] = replace(first, half_width=reach * first.std / math.sqrt(first.num))
         return [
             Place(
                 self.groups[at],
@@ -111,6 +115,11 @@ class Sweep:
             )
             for place, at in enumerate(order)
         ]
+
+    @property
+    def num_rivals(self) -> int:
+        """Among how many settings the first is chosen: those without a diverged run, if there are any."""
+        return sum(not group.diverged for group in self.groups) or len(self.groups)
 
     @cached_property
     def family(self) -> Family:

@@ -14,7 +14,6 @@ from cnnlab.report.statistics import Estimate
 from cnnlab.report.sweep import Place, Sweep
 from cnnlab.report.units import heading, in_brackets, interval, number
 
-MAX_COMBINATIONS = 4  # named in a row
 MAX_CLASSES = 40
 NOT_SETTINGS = ("seed", "launcher", "rerun", "plan", "on_busy")  # overrides that are left out of commands
 NUMBERS = ("best_epoch", "epochs_done", "train_seconds", "images_per_second")  # in a summary
@@ -29,7 +28,7 @@ def ranking_table(sweep: Sweep) -> list[list[str]]:
         runs = place.setting.runs
         behind = "" if place.behind is None else _change(measure, place.behind, "")
         values = [place.setting.value(axis) for axis in sweep.axes]
-        found = [number(measure, place.score.mean), interval(measure, place.score) or "one run", place.setting.count()]
+        found = [number(measure, place.score.mean), _interval(measure, place.score), place.setting.count()]
         test = [_test(sweep, place)] if has_test else []
         epochs = sorted({run.summary["best_epoch"] for run in runs})
         best_epoch = " to ".join(map(str, epochs[:: len(epochs) - 1 or 1]))  # the first and the last
@@ -39,6 +38,10 @@ def ranking_table(sweep: Sweep) -> list[list[str]]:
         values = [group.value(axis) for axis in sweep.axes]
         rows.append([*values, "", "", group.count(), *[""] * (len(rows[0]) - len(values) - 3)])
     return rows
+
+
+def _interval(measure: str, score: Estimate) -> str:
+    return interval(measure, score) or ("one run" if score.num == 1 else "no spread")
 
 
 def _test(sweep: Sweep, place: Place) -> str:
@@ -60,19 +63,16 @@ def effects_table(sweep: Sweep, axis: str, found: Sequence[Effect]) -> list[list
     """
     crossed, first = len(sweep.axes) > 1, reference(sweep, axis)
     uneven = len({frozenset(effect.combinations) for effect in found if effect.combinations}) > 1
-    head = [axis, f"mean {heading(sweep.measure)}", *[f"mean of {first} there"] * uneven]
+    head = [axis, f"mean {heading(sweep.measure)}", *[f"mean of {first} there"] * uneven, "n"]
     rows = [head + [f"better than {first} by", "corrected p"] + ["averaged over"] * crossed]
     for effect in found:
         change, p_value = "", ""
         if effect.change:
             change = _change(sweep.measure, effect.change)
             p_value = f"{effect.change.p_value:.2g}" if math.isfinite(effect.change.p_value) else ""
-        over = "; ".join(effect.combinations[:MAX_COMBINATIONS]) or "none in common"
-        if len(effect.combinations) > MAX_COMBINATIONS:
-            over = f"{len(effect.combinations)} combinations"
         means = [effect.mean, *[effect.reference] * uneven]
         shown = [number(sweep.measure, mean) if effect.combinations else "" for mean in means]
-        rows.append([effect.value, *shown, change, p_value] + [over] * crossed)
+        rows.append([effect.value, *shown, effect.count, change, p_value] + [effect.over] * crossed)
     return rows
 
 
@@ -157,10 +157,10 @@ def per_class_table(sweep: Sweep) -> list[list[str]]:
 
 
 def commands(sweep: Sweep) -> list[str]:
-    """The command that trains each setting again, with all its seeds."""
+    """The command that trains each setting again, with all its seeds, also those that did not finish."""
     found = []
-    for place in sweep.ranking:
-        runs = place.setting.runs
+    for setting in [*(place.setting for place in sweep.ranking), *sweep.empty]:
+        runs = setting.runs + setting.unfinished
         overrides = runs[0].summary.get("overrides", [])
         words = [shlex.quote(word) for word in overrides if re.split(r"[.=]", word.lstrip("+~"))[0] not in NOT_SETTINGS]
         seeds = ",".join(map(str, sorted(run.seed for run in runs)))

@@ -144,7 +144,8 @@ const options = {
     const labeled = values.length <= 400;
     const size = state.width / (chart.columns.length + 2) < 34 ? 9 : 11;
     const dark = !printing() && matchMedia("(prefers-color-scheme: dark)").matches;
-    const text = (value) => ((value > (min + max) / 2) === dark ? "#111" : "#fff");
+    const turns = min + (dark ? 0.65 : 0.7) * (max - min);  // where white and black have the same contrast
+    const text = (value) => ((value > turns) === dark ? "#111" : "#fff");
     const [left, below] = [labelWidth(chart.rows, state), labelWidth(chart.columns, state)];
     const turned = below * chart.columns.length > 0.8 * (state.width - left);
     const height = turned ? Math.min(0.75 * below, 110) : 14;
@@ -208,7 +209,8 @@ for (const block of document.querySelectorAll(".chart")) {
     state.width = instance.getWidth();
     if (chart.kind === "points" && chart.x === undefined) {
       const names = chart.points.map((point) => point.name);
-      const lines = Math.ceil(Math.max(...names.map((name) => pen.measureText(name).width)) / labelWidth(names, state));
+      const ratio = Math.max(...names.map((name) => pen.measureText(name).width)) / labelWidth(names, state);
+      const lines = ratio > 1 ? Math.ceil(ratio) + 1 : 1;  // words that do not fit move to the next line
       instance.resize({ width, height: 60 + Math.max(26, 14 * lines + 6) * names.length });
     }
     instance.setOption(options[chart.kind](chart, state), true);
