@@ -117,8 +117,8 @@ def head(results: Results, quick: bool) -> list[str]:
             f"training, {said('num_test')} for testing. Device: {said('device')}; precision: {said('precision')}; "
             f"torch {said('torch')}; code {said('code')}; commit {said('commit')}"
             f"{' (+: with uncommitted changes)' * ('+' in said('commit'))}. "
-            f"Epochs: {', '.join(sorted({str(len(run.rows)) for run in runs if run.rows}, key=int))}. Training took {hours:.1f} "
-            "hours in total, wall-clock time; the machine may have been shared."
+            f"Epochs: {', '.join(sorted({str(len(run.rows)) for run in runs if run.rows}, key=int))}. "
+            f"Training took {hours:.1f} hours in total, wall-clock time; the machine may have been shared."
         ),
         "",
         f"    python -m study{' --quick' * quick}{words}",

@@ -10,7 +10,7 @@ READING = f"""\
 trains the runs that are missing and writes this page; with `--page` it trains nothing. Every result here is computed
 from [runs.csv](runs.csv), a row for every run, and [epochs.csv](epochs.csv), a row for every epoch; all runs are of the
 same code. n is the number of seeds. Figures 1 to 13 follow the report's protocol: nothing held out, the test images
-evaluated after every epoch.
+evaluated after every epoch. On this page, "the report" is the lab report.
 
 fig03 is the run of `experiment=fig03`, figure 3 as the report states it, and fig03+{CALIBRATED} the same with
 {CALIBRATED}: [all settings](#all-settings). "fig04 minus fig03" is the number for fig04 minus that for fig03; where

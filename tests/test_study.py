@@ -482,6 +482,9 @@ def test_a_training_that_diverged_is_named_beside_the_curves(tmp_path, monkeypat
     figures.draw(tmp_path, {"0.1": [made([0.5, 0.6])], "1": [replace(made([0.5], status="diverged"), rows=[])]}, {}, "")
     said = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert said == ["0.1, training", "0.1, test", "1 (diverged), training", "1 (diverged), test"]
+    many = {name: [made([0.5, 0.6])] for name in "abcde"} | {"f": [replace(made([0.5], status="diverged"), rows=[])]}
+    figures.draw(tmp_path, many, {}, "")
+    assert [axis.get_title() for axis in drawn[1].axes[:6]] == ["a", "b", "c", "d", "e", "f (diverged)"]
 
 
 def test_an_experiment_says_what_came_out(tmp_path, monkeypatch):

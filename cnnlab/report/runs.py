@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from cnnlab.config.options import leaves
 from cnnlab.config.values import as_typed
-from cnnlab.report.statistics import Estimate, estimate
+from cnnlab.report.statistics import TINY, Estimate, estimate
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.named import find as find
 from cnnlab.runs.readers import BrokenFileError, Row
@@ -221,8 +221,10 @@ class Setting:
         return self._mean(values) if values else None
 
     def _mean(self, values: Sequence[float]) -> Estimate:
+        """Without an interval if the values have no spread, which says nothing about other seeds."""
         low, high = self.runs[0].bounds
-        return estimate(values, (min(low, *values), max(high, *values)))
+        found = estimate(values, (min(low, *values), max(high, *values)))
+        return found if found.std > TINY else replace(found, half_width=math.inf)
 
     @property
     def diverged(self) -> bool:

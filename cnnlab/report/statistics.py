@@ -21,7 +21,7 @@ class Estimate:
 
     Attributes:
         mean: of the values.
-        half_width: of the 95% interval; infinite for a single value, and for values without a spread.
+        half_width: of the 95% interval; infinite for a single value.
         num: number of values.
         std: their standard deviation (n - 1), or the standard error of a difference; NaN for a single value.
         bounds: the smallest and largest possible mean, to which the interval is clipped.
@@ -57,7 +57,7 @@ def estimate(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, 
         return Estimate(mean, math.inf, num, math.nan, bounds)
     std = float(np.std(values, ddof=1))
     critical = float(special.stdtrit(num - 1, (1 + CONFIDENCE) / 2))
-    return Estimate(mean, critical * std / math.sqrt(num) if std > TINY else math.inf, num, std, bounds)
+    return Estimate(mean, critical * std / math.sqrt(num), num, std, bounds)
 
 
 def seeds_and_images(right: np.ndarray) -> tuple[float, float, Estimate]:
