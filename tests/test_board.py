@@ -1,5 +1,6 @@
 """TensorBoard itself, started over a sweep: what its pages ask for is there, and they open in a browser."""
 
+import html
 import json
 import os
 import socket
@@ -49,6 +50,42 @@ DAMAGED = {
 }
 
 
+ABOUT = {"selected_on": "val/loss", "select_mode": "min", "overrides": ["data=shapes", "run.note=two words"]}
+
+
+def tags_and_values(folder: Path) -> list[tuple[str, int, float]]:
+    """The scalars in the only event file of a folder."""
+    [events] = folder.glob("events.out.tfevents.*")
+    return [
+        (value.tag, event.step, value.simple_value)
+        for event in LegacyEventFileLoader(str(events)).Load()
+        for value in event.summary.value
+        if value.HasField("simple_value")
+    ]
+
+
+def test_a_resumed_run_has_every_point_once_and_keeps_those_of_callbacks(tmp_path):
+    rows = [{"val/loss": loss, "lr": 0.1, "epoch_seconds": 1.0} for loss in (3.0, 1.0, 2.0)]
+    for written in (2, 3):  # killed after the second epoch, and then after all had been written
+        logger = TensorBoard(str(tmp_path))
+        logger.open_run(ABOUT, "val", ("loss",))
+        logger.go_on(time.time() + 60, {"val/loss", "lr", "epoch_seconds"})
+        for epoch, row in enumerate(rows[:written], 1):
+            logger.log_metrics(row, epoch)
+        if written == 2:
+            logger.log_metrics({"val/rate": 7.0}, 1)
+        logger.close_run({"optim": "sgd"}, {"val/loss": 1.0, "test/loss": 1.5, "last/test/loss": 1.6}, written)
+    found = tags_and_values(tmp_path)
+    assert sorted(found) == [
+        *[("loss/best_val", epoch, best) for epoch, best in ((1, 3.0), (2, 1.0), (3, 1.0))],
+        *[("loss/test", epoch, 1.5) for epoch in (1, 3)],
+        *[("loss/val", epoch, row["val/loss"]) for epoch, row in enumerate(rows, 1)],
+        *[("lr", epoch, pytest.approx(0.1)) for epoch in (1, 2, 3)],
+        *[("speed/epoch_seconds", epoch, 1.0) for epoch in (1, 2, 3)],
+        ("val/rate", 1, 7.0),  # not a row of metrics.csv
+    ]
+
+
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_event_files_that_are_damaged_end_no_run(tmp_path, content):
     file = tmp_path / "events.out.tfevents.1"
@@ -57,7 +94,7 @@ def test_event_files_that_are_damaged_end_no_run(tmp_path, content):
     else:
         file.write_bytes(content)
     logger = TensorBoard(str(tmp_path))
-    logger.open_run("val", ("loss",))
+    logger.open_run(ABOUT, "val", ("loss",))
     logger.go_on(2.0, {"val/loss"})
     logger.finalize("failed")
     [new] = [path for path in tmp_path.glob("events.out.tfevents.*") if path != file]
@@ -115,42 +152,59 @@ def test_scalars_of_training_and_held_out_images_share_a_chart(board, sweep):
     assert any("crop_flip-cnn-adam" in run for run in runs)  # named by their choices
     tags = asked(board, "data/plugin/scalars/tags")
     for run in runs:
-        assert {"train/loss", "train/acc", "val/loss", "val/acc", "lr", "final/test/acc"} <= set(tags[run])
-        assert not [tag for tag in tags[run] if tag.startswith("final/last")]
-        points = asked(board, f"data/plugin/scalars/scalars?run={run}&tag=val/acc")
+        accuracies, losses = (
+            ["acc/best_val", "acc/test", "acc/train", "acc/val"],
+            ["loss/test", "loss/train", "loss/val"],
+        )
+        speeds = ["speed/epoch_seconds", "speed/images_per_second"]
+        assert sorted(tags[run]) == [*accuracies, *losses, "lr", *speeds]  # sorted as on the page
+        points = asked(board, f"data/plugin/scalars/scalars?run={run}&tag=acc/val")
         assert [step for _, step, _ in points] == [1, 2, 3]
+        for tag in tags[run]:
+            assert len(asked(board, f"data/plugin/scalars/scalars?run={run}&tag={tag}")) > 1, "a chart of a single dot"
     layout = asked(board, "data/plugin/custom_scalars/layout")
     charts = {chart["title"]: chart["multiline"]["tag"] for chart in layout["category"][0]["chart"]}
-    assert charts == {"loss": ["train/loss", "val/loss"], "accuracy": ["train/acc", "val/acc"]}
+    assert charts == {"loss": ["loss/train", "loss/val"], "accuracy": ["acc/train", "acc/val"]}
 
 
-def test_what_was_typed_and_the_whole_configuration_are_text(board):
+def test_the_command_and_the_whole_configuration_are_text(board):
     for run in asked(board, "data/runs"):
-        [typed] = asked(board, f"data/plugin/text/text?run={run}&tag=overrides/text_summary")
-        assert "data=shapes" in typed["text"]
+        [command] = asked(board, f"data/plugin/text/text?run={run}&tag=command/text_summary")
+        assert "python train.py data=shapes data.num_train=400 " in command["text"]
+        assert "'model.channels=[8,8,8]'" in html.unescape(command["text"])
         [config] = asked(board, f"data/plugin/text/text?run={run}&tag=config/text_summary")
         assert "num_train: 400" in config["text"]
 
 
-def test_choices_and_final_metrics_of_every_run(board):
+def test_choices_and_final_metrics_of_every_run(board, sweep):
     found = asked(board, "experiment/defaultExperimentId/data/plugin/hparams/experiment", {})
     names = {info["name"] for info in found["hparamInfos"]}
     assert {"optim", "aug", "optim.lr", "seed", "model.channels", "trainer.accelerator"} <= names
     assert "model._target_" not in names
-    assert "final/test/acc" in {info["name"]["tag"] for info in found["metricInfos"]}
+    first = [info["name"] for info in found["hparamInfos"][:2]]
+    assert first == ["optim", "optim.lr"]  # what differs
+    assert [info["name"]["tag"] for info in found["metricInfos"]][:2] == ["acc/best_val", "acc/test"]
     groups = asked(
         board,
         "experiment/defaultExperimentId/data/plugin/hparams/session_groups",
         {"colParams": [], "startIndex": 0, "sliceSize": 10, "allowedStatuses": ["STATUS_SUCCESS", "STATUS_UNKNOWN"]},
     )
     assert {group["hparams"]["optim"] for group in groups["sessionGroups"]} == {"sgd", "adam"}
+    for group in groups["sessionGroups"]:
+        summary = json.loads((sweep / group["name"] / "summary.json").read_text())
+        shown = {metric["name"]["tag"]: metric["value"] for metric in group["metricValues"]}
+        assert shown["acc/best_val"] == pytest.approx(summary["metrics"]["val/acc"])
+        assert shown["acc/test"] == pytest.approx(summary["metrics"]["test/acc"])
 
 
 def test_pictures(board):
     tags = asked(board, "data/plugin/images/tags")
     for run, pictures in tags.items():
-        assert {"samples", "filters", "confusion", "mistakes", "curves"} <= set(pictures)
-        shown = asked(board, f"data/plugin/images/images?run={run}&tag=filters&sample=0")
+        assert {"samples", "weights/filters", "results/confusion", "results/mistakes", "results/curves"} == set(
+            pictures
+        )
+        assert min(pictures) > "lr"  # after accuracies and losses
+        shown = asked(board, f"data/plugin/images/images?run={run}&tag=weights/filters&sample=0")
         assert [picture["step"] for picture in shown] == [1, 2, 3]
 
 

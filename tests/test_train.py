@@ -135,11 +135,13 @@ def test_tensorboard_has_curves_layout_choices_and_pictures(finished):
     [events] = run.glob("events.out.tfevents.*")
     board = EventAccumulator(str(events)).Reload()
     tags = board.Tags()
-    assert {"train/loss", "train/acc", "val/loss", "val/acc", "lr", "final/test/acc"} <= set(tags["scalars"])
-    assert [(point.step, point.value) for point in board.Scalars("val/acc")] == [
+    assert {"loss/train", "acc/train", "loss/val", "acc/val", "lr", "acc/test"} <= set(tags["scalars"])
+    assert [(point.step, point.value) for point in board.Scalars("acc/val")] == [
         (int(row["epoch"]), pytest.approx(float(row["val/acc"]))) for row in rows(run)
     ]
-    assert set(tags["images"]) == {"samples", "filters", "curves", "confusion", "mistakes"}
+    assert set(tags["images"]) == {
+        *("samples", "weights/filters", "results/curves", "results/confusion", "results/mistakes")
+    }
     assert "custom_scalars__config__" in tags["tensors"]
     plugins = board.summary_metadata
     assert plugins["_hparams_/session_start_info"].plugin_data.plugin_name == "hparams"

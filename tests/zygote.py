@@ -96,7 +96,7 @@ def left_by(output: Path) -> dict:
     points = {
         tag: [(event.step, event.value) for event in board.Scalars(tag)]
         for tag in board.Tags()["scalars"]
-        if tag not in TIMES
+        if tag.removeprefix("speed/") not in TIMES
     }
     return {
         "rows": rows,
@@ -107,7 +107,7 @@ def left_by(output: Path) -> dict:
         "filters": [
             (event.step, event.encoded_image_string)
             for tag in board.Tags()["images"]
-            if tag == "filters"
+            if tag == "weights/filters"
             for event in board.Images(tag)
         ],
         "files": sorted(path.name for path in run.rglob("*") if "tfevents" not in path.name),

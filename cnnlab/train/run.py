@@ -263,7 +263,7 @@ def open_records(
     warn_of_absent_classes(parts.data)
     for logger in trainer.loggers:
         if opened := getattr(logger, "open_run", None):
-            opened(parts.data.held_out, getattr(parts.module, "measures", ()))
+            opened(summary, parts.data.held_out, getattr(parts.module, "measures", ()))
         else:
             logger.log_hyperparams(hyperparameters(summary, config) | {"path": str(run.path.absolute())})
 
