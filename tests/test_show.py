@@ -22,7 +22,7 @@ def test_show_writes_and_names_a_sheet(command, tmp_path):
     other = command("-m", "cnnlab", "show", *small, "--num", "20", "--out", "a/b.png")
     assert other.stdout.strip() == "a/b.png"
     with Image.open(tmp_path / "a" / "b.png") as picture:
-        assert picture.size == (10 * 34 * 3, (4 * 34 + 6) * 3)
+        assert picture.size == (10 * 34 * 3, 30 + 2 * (2 * 34 * 3 + 36))  # a title, and captions below each image
     for words in (("aug=cutmx",), ("--num", "0"), ("--picture", "a.png")):
         assert command("-m", "cnnlab", "show", *words).returncode == 2
 
@@ -30,18 +30,23 @@ def test_show_writes_and_names_a_sheet(command, tmp_path):
 def test_samples_are_denormalized_and_below_their_originals(tmp_path):
     data = Shapes(200, 50).load()
     module = ImageData(data, ZCA(), {"crop_flip": CropFlip(28, flip_probability=0)}, batch_size=8, cache_dir=tmp_path)
-    originals, seen = samples(module, 20)
+    originals, seen, *labels = samples(module, 20)
     assert (originals.shape, seen.shape) == ((20, 32, 32, 3), (20, 28, 28, 3))
     for original, crop in zip(originals.astype(int), seen.astype(int), strict=True):
         differences = [
             np.abs(original[top : top + 28, left : left + 28] - crop).max() for top in range(5) for left in range(5)
         ]
         assert min(differences) <= 2
-    sheet(tmp_path / "sheet.png", originals, seen, scale=1)
+    sheet(tmp_path / "sheet.png", originals, seen, *labels)
     with Image.open(tmp_path / "sheet.png") as picture:
-        pixels = np.asarray(picture)
-    assert np.array_equal(pixels[1:33, 1:33], originals[0])
-    assert np.array_equal(pixels[34 + 3 : 34 + 3 + 28, 3 : 3 + 28], seen[0])
+        pixels = np.asarray(picture.convert("RGB"))
+    below_title = pixels[30:]
+    shown = below_title[1::3, 1::3]  # the middle of each pixel, enlarged three times
+    assert np.array_equal(shown[1:33, 1:33], originals[0])
+    assert np.array_equal(shown[34 + 3 : 34 + 3 + 28, 3 : 3 + 28], seen[0])
+    assert np.array_equal(below_title[2 * 34 * 3 + 36 :][1::3, 1::3][1:33, 9 * 34 + 1 : 9 * 34 + 33], originals[19])
+    caption = below_title[2 * 34 * 3 :][:36, : 34 * 3]
+    assert caption.min() < 100
 
 
 def test_confused_classes_of_many_are_those_that_are_confused(tmp_path, monkeypatch):

@@ -111,14 +111,19 @@ def refuse_few(data: ImageData, processes: int) -> None:
             )
 
 
-def samples(data: ImageData, num: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    """The first images of epoch 0, uint8: as stored (num, H, W, C), and as the network sees them (num, h, w, C)."""
+def samples(data: ImageData, num: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str], bool]:
+    """The first images of epoch 0 for `run_figures.sheet`.
+
+    Returns the images as stored (num, H, W, C) uint8, as the network sees them (num, h, w, C) uint8, their targets
+    (num,) or (num, K), the K names, and whether the targets are the numbers of a regression.
+    """
     plan = {key: rows[:num] for key, rows in data.draw_whole(0).items()}
     batch = of_process(plan, len(plan["index"]), halo=len(data.mixers))
     pixels = data.images["train"].pixels[batch["index"]] if is_fetched(data.data.train) else None
-    images, _ = data.make(batch, len(batch["index"]), pixels)
+    images, targets = data.make(batch, len(batch["index"]), pixels)
     seen = data.norm.inverse(images).clamp(0, 255).round().byte().permute(0, 2, 3, 1)
-    return data.images["train"].pixels[plan["index"]].numpy(), seen.numpy()
+    stored, classes = data.images["train"].pixels[plan["index"]], list(data.data.train.classes)
+    return stored.numpy(), seen.numpy(), targets.numpy(), classes, data.shape.task == "regression"
 
 
 def warn_of_absent_classes(data: ImageData) -> None:

@@ -16,13 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.font_manager import get_font
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from cnnlab.runs.files import atomic_path
 from cnnlab.runs.log import log
 from cnnlab.runs.wording import in_words
 
-PARTS = {"train": ("training", "C0"), "val": ("validation", "C1"), "test": ("test", "C3")}
+PARTS = {"train": ("training", "C0", "--"), "val": ("validation", "C1", "-"), "test": ("test", "C3", "-")}
 MAX_CLASSES = 60  # named in a confusion matrix; more are only numbered
 
 # Matplotlib's default style, with dollar signs as plain text.
@@ -47,9 +46,12 @@ def figure(draw: Callable[Concatenate[Path, P], None]) -> Callable[Concatenate[P
     return drawn
 
 
+DPI = 120
+
+
 def save(figure: matplotlib.figure.Figure, path: Path) -> None:
     with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=120)
+        figure.savefig(partial, format="png", dpi=DPI)
 
 
 @functools.cache
@@ -69,16 +71,17 @@ def drawable(classes: Sequence[str], longest: int = 24) -> list[str]:
 
 
 @figure
-def curves(path: Path, rows: Sequence[Mapping[str, float]], title: str, metric: str = "acc") -> None:
-    """Loss and a metric over epochs, training against held-out. rows: of metrics.csv."""
+def curves(path: Path, rows: Sequence[Mapping[str, float]], title: str, best_epoch: int, metric: str = "acc") -> None:
+    """Loss and a metric over epochs, training (dashed) against held-out, with the best epoch. rows: of metrics.csv."""
     names = list(dict.fromkeys(("loss", metric)))
     figure = matplotlib.figure.Figure(figsize=(5 * len(names), 4), layout="constrained")
     epochs = [row["epoch"] for row in rows]
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for part, (label, color) in PARTS.items():
+        for part, (label, color, style) in PARTS.items():
             values = [row.get(f"{part}/{name}", math.nan) for row in rows]
             if not all(map(math.isnan, values)):
-                axis.plot(epochs, values, color=color, label=label, marker=".")
+                axis.plot(epochs, values, color=color, label=label, linestyle=style, marker=".")
+        axis.axvline(best_epoch, color="gray", linestyle=":", label=f"best epoch, {best_epoch}")
         axis.set(xlabel="epoch", ylabel=in_words(name))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
@@ -168,7 +171,7 @@ def mistakes(
 
     pixels: returns images (n, H, W, C) uint8 by index. labels, predicted, confidence: (N,).
     """
-    names = drawable(classes, longest=12)
+    names = drawable(classes, longest=10)
     wrong = np.flatnonzero(labels != predicted)
     worst = wrong[np.argsort(-confidence[wrong].astype(float), kind="stable")][:num]
     images = as_rgb(pixels(worst)) if len(worst) else np.zeros((0, 1, 1, 3))
@@ -183,8 +186,8 @@ def mistakes(
         top = 1.6 * caption + number // columns * (1 + caption)
         down, across = (length / max(images.shape[1:3]) for length in images.shape[1:3])
         axis.imshow(images[number], extent=(left, left + across, top + down, top))
-        said = f"{names[labels[place]]}\nnot {names[predicted[place]]}, {confidence[place]:.2f}"
-        axis.text(left + 0.5, top - 0.06, said, fontsize=8, ha="center", va="bottom")
+        said = f"true {names[labels[place]]}\npredicted {names[predicted[place]]} ({confidence[place]:.2f})"
+        axis.text(left + 0.5, top - 0.06, said, fontsize=7, ha="center", va="bottom")
     axis.set(xlim=(0, width), ylim=(height, 0))
     title = f"{len(wrong):,} of {len(labels):,} test images are misclassified; the most confident ones"
     axis.text(width / 2, 0.25, title, fontsize=10, ha="center", va="center")
@@ -209,23 +212,64 @@ def reliability(path: Path, bins: Sequence[tuple[float, float, int]], error: flo
 
 
 @figure
-def sheet(path: Path, originals: np.ndarray, augmented: np.ndarray, columns: int = 10, scale: int = 3) -> None:
-    """Originals, and below each its augmented version.
+def sheet(
+    path: Path,
+    originals: np.ndarray,
+    augmented: np.ndarray,
+    targets: np.ndarray,
+    classes: Sequence[str],
+    numbers: bool = False,
+    columns: int = 10,
+) -> None:
+    """Training images, below each its augmented version, and below that its label.
 
-    originals: (N, H, W, C), augmented: (N, h, w, C), both uint8.
+    originals: (N, H, W, C), augmented: (N, h, w, C), both uint8; at least 96 pixels wide. targets: (N,), or (N, K)
+    shares of the classes; with `numbers`, the numbers of a regression.
     """
     height, width = (max(originals.shape[axis], augmented.shape[axis]) + 2 for axis in (1, 2))
+    scale, caption = max(1, -(-96 // width)), 36  # pixels
 
-    def framed(images: np.ndarray, gap: int) -> np.ndarray:
+    def framed(images: np.ndarray) -> np.ndarray:
         down, across = height - images.shape[1], width - images.shape[2]
-        margins = ((down // 2, down - down // 2 + gap), (across // 2, across - across // 2))
+        margins = ((down // 2, down - down // 2), (across // 2, across - across // 2))
         return np.pad(as_rgb(images), ((0, 0), *margins, (0, 0)), constant_values=255)
 
-    pairs = np.concatenate((framed(originals, 0), framed(augmented, 6)), 1)  # (N, 2 * height + 6, width, 3)
-    write_png(path, grid(pairs, columns)[:-6].repeat(scale, 0).repeat(scale, 1))
+    pairs = np.concatenate((framed(originals), framed(augmented)), 1).repeat(scale, 1).repeat(scale, 2)
+    cells = np.pad(pairs, ((0, 0), (0, caption), (0, 0), (0, 0)), constant_values=255)
+    down, across = cells.shape[1:3]
+    names = drawable(classes, longest=10)
+    captions = [
+        ((number % columns + 0.5) * across, (number // columns + 1) * down - caption, label(target, names, numbers))
+        for number, target in enumerate(targets)
+    ]
+    title = "Training images of the first epoch: as stored, below as the network sees them, and their labels"
+    write_titled(path, grid(cells, columns), title, captions)
 
 
-def write_png(path: Path, pixels: np.ndarray) -> None:
-    """pixels: (H, W, C) uint8."""
-    with atomic_path(path) as partial:
-        Image.fromarray(as_rgb(pixels)).save(partial, "png")
+def label(target: np.ndarray, names: Sequence[str], numbers: bool) -> str:
+    """In up to two lines: a class, the classes with the largest shares, or the first numbers."""
+    if target.ndim == 0:
+        return names[int(target)]
+    order = np.arange(len(names)) if numbers else np.argsort(-target, kind="stable")[: np.count_nonzero(target)]
+    form = ".3g" if numbers else ".2f"
+    lines = [names[at] if target[at] == 1 and not numbers else f"{target[at]:{form}} {names[at]}" for at in order]
+    return "\n".join(lines[:2]) + " …" * (len(lines) > 2)
+
+
+@figure
+def filters(path: Path, images: np.ndarray) -> None:
+    """The filters of the first convolution: (N, k, k, 1 or 3) uint8, shown at least 30 pixels wide."""
+    title = f"The {len(images)} filters of the first convolution, {images.shape[1]}x{images.shape[2]}"
+    write_titled(path, tiled(images, scale=max(6, 30 // images.shape[2])), f"{title}, each with its full contrast")
+
+
+def write_titled(path: Path, pixels: np.ndarray, title: str, captions: Sequence[tuple[float, float, str]] = ()) -> None:
+    """Write pixels (H, W, C) uint8 as they are below a title, with texts centred below points (x, y)."""
+    (height, width), top = pixels.shape[:2], 30
+    across, down = max(width, 560), height + top  # room for the title
+    figure = matplotlib.figure.Figure(figsize=((across + 0.1) / DPI, (down + 0.1) / DPI), dpi=DPI)
+    figure.figimage(as_rgb(pixels), 0, 0)
+    figure.text(6 / across, 1 - top / 2 / down, title, fontsize=9, va="center")
+    for x, y, text in captions:
+        figure.text(x / across, 1 - (top + y + 2) / down, text, fontsize=7, ha="center", va="top")
+    save(figure, path)

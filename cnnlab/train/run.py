@@ -278,7 +278,8 @@ def hyperparameters(summary: Mapping[str, Any], config: DictConfig) -> dict[str,
 
 def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, config: DictConfig) -> None:
     """Draw the figures, log the final metrics, and last of all write the summary."""
-    run_figures.curves(run.path / "curves.png", run.metrics(), summary["run"], summary["selected_on"].partition("/")[2])
+    metric = summary["selected_on"].partition("/")[2]
+    run_figures.curves(run.path / "curves.png", run.metrics(), summary["run"], summary["best_epoch"], metric)
     data, classes = summary["data"], summary["data"]["classes"]
     few = data["task"] == "multiclass" and len(classes) <= predictions.MAX_CLASSES
     if few and (run.path / "predictions.npz").exists():

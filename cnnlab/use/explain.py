@@ -66,15 +66,18 @@ def draw_feature_maps(
     path: Path, image: np.ndarray, layers: Sequence[tuple[str, np.ndarray]], columns: int = 8
 ) -> None:
     """A row for every convolution: the image (H, W, C) uint8, and the maps that vary most."""
-    figure = matplotlib.figure.Figure(figsize=(1.2 * (columns + 1), 1.3 * len(layers)), layout="constrained")
+    size = (1.2 * (columns + 1), 1.5 * len(layers) + 0.3)
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    figure.suptitle("Feature maps of every convolution, the channels that vary most", fontsize=10)
     axes = figure.subplots(len(layers), columns + 1, squeeze=False)
     for row, (name, maps) in zip(axes, layers, strict=True):
         row[0].imshow(as_rgb(image))
-        row[0].set_title(name, fontsize=8)
+        row[0].set_title("the image", fontsize=7)
+        [layer] = drawable([name])
         strongest = np.argsort(-maps.reshape(len(maps), -1).std(1))[:columns]
         for axis, channel in zip(row[1:], strongest, strict=False):
             axis.imshow(maps[channel], cmap="gray")
-            axis.set_title(str(channel), fontsize=7)
+            axis.set_title(f"{layer},\nchannel {channel}", fontsize=7)
     for axis in axes.flat:
         axis.axis("off")
     save(figure, path)

@@ -8,7 +8,8 @@ import torch
 from cnnlab.config.objects import checked_source
 from cnnlab.data.images import load_once
 from cnnlab.networks import first_filters
-from cnnlab.report.run_figures import drawable, tiled, write_png
+from cnnlab.report import run_figures
+from cnnlab.report.run_figures import drawable
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.text import say
 from cnnlab.use import explain
@@ -44,7 +45,7 @@ def show_run(run: OpenedRun, file: Path | None, pixels: np.ndarray | None) -> No
     for path in drawn.values():  # of an earlier command
         path.unlink(missing_ok=True)
     if (filters := first_filters(model.network)) is not None:
-        write_png(drawn["filters"], tiled(filters.numpy()))
+        run_figures.filters(drawn["filters"], filters.numpy())
     if layers := explain.feature_maps(model, image):
         explain.draw_feature_maps(drawn["feature_maps"], pixels, layers)
     lost = explain.occlusion(model, image, place)
