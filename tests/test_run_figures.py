@@ -66,11 +66,11 @@ def test_filters_have_a_title_and_are_not_smoothed(tmp_path):
     ("target", "numbers", "text"),
     [
         (np.int64(1), False, "ring"),
-        (np.array([0.375, 0.0, 0.625]), False, "0.62 star\n0.38 circle"),
+        (np.array([0.375, 0.0, 0.625]), False, "star 0.62\ncircle 0.38"),
         (np.array([0.0, 1.0, 0.0]), False, "ring"),
         (np.array([1.0, 1.0, 1.0]), False, "circle\nring …"),
         (np.array([0.0, 0.0, 0.0]), False, ""),
-        (np.array([-3.0, 0.0, 1.0]), True, "-3 circle\n0 ring …"),
+        (np.array([-3.0, 0.0, 1.0]), True, "circle -3\nring 0 …"),
     ],
 )
 def test_labels_of_samples(target, numbers, text):

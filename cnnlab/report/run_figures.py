@@ -252,7 +252,7 @@ def label(target: np.ndarray, names: Sequence[str], numbers: bool) -> str:
         return names[int(target)]
     order = np.arange(len(names)) if numbers else np.argsort(-target, kind="stable")[: np.count_nonzero(target)]
     form = ".3g" if numbers else ".2f"
-    lines = [names[at] if target[at] == 1 and not numbers else f"{target[at]:{form}} {names[at]}" for at in order]
+    lines = [names[at] if target[at] == 1 and not numbers else f"{names[at]} {target[at]:{form}}" for at in order]
     return "\n".join(lines[:2]) + " …" * (len(lines) > 2)
 
 
