@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
@@ -68,7 +69,7 @@ class TensorBoard(TensorBoardLogger):
             for metric in measures
         }
         self.held_out, self.selected_on, self.best = held_out, summary["selected_on"], math.nan
-        self.better = max if summary["select_mode"] == "max" else min
+        self.better = np.fmax if summary["select_mode"] == "max" else np.fmin  # NaN is never better
         self.experiment.add_custom_scalars({f"training and {held_out}": together})
         self.add_png("samples", step=0)
         self.add_block("command", shlex.join(["python", "train.py", *summary["overrides"]]))
@@ -85,7 +86,7 @@ class TensorBoard(TensorBoardLogger):
         The HParams page shows the last point of a tag, which for the best value so far is that of the best epoch.
         """
         if "epoch_seconds" in metrics:
-            self.best = self.better(metrics[self.selected_on], self.best)  # NaN is never better
+            self.best = float(self.better(self.best, metrics[self.selected_on]))
             metrics = {tag_of(name): value for name, value in metrics.items()} | {best_tag(self.selected_on): self.best}
         super().log_metrics(metrics, step)
 
