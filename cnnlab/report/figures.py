@@ -69,6 +69,8 @@ def _curves(chart: Chart) -> matplotlib.figure.Figure:
                         axis.fill_between(epochs, values["low"], values["high"], color=color, alpha=0.15, lw=0)
         axis.set(xlabel="epoch", ylabel=_names(metric["name"])[0])
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if "title" in chart:
+        figure.suptitle(chart["title"])
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=1 if max(map(len, labels), default=0) > 60 else 2)
     return figure
