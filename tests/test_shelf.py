@@ -51,8 +51,8 @@ REFUSED = {  # what is typed, and what the answer says
     "model=vit": ["there is no 'vit'", "model=timm model.model_name=...", "model=torchvision model.name=..."],
     "model=resnet50": ["Did you mean model=resnet18?", "Others by name: model=timm model.model_name=..."],
     "model=timm": ["model.model_name must be given", "model.model_name=VALUE"],
-    "model=timm model.model_name=resnet19": ["timm.create_model refuses its arguments: Unknown model (resnet19)"],
-    "model=torchvision model.name=resnet19": ["get_model refuses its arguments: Unknown model resnet19"],
+    "model=timm model.model_name=resnet19": ["timm.create_model (model_name=resnet19): Unknown model"],
+    "model=torchvision model.name=resnet19": ["get_model (name=resnet19): Unknown model resnet19"],
     "model=timm model.model_name=resnet18 model.pretrained=true": ["pretrained=true is not allowed"],
     "model=torchvision model.name=resnet18 model.weights=DEFAULT": ["weights=DEFAULT", "weights is None"],
     "optim=adan": ["there is no 'adan'", "optim=timm optim.opt=..."],
@@ -113,6 +113,23 @@ def test_a_package_that_is_not_there_is_told_with_the_command_that_installs_it(o
 
     with pytest.raises(UserError, match=rf"(?s)needs the package {package}, .* Use pip install {package}"):
         made()
+
+
+@pytest.mark.parametrize(
+    ("target", "answer"),
+    [
+        ("torch.nn.CrossEntropyLos", "torch.nn has no CrossEntropyLos. Did you mean CrossEntropyLoss?"),
+        ("cnnlab.networkz.CNN", "cnnlab has no networkz. Did you mean networks?"),
+        ("torch.nn.Linear.fcn", "torch.nn.Linear has no fcn."),
+    ],
+)
+def test_a_misspelled_class_of_an_installed_package_is_no_missing_package(target, answer, tmp_path, monkeypatch):
+    (tmp_path / "conf" / "loss").mkdir(parents=True)
+    (tmp_path / "conf" / "loss" / "mine.yaml").write_text(f"_target_: {target}\n")
+    monkeypatch.setenv("CNNLAB_CONF", str(tmp_path / "conf"))
+    with pytest.raises(UserError) as error:
+        instantiate(OmegaConf.create({"_target_": target}))
+    assert str(error.value) == f"{target}: {answer}"
 
 
 @pytest.mark.parametrize(

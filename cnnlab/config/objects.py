@@ -2,9 +2,12 @@
 
 import difflib
 import functools
+import importlib.util
 import inspect
 import json
+import pkgutil
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,19 +71,41 @@ def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
             inspect.signature(instance.func).bind_partial(**instance.keywords)
         return instance
     except TypeError as error:
-        raise UserError(f"{node['_target_']} refuses its arguments: {error}") from error
+        raise UserError(f"Invalid arguments for {node['_target_']}: {error}") from error
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ImportError):
-            package = (cause.name or str(node["_target_"])).partition(".")[0]
-            raise UserError(
-                f"{node['_target_']} needs the package {package}, which is not installed ({cause}). Use pip install "
-                f"{package}, or choose another option."
-            ) from error
+            raise UserError(_not_imported(str(node["_target_"]), cause)) from error
         is_lightnings = type(cause).__name__ == "MisconfigurationException"
         if isinstance(cause, ValueError | TypeError) or is_lightnings:
-            raise UserError(f"{node['_target_']} refuses its arguments: {cause}") from error
+            raise UserError(f"Invalid arguments for {node['_target_']}{mentioned(node, cause)}: {cause}") from error
         raise (cause or error) from None
+
+
+def mentioned(node: Mapping[str, Any], error: BaseException) -> str:
+    """The arguments that an error is about, as far as their text is in it: " (model_name=resnet19)"."""
+    named = ((key, value) for key, value in node.items() if isinstance(value, str) and value and key[0] != "_")
+    found = [f"{key}={value}" for key, value in named if value in str(error)]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _not_imported(target: str, error: ImportError) -> str:
+    """What to do about a class that cannot be imported: its package is not installed, or a name in it is misspelled."""
+    cause = error.__cause__ or error  # Hydra's error has that of Python as its cause
+    lacking = (cause.name or "") if isinstance(cause, ImportError) else ""
+    package = (lacking or target).partition(".")[0]
+    if not (sys.modules.get(package) or importlib.util.find_spec(package)):
+        return (
+            f"{target} needs the package {package}, which is not installed ({error}). Use pip install {package}, or "
+            f"choose another option."
+        )
+    found = re.search(r"'(\w+)' is (?:importable from module|an attribute of) '([\w.]+)'", str(error))
+    if not found or lacking not in ("", f"{found[2]}.{found[1]}"):
+        return f"{target} cannot be imported: {type(cause).__name__}: {cause}."
+    parent = hydra.utils.get_object(found[2])
+    known = {*dir(parent), *(module.name for module in pkgutil.iter_modules(getattr(parent, "__path__", [])))}
+    close = difflib.get_close_matches(found[1], known, n=1)
+    return f"{target}: {found[2]} has no {found[1]}." + "".join(f" Did you mean {name}?" for name in close)
 
 
 def filled(node: DictConfig | Mapping[str, Any], facts: Mapping[str, Any], root: str = "data") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from cnnlab.augment.base import Augmentation
-from cnnlab.config.objects import filled, instantiate
+from cnnlab.config.objects import filled, instantiate, mentioned
 from cnnlab.config.options import UserError, default_option, option_file
 from cnnlab.config.shape import Shape
 from cnnlab.config.values import plain, selection
@@ -144,7 +144,7 @@ def assemble(
             raise UserError(f"{config.module['_target_']} takes no argument {name}. Use {group}={default}, unchanged.")
     if extend:
         kind = extend(kind, optimizer, scheduler, batches)
-    with misfits_as_user_errors(f"{config.module['_target_']} refuses its arguments"):
+    with misfits_as_user_errors(f"Invalid arguments for {config.module['_target_']}"):
         module = kind(**taken, **node)
     if try_it := getattr(module, "try_it", None):
         try_it(batches.shape)
@@ -158,8 +158,8 @@ def assemble(
 
 
 @contextmanager
-def misfits_as_user_errors(problem: str) -> Iterator[None]:
-    """Turn what a class raises for its arguments in a block into a UserError that begins with `problem`."""
+def misfits_as_user_errors(problem: str, node: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Turn what a class raises for its arguments, `node`, in a block into a UserError that begins with `problem`."""
     try:
         yield
     except MISFITS as error:
@@ -167,7 +167,7 @@ def misfits_as_user_errors(problem: str) -> Iterator[None]:
             raise
         if NOT_DETERMINISTIC in str(error) or NO_MEMORY in str(error):
             raise
-        raise UserError(f"{problem}: {' '.join(str(error).split())[:600]}.") from error
+        raise UserError(f"{problem}{mentioned(node or {}, error)}: {' '.join(str(error).split())[:600]}.") from error
 
 
 def make_data(config: DictConfig, data: DataSet) -> ImageData:
@@ -239,7 +239,7 @@ def make_network(node: DictConfig | Mapping[str, Any], shape: Shape, try_it: boo
 
     Raises: UserError if it does not accept such images.
     """
-    with misfits_as_user_errors(f"{node['_target_']} refuses its arguments") if try_it else nullcontext():
+    with misfits_as_user_errors(f"Invalid arguments for {node['_target_']}", node) if try_it else nullcontext():
         network: nn.Module = instantiate(filled(node, shape.facts()))
     if try_it:
         with misfits_as_user_errors(f"{node['_target_']} does not take images of {shape}"):

@@ -135,7 +135,7 @@ def with_graph(
     """A class that replays training steps as CUDA graphs if possible; otherwise the given one, and on a GPU log why."""
     if not config.cuda_graph or not isinstance(kind, type):
         return kind
-    with misfits_as_user_errors("The optimizer refuses its arguments"):
+    with misfits_as_user_errors("Invalid arguments for the optimizer"):
         optimizer = make_optimizer([nn.Parameter(torch.zeros(1))])
     if reason := graphable.unsupported(trainer, optimizer, make_scheduler, datamodule, plain(config.trainer), kind):
         if trainer.strategy.root_device.type == "cuda":
@@ -158,7 +158,7 @@ def check_parts(config: DictConfig, parts: Parts, callbacks: Mapping[str, Callba
         optimizer = make_optimizer(instantiate(config.optim), parts.network, config.decay_all)
         made = schedule(make_scheduler, optimizer, num_steps=max(1, num_steps), monitor="")
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise UserError(f"The optimizer or its schedule refuses its arguments: {error}.") from error
+        raise UserError(f"Invalid arguments for the optimizer or its schedule: {error}.") from error
     scheduler, mode = made["scheduler"], "max" if parts.higher else "min"
     if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != mode:
         raise UserError(f"sched.mode={scheduler.mode} waits for {parts.select_on} to get worse. Use sched.mode={mode}.")
