@@ -101,7 +101,9 @@ class Bench:
     def words(self, *words: str, sha256: str = DRAWN) -> list[str]:
         """The command `train.py` on the drawn pictures. Ten images are held out, one of every class."""
         data = (f"data.sha256={sha256}", f"cache_dir={self.cache}", f"val_fraction={10 / self.options.all_images:g}")
-        ours = (*data, f"batch_size={self.options.batch_size}", "norm=standard", "aug=pad_crop_flip")
+        given = {word.partition("=")[0] for word in words}
+        options = [word for word in ("norm=standard", "aug=pad_crop_flip") if word.partition("=")[0] not in given]
+        ours = (*data, f"batch_size={self.options.batch_size}", *options)
         return [sys.executable, str(ROOT / "train.py"), "name=bench", *ours, *words]
 
     def train(self, *words: str, sha256: str = DRAWN) -> Numbers:

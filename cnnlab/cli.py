@@ -1,11 +1,13 @@
 """`cnnlab VERB`: everything besides training."""
 
 import argparse
+import difflib
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cnnlab import __version__
 from cnnlab.config.errors import refuse, refusing
@@ -21,11 +23,22 @@ from cnnlab.use.verbs import SHEET, anatomy, compare, evaluate, export, fetch, l
 RUN = "a run directory, its name or the beginning of its hash, as 'cnnlab ls' shows them; latest; best"
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One paragraph, as for other mistakes, instead of the usage and argparse's text."""
+        if found := re.match("argument VERB: invalid choice: '(.*?)' \\(choose from (.*)\\)", message):
+            verbs = found[2].replace("'", "").split(", ")
+            close = "".join(f" Did you mean {verb}?" for verb in difflib.get_close_matches(found[1], verbs, n=1))
+            message = f"there is no {found[1]}.{close} Use train or one of {', '.join(verbs)}."
+        else:
+            message = f"{message}. {self.prog} --help shows how to use it."
+        sys.exit(refuse(UserError(message)))
+
+
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "cnnlab", description="Everything besides training, which is `cnnlab train` or `python train.py`."
-    )
-    parser.add_argument("--config-dir", action="append", default=[], metavar="FOLDER", help="with options of your own")
+    parser = Parser("cnnlab", description="Everything besides training, which is `cnnlab train` or `python train.py`.")
+    own = "folder of your own option files"
+    parser.add_argument("--config-dir", action="append", default=[], metavar="FOLDER", help=own)
     parser.add_argument("--version", action="version", version=f"cnnlab {__version__}")
     parser.set_defaults(function=lambda _: parser.print_help())
     verbs = parser.add_subparsers(metavar="VERB")
@@ -45,10 +58,10 @@ def parser() -> argparse.ArgumentParser:
     argument("folder", **folder)
     by = "sort by this metric, best first: val/loss, ...; without a value, by what each run was selected by"
     argument("--by", metavar="METRIC", nargs="?", const="", help=by)
-    argument("--num", type=int, default=50, help="how many (default %(default)s)")
+    argument("--num", type=int, default=50, help="maximum number of runs (default %(default)s)")
     add(status)("folder", **folder)
     add(new)("folder", type=Path, metavar="NAME", help="its folder, whose name becomes the name of the package")
-    add(rename)("name", metavar="NAME", help="of the package")
+    add(rename)("name", metavar="NAME", help="new package name")
     add(fetch)("overrides", **overrides)
     add(anatomy)("overrides", **overrides)
 
@@ -57,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     argument("--runs", **runs)
     argument("--num", type=int, help=f"number of training images (default {SHEET})")
     argument("--out", metavar="FILE", help="the figure of training images to write, a PNG file")
-    argument("--picture", type=Path, metavar="FILE", help="the image to show a run; default: a test image")
+    argument("--picture", type=Path, metavar="FILE", help="image file to run the model on; default: a test image")
 
     argument = add(report)
     argument("folders", nargs="+", type=Path, metavar="FOLDER", help="runs, or folders of runs")
@@ -81,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     argument("run", metavar="RUN", help=RUN)
     argument("--runs", **runs)
     argument("paths", nargs="+", type=Path, metavar="PATH", help="images, or folders of images")
-    argument("--top", type=int, help="number of classes for each image, of which it has one (default 3)")
+    argument("--top", type=int, help="number of most probable classes to list (multiclass runs only; default 3)")
     argument("--format", choices=("table", "csv", "json"), default="table", help="default: %(default)s")
 
     argument = add(export)

@@ -61,6 +61,11 @@ class GridSweeper(Sweeper):
         overrides = OverridesParser.create(self.loader).parse_overrides([*from_file, *arguments])
         refuse_varied(overrides, OF_THE_SWEEP)
         for override in overrides:
+            if override.is_interval_sweep():
+                raise UserError(
+                    f"{override.input_line} is a range to search in, which needs hydra/sweeper=optuna. Use a list of "
+                    f"values, {override.get_key_element()}=A,B, to train every combination."
+                )
             try:
                 values = (
                     list(islice(override.sweep_iterator(), 1 + MAX_VALUES)) if override.is_sweep_override() else [None]

@@ -22,8 +22,9 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.augment import Augmentation
-from cnnlab.config.check import PREDICATES, check, check_value
+from cnnlab.config.check import check
 from cnnlab.config.identity import NOT_IDENTITY, changes, differences, identity, run_id
+from cnnlab.config.limits import PREDICATES, check_value
 from cnnlab.config.objects import filled, instantiate
 from cnnlab.config.options import CONF, UserError, allowed_targets, files, leaves, limits_of_file, option_file
 from cnnlab.config.shape import Shape
@@ -665,6 +666,17 @@ def test_a_limit_may_use_all_of_python(limit):
         check_value("group.knob", 3, None, limit, known)
     with pytest.raises(UserError, match=r"has .knob of table 2., which is no condition"):
         check_value("group.knob", 3, None, "knob of table 2", known)
+
+
+@pytest.mark.parametrize("condition", ["widht >= 1", "width >= least", "width < min(run.batch_size, widht)"])
+def test_a_limit_with_an_unknown_name_is_refused(tmp_path, monkeypatch, condition):
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    file = tmp_path / "conf" / "model" / "mine.yaml"
+    file.write_text(f"_target_: cnnlab.resnet.ResNet\nwidth: 8 # of the first stage [{condition}]\n")
+    monkeypatch.setenv("CNNLAB_CONF", str(tmp_path / "conf"))
+    name = "least" if "least" in condition else "widht"
+    with pytest.raises(UserError, match=rf"^The comment on model.width .* there is no {name}\."):
+        check(composed("data=shapes", "model=mine"))
 
 
 def test_half_an_image_is_refused():

@@ -89,6 +89,15 @@ MISTAKES = {
     "missing value": ("optim.lr=", ["optim.lr=", "number", "optim.lr=0.01"]),
     "unparsable": ("optim=[sgd", ["optim=[sgd", "cannot be parsed", "'key=[a,b]'"]),
     "several values without -m": ("optim.lr=0.1,0.2", ["optim.lr=0.1,0.2", "-m"]),
+    "a range without -m": ("seed=range(3)", ["seed=range(3) has several values. Use python train.py -m"]),
+    "a range to search in, in a grid": ("-m optim.lr=interval(0.1,1)", ["interval(0.1,1)", "hydra/sweeper=optuna"]),
+    "weights from nowhere": ("weights=/nope.pt", ["weights=/nope.pt is neither a file nor a run directory."]),
+    "half a size": (
+        "data=image_folder data.root=/x data.image_size=1.5",
+        ["image_size=1.5 is not a whole number from 1"],
+    ),
+    "an option that is chosen twice": ("optim=sgd optim=adam", ["optim=sgd and optim=adam: the second would replace"]),
+    "help on nothing": ("--help foo", ["there is no group foo. Use one of data, norm, aug"]),
     "negative rate": ("optim.lr=-1", ["optim.lr=-1", "lr > 0", "optim.lr=0.01"]),
     "infinite rate": ("optim.lr=inf", ["optim.lr=", "number", "optim.lr=0.01"]),
     "dropout": ("model.dropout=1.5", ["model.dropout=1.5", "0 <= dropout < 1", "model.dropout=0.0"]),
@@ -115,7 +124,7 @@ MISTAKES = {
     ),
     "crop larger than the image": (
         "aug=crop_flip aug.crop_flip.size=40",
-        ["aug.crop_flip.size=40", "fits(size, data.height, data.width)", "data.height=32"],
+        ["aug.crop_flip.size=40 is not small enough for the images with data.height=32", "size=28"],
     ),
     "too small for three poolings": (
         "data=shapes data.image_size=7",

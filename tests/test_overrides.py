@@ -165,6 +165,16 @@ def test_a_list_that_is_set_twice_is_not_half_obeyed(words):
         check_overrides(list(words))
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("optim=sgd", "optim=adam"), ("optim=sgd,adam", "++optim=lion"), ("+experiment=best", "experiment=fast")],
+)
+def test_an_option_that_is_chosen_twice_is_refused(first, second):
+    with pytest.raises(UserError) as error:
+        check_overrides(["-m", first, "seed=1", second])
+    assert str(error.value).startswith(f"{first} and {second}: the second would replace the first.")
+
+
 @pytest.mark.parametrize("words", [("aug=cutmix", "aug=cutmix"), ("aug=cutmix", "aug=none"), ("seed=1", "seed=2")])
 def test_what_replaces_without_loss_may_be_typed_twice(words):
     check_overrides(list(words))

@@ -65,7 +65,7 @@ REFUSED = {  # what is typed, and what the answer says
     "callbacks=swa": ["there is no 'swa'", "early_stopping, ema, none"],
     "logger=neptune": ["there is no 'neptune'", "csv, mlflow, none, tensorboard, wandb"],
     "logger=wandb": ["wandb:", "Use wandb login, or logger.wandb.offline=true"],
-    "weights=resnet18.pth": ["weights=resnet18.pth is not allowed", "is_file(weights)"],
+    "weights=resnet18.pth": ["weights=resnet18.pth is neither a file nor a run directory."],
     "lr_scale=0.1": ["lr_scale=0.1 is not a list"],
     "lr_scale=[head:10]": ["no weight's name begins with head", "conv1, conv2, conv3, fc4, fc5"],
     "sched=linear": ["there is no 'linear'", "cosine", "onecycle"],
@@ -73,6 +73,8 @@ REFUSED = {  # what is typed, and what the answer says
     "norm=pca test_shifts=1": ["run.test_shifts=1"],
     "aug=crop_flip aug.crop_flip.alternating_flips=true aug.crop_flip.flip_probability=0.3": ["flip_probability=0.3"],
 }
+if not torch.accelerator.is_available():
+    REFUSED["trainer.accelerator=gpu"] = ["this machine has no GPU that torch can use. Use trainer=auto."]
 
 
 def words(typed: str) -> tuple[str, ...]:

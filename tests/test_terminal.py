@@ -60,3 +60,18 @@ def test_a_sweep_says_which_run_it_is_at(jobs, capsys):
 def test_a_sweep_that_is_stopped_says_how_to_go_on(jobs, capsys):
     report_stopped(jobs)
     assert capsys.readouterr().out == "0 of 2 runs are done. Run the same command again to resume the sweep.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lst"], "cnnlab: there is no lst. Did you mean ls? Use train or one of ls, status, new, "),
+        (["export"], "cnnlab: the following arguments are required: RUN. cnnlab export --help shows how to use it."),
+        (["ls", "--num", "x"], "cnnlab: argument --num: invalid int value: 'x'. cnnlab ls --help shows"),
+    ],
+)
+def test_a_wrong_verb_is_answered_by_one_paragraph(verb, words, said):
+    result = verb(*words)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(said)
+    assert result.stderr.count("\n") == 1

@@ -3,24 +3,20 @@
 Does not import torch, so that errors are reported immediately.
 """
 
-import ast
 import inspect
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import hydra.utils
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.config.identity import NOT_OWN, chosen, defaults_of, is_file, is_run, limits_of, run_id
+from cnnlab.config.identity import NOT_OWN, chosen, defaults_of, limits_of, run_id
+from cnnlab.config.limits import check_value, named_in, refuse_unknown_names, siblings
 from cnnlab.config.objects import check_targets, checked_source, num_trained_on
 from cnnlab.config.options import GROUPS, LISTED, UserError, leaves, option_file, options
 from cnnlab.config.paths import expand, make_folder
 from cnnlab.config.processes import place
-from cnnlab.config.shape import fits, is_size
 from cnnlab.config.values import as_typed, job_config, without_hydra
 
 # Arguments of Lightning's Trainer that would break "an epoch is every batch, then one evaluation".
@@ -36,9 +32,6 @@ RESERVED = {"callbacks": "callbacks=", "logger": "logger=", "deterministic": "de
     ),
     "",
 )
-NULLABLE = ("checkpoint.every_n_minutes",)  # values that may be null although their default is a number
-PREDICATES = (is_file, is_run, is_size, fits)  # functions that a limit may call
-EXPECTED = {bool: "true or false", int: "a whole number", float: "a finite number", list: "a list, [a,b,...]"}
 
 
 def check(config: DictConfig) -> None:
@@ -67,6 +60,7 @@ def check(config: DictConfig) -> None:
     make_folder(expand(job["cache_dir"]))
 
     defaults, limits = defaults_of(config), limits_of(config)
+    refuse_unknown_names(job, defaults, limits)
     _check_all(job, job, defaults, limits)
     source = checked_source(config)
     shape, num_train = getattr(source, "shape", None), num_trained_on(config)
@@ -146,13 +140,6 @@ def _check_all(
         check_value(path, value, defaults.get(path), limits.get(path), siblings(job, path) | dict(known or {}))
 
 
-def siblings(job: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The values beside one; none where keys have dots in them."""
-    parent = path.rpartition(".")[0]
-    beside = named_in(job, parent) if parent else job
-    return dict(beside) if isinstance(beside, Mapping) else {}
-
-
 def nodes(job: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What is instantiated, with its path."""
     for group in (*GROUPS, "trainer", "logger"):
@@ -211,76 +198,3 @@ def refuse_uneven(batch_size: int, devices: int) -> None:
             f"batch_size={batch_size} counts the images of all devices together and cannot be shared equally by "
             f"{devices}. Use a multiple of {devices}."
         )
-
-
-def check_value(path: str, value: Any, default: Any, limit: str | None, known: Mapping[str, Any] | None = None) -> None:
-    """Refuse a value of another type than its default, or one that does not satisfy its limit.
-
-    limit: an expression, empty if there is none; None: the class checks the value itself. known: other names that the
-    expression may use, with their values; without one of them it is not evaluated.
-    """
-    key = path.rpartition(".")[2]
-    if limit is None or (value is None and path in NULLABLE):
-        return
-    if isinstance(default, str) and isinstance(value, int | float):  # name=2024
-        value = str(value)
-    example = f" Use for example {path}={as_typed(default)}, its default." if default not in (None, "???") else ""
-    if type(default) in EXPECTED and f"is_size({key})" not in limit:
-        accepted = (int, float) if isinstance(default, float) else type(default)
-        if (
-            not isinstance(value, accepted)
-            or isinstance(value, bool) != isinstance(default, bool)
-            or (isinstance(value, float) and not math.isfinite(value))
-        ):
-            raise UserError(f"{path}={as_typed(value)} is not {EXPECTED[type(default)]}.{example}")
-    if limit and value is not None:
-        if as_typed(default) == as_typed(value):
-            example = " Change one of them."
-        try:
-            tree = ast.parse(limit, mode="eval").body
-        except SyntaxError as error:
-            raise UserError(
-                f"The comment on {path} in its option file has [{limit}], which is no condition in Python. Write it "
-                f"without brackets."
-            ) from error
-        for clause in tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]:
-            _check_clause(path, value, ast.unparse(clause), {**(known or {}), key: value}, example)
-
-
-def _check_clause(path: str, value: Any, clause: str, known: Mapping[str, Any], example: str) -> None:
-    """Check one of the conditions that a limit joins by `and`, so that the message names the one that does not hold."""
-    facts = sorted(set(re.findall(r"\b(?:data|run)(?:\.\w+)+\b(?!\()", clause)))  # without their methods
-    context = {name: found for name in facts if (found := named_in(known, name)) is not None}
-    if len(context) < len(facts):
-        return
-    read = {node.id for node in ast.walk(ast.parse(clause)) if isinstance(node, ast.Name)}
-    context |= {name: known[name] for name in sorted(read & known.keys() - {path.rpartition(".")[2], "data", "run"})}
-    names = {name: _as_object(known[name]) if name in ("data", "run") else known[name] for name in known}
-    try:
-        holds = eval(clause, names | {test.__name__: test for test in PREDICATES})  # the option file's own text
-    except NameError:  # it depends on what is not known here
-        return
-    except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError):
-        holds = False
-    if not holds:
-        given = f" with {', '.join(f'{name}={as_typed(found)}' for name, found in context.items())}" if context else ""
-        for test in PREDICATES:
-            if f"{test.__name__}(" in clause:
-                clause += f": {(test.__doc__ or '').partition('.')[0]}"
-                break
-        raise UserError(f"{path}={as_typed(value)} is not allowed{given}; it must satisfy {clause}.{example}")
-
-
-def named_in(known: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path; None if there is none."""
-    node: Any = known
-    for key in path.split("."):
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node
-
-
-def _as_object(node: Any) -> Any:
-    """Mappings as objects with attributes."""
-    if not isinstance(node, Mapping):
-        return node
-    return SimpleNamespace(**{key: _as_object(value) for key, value in node.items()})

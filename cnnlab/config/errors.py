@@ -62,7 +62,7 @@ def explain(error: Exception) -> str:
             return f"{error.override}: null is not allowed in parentheses. Use the list alone, key=null,1.0."
         return (
             f"{error.override} cannot be parsed. Use key=value; quote lists, 'key=[a,b]', and put characters other "
-            f"than letters, digits and ./:_- in two pairs of quotes, 'key=\"(my images)\"'."
+            f"than letters, digits and ./:_- in two pairs of quotes, 'data.root=\"my images\"'."
         )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
@@ -70,6 +70,8 @@ def explain(error: Exception) -> str:
             f"{group}={option}", f"The group {group} offers", error.options or options(group), f"{group}="
         )
         return offers + _by_name(group)
+    if found := re.search(r"Sweep parameters '(.*)' requires --multirun", str(error)):  # seed=range(3)
+        return f"{found[1]} has several values. Use python train.py -m to train a run for each."
     if found := re.search(r"Ambiguous value for argument '(.*?)'", str(error)):
         key, _, values = found[1].partition("=")
         several = f", or '{key}=[{values}]' for all of them in one run" if key in LISTED else ""

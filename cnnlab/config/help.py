@@ -9,7 +9,17 @@ from rich.table import Table
 from rich.text import Text
 
 from cnnlab.config.identity import chosen, configuration
-from cnnlab.config.options import GROUPS, LISTED, OVERLAYS, comments_of_file, description, leaves, option_file, options
+from cnnlab.config.options import (
+    GROUPS,
+    LISTED,
+    OVERLAYS,
+    UserError,
+    comments_of_file,
+    description,
+    leaves,
+    option_file,
+    options,
+)
 from cnnlab.config.values import as_typed, job_config
 
 SHOWN = (*GROUPS, "trainer", "logger", "launcher", *OVERLAYS)
@@ -31,8 +41,10 @@ EXAMPLES = (
 
 def print_help(words: Sequence[str]) -> None:
     """Print the help page. words: of the command line: overrides, which are applied, and groups to show alone."""
+    groups = [word for word in words if "=" not in word and word[:1] not in ("-", "~")]
+    if unknown := [group for group in groups if group not in SHOWN]:
+        raise UserError(f"--help {unknown[0]}: there is no group {unknown[0]}. Use one of {', '.join(SHOWN)}.")
     config = configuration([word for word in words if "=" in word])
-    groups = [word for word in words if word in SHOWN]
     console = Console(width=None if os.isatty(1) else WIDEST, highlight=False)
     console.width = min(console.width, WIDEST)
     if not groups:

@@ -82,7 +82,7 @@ def instantiate(node: DictConfig | Mapping[str, Any], **arguments: Any) -> Any:
         raise (cause or error) from None
 
 
-def mentioned(node: Mapping[str, Any], error: BaseException) -> str:
+def mentioned(node: Mapping[str, Any], error: BaseException | None) -> str:
     """The arguments that an error is about, as far as their text is in it: " (model_name=resnet19)"."""
     named = ((key, value) for key, value in node.items() if isinstance(value, str) and value and key[0] != "_")
     found = [f"{key}={value}" for key, value in named if value in str(error)]

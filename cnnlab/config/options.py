@@ -179,9 +179,9 @@ def limits_of_file(name: str) -> dict[str, str]:
 
 
 def _limit(path: str, comment: str) -> str:
-    """The expression in brackets at the end of a comment, if it names the value."""
+    """The expression in brackets at the end of a comment, if it names the value or compares something."""
     found = re.search(r"\[((?:[^][]|\[[^][]*\])*)\]$", comment)
-    return found[1] if found and re.search(rf"\b{path.rpartition('.')[2]}\b", found[1]) else ""
+    return found[1] if found and re.search(rf"\b{path.rpartition('.')[2]}\b|[<>]|[!=]=", found[1]) else ""
 
 
 def comments_of_file(name: str) -> dict[str, str]:

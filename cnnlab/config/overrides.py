@@ -65,7 +65,7 @@ def _meant(flag: str) -> list[str]:
 
 
 def check_overrides(words: Sequence[str]) -> None:
-    """Raises: UserError for overrides without a key, groups without an option, and lists that are set twice.
+    """Raises: UserError for overrides without a key, groups without an option, and groups that are set twice.
 
     words: of the command line. Flags, and what cannot be parsed, are left to Hydra.
     """
@@ -95,6 +95,8 @@ def check_overrides(words: Sequence[str]) -> None:
             raise UserError(
                 f"{before[group]} and {word}: the second would replace the first. Use '{group}=[{both}]' for both."
             )
+        if group not in LISTED and not override.is_delete() and before.setdefault(group, word) != word:
+            raise UserError(f"{before[group]} and {word}: the second would replace the first. Leave one of them out.")
         offered = f"{group}= and one of {', '.join(options(group))}"
         if group in NEEDED and (override.is_delete() or None in names):
             raise UserError(f"{word} leaves no {group}, and a run needs one. Use {offered}.")

@@ -135,7 +135,24 @@ class ImageFolder(EncodedImages):
         return images
 
     def _read(self, file: str) -> Decoded | None:
-        return self.decode_one(file, file, "Replace or delete it, or set")
+        try:
+            return self.decode_one(file, file, "Replace or delete it, or set")
+        except UserError as error:
+            if os.path.lexists(file):
+                raise
+            raise UserError(
+                f"{file} does not exist. {self._correct(file)}et data.unreadable=skip to leave such images out."
+            ) from error
+
+    def _correct(self, file: str) -> str:
+        """Names the row of the table that names a file: "Correct /data/train.csv, line 14, or s"."""
+        for path in filter(Path.exists, map(self._table, PARTS)):
+            with open(path, encoding="utf-8-sig", newline="") as opened:
+                table = csv.DictReader(opened)
+                for row in table:
+                    if os.path.join(path.parent, row["file"]) == file:
+                        return f"Correct {path}, line {table.line_num}, or s"
+        return "S"
 
 
 def as_text(name: str) -> str:

@@ -55,7 +55,7 @@ def print_table(directories: Sequence[Path]) -> bool:
     for run in runs:
         if not run.done:
             status = state(run) if run.summary else "not started"
-            say(f"{status}: {run.path}: {run.summary.get('error', {}).get('message', '')}")
+            say(": ".join(filter(None, (status, str(run.path), run.summary.get("error", {}).get("message")))))
     if done:
         say(f"Figures of each run: {os.path.relpath(directories[0].parent)}/*HASH/*.png")
     return len(done) == len(directories)

@@ -54,6 +54,10 @@ def make_trainer(
     node = plain(config.trainer)
     if node["precision"] == "auto":
         node["precision"] = "bf16-mixed" if computes_in_bf16(node["accelerator"]) else "32-true"
+    if node["accelerator"] in ("gpu", "cuda") and not torch.accelerator.is_available():
+        raise UserError(
+            f"trainer.accelerator={node['accelerator']}: this machine has no GPU that torch can use. Use trainer=auto."
+        )
     devices = node["devices"] if node["devices"] > 0 else torch.cuda.device_count()
     if node["strategy"] in ("auto", "ddp") and devices * node["num_nodes"] > 1:
         node["strategy"] = ddp()

@@ -59,6 +59,8 @@ def read(path: Path) -> dict[str, Tensor]:
         raise UserError(f"weights={path} needs the package safetensors. Use pip install safetensors.") from error
     except (*UNREADABLE, CheckpointError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
+        if "weights_only" in reason:  # torch advises to switch it off, which executes what is in the file
+            reason = "it is not one of torch's, or contains more than tensors"
         raise UserError(f"weights={path} cannot be read ({reason}). Use a file that torch.save wrote.") from error
     for key in KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):

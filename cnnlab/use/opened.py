@@ -12,8 +12,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.config.check import check_value, check_values, siblings
+from cnnlab.config.check import check_values
 from cnnlab.config.identity import configuration
+from cnnlab.config.limits import check_value, siblings
 from cnnlab.config.objects import checked_config
 from cnnlab.config.options import LISTED, UserError, leaves, limits_of_file, option_file, options
 from cnnlab.config.shape import Shape

@@ -13,6 +13,7 @@ from cnnlab.config.check import check, check_values
 from cnnlab.config.identity import chosen, configuration
 from cnnlab.config.objects import checked_source, data_source, filled, instantiate
 from cnnlab.config.options import UserError
+from cnnlab.console import announce
 from cnnlab.runs.named import find, named, names_a_run
 from cnnlab.terminal import Table
 from cnnlab.text import say
@@ -37,6 +38,7 @@ def anatomy(arguments: argparse.Namespace) -> None:
     """Print a network layer by layer: sizes, weights, multiply-adds, receptive fields."""
     config = configuration(arguments.overrides)
     check(config)
+    announce("Importing torch")
     from cnnlab.augment.base import in_order, output_size
     from cnnlab.data.images import load_once
     from cnnlab.train.parts import make_augmentations, make_network
@@ -66,7 +68,7 @@ def anatomy(arguments: argparse.Namespace) -> None:
     dense = sum(layer.fully_connected for layer in parts)
     table.add_row("all", "", "", f"{total:,}", f"{multiply_adds:,}", "", "", f"{dense:,}")
     table.show(width=120)
-    print("fully connected: weights, without biases, of a fully connected layer between the same sizes")
+    print("fully connected: weights that a fully connected layer with the same sizes would have (no biases)")
 
 
 def show(arguments: argparse.Namespace) -> None:
@@ -76,6 +78,7 @@ def show(arguments: argparse.Namespace) -> None:
             raise UserError("--num and --out are for training images. The figures of a run are in its directory.")
         run, file = opened(named(arguments.overrides[0], arguments.runs)), arguments.picture
         pixels = None if file is None else pixels_of(file, run)
+        announce("Importing torch")
         from cnnlab.use.show import show_run
 
         show_run(run, file, pixels)
@@ -85,6 +88,7 @@ def show(arguments: argparse.Namespace) -> None:
         raise UserError("--picture is for a run. Use cnnlab show RUN --picture FILE.")
     config = configuration(arguments.overrides)
     check(config)
+    announce("Importing torch")
     from cnnlab.data.images import load_once
     from cnnlab.data.loaders import samples
     from cnnlab.report import run_figures
@@ -123,6 +127,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     wanted, shape = run.stored, getattr(source, "shape", None) or run.stored
     if (shape.channels, shape.size) != (wanted.channels, wanted.size):
         raise UserError(f"The run takes images of {wanted}, but these are {shape}. Use data of {wanted}.")
+    announce("Importing torch")
     import torch
 
     from cnnlab.data.images import for_evaluation, load_once, training_split
@@ -183,6 +188,7 @@ def predict(arguments: argparse.Namespace) -> None:
     paths, others = images_in(arguments.paths)
     if others:
         say(f"cnnlab: {described(others)} and were left out.", file=sys.stderr)
+    announce("Importing torch")
     from cnnlab.use import predict
     from cnnlab.use.trained import open_run
 
@@ -200,6 +206,7 @@ def export(arguments: argparse.Namespace) -> None:
     """Export a trained run to one file for other programs, and verify it."""
     run = opened(named(arguments.run, arguments.runs))
 
+    announce("Importing torch")
     from cnnlab.data.images import load_once
     from cnnlab.data.loaders import pixel_batches
     from cnnlab.use.export import export
