@@ -328,7 +328,7 @@ def test_a_sweep_sets_a_broken_summary_aside_and_goes_on_from_the_checkpoint(run
     assert (run / "summary.json.damaged").read_bytes() == SUMMARIES[name]
     assert RunDirectory(run).summary()["metrics"] == before["metrics"]
     assert job.do() == 0
-    assert "done before" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -111,7 +111,7 @@ def test_two_at_once_come_to_the_same(plain, tmp_path):
     assert {one["environment"]["num_threads"] for one in summaries(tmp_path / "outputs").values()} == {1}
     words = (*SMALL, "optim=sgd,adam", "launcher=local", "launcher.jobs_per_device=2")
     status, printed = ended(sweep(tmp_path, *words))
-    assert (status, printed.count("done before")) == (0, 2)
+    assert (status, printed.count("already finished")) == (0, 2)
     status, printed = ended(sweep(tmp_path, *words, "rerun=true"))
     assert (status, printed.count("The old run is kept as")) == (0, 2)
     assert len(list(tmp_path.glob("outputs/runs/*.old1/summary.json"))) == 2

@@ -60,7 +60,7 @@ def test_a_network_and_an_optimizer(project):
     run = only(project)
     assert run.name.startswith("shapes-standard-tower-adafactor-")
     assert "scale=1.5-hidden=_8_16_" in run.name or "hidden=_8_16_-scale=1.5" in run.name
-    assert "done before" in typed(project, *words).stdout
+    assert "already finished" in typed(project, *words).stdout
     change(project / "own" / "networks.py", "return self.scale *", "return 2 * self.scale *")
     again = typed(project, *words)
     assert "But the source code changed since" in again.stdout, again.stdout + again.stderr
@@ -72,7 +72,7 @@ def test_its_class_is_moved_and_its_option_removed(project):
     run = only(project)
     (project / "own" / "networks.py").rename(project / "own" / "towers.py")
     change(project / "conf" / "model" / "tower.yaml", "own.networks.Tower", "own.towers.Tower")
-    assert "done before" in typed(project, *words).stdout
+    assert "already finished" in typed(project, *words).stdout
     evaluated = typed(project, "evaluate", str(run))
     assert evaluated.returncode == 0, evaluated.stderr
     found = json.loads((run / "evaluation" / "evaluation.json").read_text())
@@ -244,7 +244,7 @@ def test_it_is_killed_and_goes_on_bit_for_bit_and_is_used(zygote, verb, own, tmp
     assert "Warning" not in said(plain)
     run, summary = only_run(output), json.loads((only_run(output) / "summary.json").read_text())
     assert zygote.run(output, command=command, environment=own)["status"] == 0
-    assert f"done before, {headline(summary)}" in said(output)
+    assert f"): {headline(summary)}." in said(output)
 
     evaluated = verb("evaluate", run)
     if "autoencoder" in name:
@@ -322,7 +322,7 @@ def test_what_only_watches_is_no_part_of_the_run(zygote, own, tmp_path):
     assert zygote.run(output, "callbacks=[keep,rates]", command=command, environment=own)["status"] == 0, said(output)
     assert len(list((only_run(output) / "keep").glob("*.ckpt"))) == 6
     assert zygote.run(output, command=command, environment=own)["status"] == 0
-    assert "done before" in said(output)
+    assert "already finished" in said(output)
     kept = (f"+callbacks.keep.dirpath={tmp_path}/kept", "callbacks=keep", "rerun=true")
     for seed in range(2):  # one folder for all, and no run overwrites another's
         assert zygote.run(output, *kept, f"seed={seed}", command=command, environment=own)["status"] == 0

@@ -170,7 +170,7 @@ def test_torchrun_makes_the_same(swept, tmp_path):
     assert (here["metrics"], here["environment"]["num_devices"]) == (there["metrics"], 2)
     again = typed(tmp_path, *words, "optim=adam")
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("done before") == 1
+    assert again.stdout.count("already finished") == 1
 
 
 def test_each_process_draws_its_own_random_numbers():

@@ -275,7 +275,7 @@ def test_a_fork_has_its_own_name_everywhere_and_finds_old_runs(fork, tmp_path):
     assert (fork / "petlab" / "conf" / "train.yaml").exists()
     again = run(sys.executable, *words, cwd=fork, PYTHONPATH=str(fork))
     assert again.returncode == 0, again.stderr
-    assert "done before" in again.stdout
+    assert "already finished" in again.stdout
     assert "source code" in again.stdout  # has changed, and that is said
     listed = run(sys.executable, "-m", "petlab", "ls", f"{tmp_path}/outputs", cwd=fork, PYTHONPATH=str(fork))
     assert re.search(r"1 of 1 runs", listed.stdout), listed.stderr

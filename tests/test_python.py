@@ -108,7 +108,7 @@ def test_a_run_is_that_of_the_command_line(here, capsys):
     assert "lr=0.02" in second.path.name
     again = cnnlab.train([*WORDS.split(), "seed=1", "optim.lr=0.02"])
     assert again == second
-    assert "done before" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     assert json.loads((second.path / "summary.json").read_text()) == second.summary
     assert f"{second.metrics['test/acc']:.4f}" in second._repr_html_()
     assert second.summary["metric_modes"] == {"acc": "max"}

@@ -75,8 +75,8 @@ def table() -> Iterator[None]:
     if LONG:
         rows = [f"| {number} | {name} | {faults} |" for number, (name, faults) in enumerate(SURVIVED, start=1)]
         page = ROOT / "docs" / "faults.md"
-        _, reports, told = page.read_text().partition("\n## Reports")
-        page.write_text("\n".join((HEAD, *rows, "")) + reports + told)
+        _, title, others = page.read_text().partition("\n## Sweeps")
+        page.write_text("\n".join((HEAD, *rows, "")) + title + others)
 
 
 HEAD = """# Killed and resumed runs
@@ -435,7 +435,7 @@ def test_a_divergence_is_named_and_failed(zygote, tmp_path):
     summary = summary_of(only_run(output))
     assert summary["status"] == "failed"
     assert summary["error"]["type"] == "DivergedError"
-    assert "train/loss is nan in epoch 1. The last good checkpoint: there is none" in said(output)
+    assert "train/loss is nan in epoch 1. There is no earlier checkpoint." in said(output)
     assert not (only_run(output) / "checkpoints" / "last.ckpt").exists()
 
 

@@ -157,7 +157,7 @@ def test_the_same_command_returns_the_finished_run_at_once_and_without_torch(fin
     before = (Path("outputs/runs") / run.name / "summary.json").stat().st_mtime_ns
     again = command(*words)
     assert again.returncode == 0
-    assert "done before, test accuracy" in again.stdout
+    assert re.search(r": already finished \(\d{4}-\d\d-\d\d \d\d:\d\d\): test accuracy", again.stdout)
     assert "changed since" not in again.stdout
     assert " torch\n" not in again.stderr
     assert (Path("outputs/runs") / run.name / "summary.json").stat().st_mtime_ns == before
@@ -347,13 +347,13 @@ def test_a_sweep_ends_with_a_table_and_typed_again_trains_what_is_missing(comman
 
     again = command("-X", "importtime", *words)
     assert again.returncode == 0
-    assert again.stdout.count("done before") == 4
+    assert again.stdout.count("already finished") == 4
     assert " torch\n" not in again.stderr
 
     shutil.rmtree(Path("outputs/runs") / runs[2])
     third = command(*words)
     assert third.returncode == 0
-    assert third.stdout.count("done before") == 3
+    assert third.stdout.count("already finished") == 3
     assert third.stdout.count("epoch 1/1") == 1
 
 

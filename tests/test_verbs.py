@@ -315,9 +315,9 @@ def test_predictions_of_several_labels(runs, verb, tmp_path):
 
 def test_what_runs_of_other_tasks_have_learned(runs, verb):
     first, *_ = verb("show", runs["numbers"]).stdout.splitlines()
-    assert first.startswith("the first test image (age 20, weight 40.5): age ")
+    assert first.startswith("first test image: true age 20, weight 40.5, predicted age ")
     first, *_ = verb("show", runs["labels"]).stdout.splitlines()
-    assert first.startswith("the first test image (even 1.000): ")
+    assert first.startswith("first test image: true even 1.000, predicted ")
 
 
 def test_figures_of_an_earlier_command_are_neither_listed_nor_left(runs, verb):

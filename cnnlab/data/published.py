@@ -119,8 +119,8 @@ class Published(ABC):
         except OSError as error:
             failures = [f"{self.folder} cannot be written to: {error.strerror}"]
         raise UserError(
-            f"{self.title} is not in {self.folder} and could not be fetched ({'; '.join(failures)}). There are three "
-            f"ways out: run 'cnnlab fetch data={self.name}' on a machine with a network and copy {self._all} "
+            f"{self.title} is not in {self.folder} and could not be fetched ({'; '.join(failures)}). You have three "
+            f"options: run 'cnnlab fetch data={self.name}' on a machine with internet access and copy {self._all} "
             f"to {self.folder}; train on your own images with data=image_folder data.root=FOLDER; or use the generated "
             f"images of data=shapes."
         )

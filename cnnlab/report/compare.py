@@ -133,6 +133,6 @@ def images(first: Sequence[Run], second: Sequence[Run]) -> str:
     seeds = f", mean of {len(found)} seeds" if len(found) > 1 else ""
     return (
         f"Would these trained networks differ on other images? Image by image ({len(labels):,} test images{seeds}): "
-        f"only the first is right on {first_only:,.0f}, only the second on {second_only:,.0f} (McNemar, exact, "
-        f"p = {' to '.join(p_values[:: len(p_values) - 1 or 1])})."
+        f"{first_only:,.0f} images are correct only with the first, {second_only:,.0f} only with the second (McNemar, "
+        f"exact, p = {' to '.join(p_values[:: len(p_values) - 1 or 1])})."
     )

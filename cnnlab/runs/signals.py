@@ -126,7 +126,8 @@ def _is_repeated() -> bool:
 def _note(number: int, frame: FrameType | None) -> None:
     if _is_first(number):
         with suppress(OSError):  # the terminal is gone
-            os.write(2, f"\n{signal.Signals(number).name}: saving and stopping; once more ends at once.\n".encode())
+            name = signal.Signals(number).name
+            os.write(2, f"\n{name}: saving and stopping; press Ctrl-C again to quit immediately.\n".encode())
     elif _is_repeated():
         signal.signal(number, signal.SIG_DFL)
         raise Interrupted(number, saved=False)

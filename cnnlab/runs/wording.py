@@ -81,5 +81,5 @@ def recall(path: Path, summary: dict[str, Any], code: str, data: str) -> str:
     changed = ["source code"] if summary.get("code_digest") != code else []
     changed += ["data"] if summary.get("data_digest") != data else []
     note = f" But the {' and the '.join(changed)} changed since: rerun=true trains it again." if changed else ""
-    when = f"; started {summary['started']}" if "started" in summary else ""
-    return f"{os.path.relpath(path)}: done before, {headline(summary)}{when}.{note}"
+    when = f" ({summary['started'][:16].replace('T', ' ')})" if "started" in summary else ""
+    return f"{os.path.relpath(path)}: already finished{when}: {headline(summary)}.{note}"

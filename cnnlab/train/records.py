@@ -234,10 +234,10 @@ class Records(Checkpoint):
             raise UserError(f"{problem}. A metric must be a finite number in every epoch; leave this one out.")
 
     def diverged(self, problem: str) -> NoReturn:
-        last = f"{self.last}, {self.saved}" if self.saved else "there is none"
-        raise DivergedError(
-            f"{problem}. The last good checkpoint: {last}. A smaller optim.lr, or trainer.gradient_clip_val=1, may help"
-        )
+        last = "There is no earlier checkpoint."
+        if self.saved:
+            last = f"The last good checkpoint: {self.last}, {self.saved}."
+        raise DivergedError(f"{problem}. {last} A smaller optim.lr, or trainer.gradient_clip_val=1, may help")
 
     def save(self, trainer: Trainer, epoch_done: bool = False) -> None:
         """Save a checkpoint. Raises: DivergedError instead if weights are not finite; FileNotFoundError."""

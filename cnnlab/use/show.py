@@ -28,7 +28,7 @@ def show_run(run: OpenedRun, file: Path | None, pixels: np.ndarray | None) -> No
     model, _, summary = open_run(run.path)
     task, classes, names = model.stored.task, model.classes, drawable(model.classes)
     data = load_once(checked_source(with_other_data(run)))
-    name, target, title = file.name if file else "the first test image", "not known", "the image"
+    name, target, title = file.name if file else "first test image", "", "the image"
     if pixels is None:
         pixels, right = data.test.at([0])[0], data.test.targets[0]
         if task == "multiclass":
@@ -59,7 +59,12 @@ def show_run(run: OpenedRun, file: Path | None, pixels: np.ndarray | None) -> No
     if task == "multiclass" and tested and summary["data"].get("fingerprint") == data.fingerprint:
         predicted, labels, _ = RunDirectory(run.path).predictions()
         explain.draw_confused(drawn["confused"], data.test.at, labels, predicted, classes)
-    say(f"{name} ({target}): {in_words(prediction(model, values.tolist()))}")
+    found = prediction(model, values.tolist())
+    if "label" in found:
+        answer = f"predicted {found['label']} (p = {found['probability']:.3f})"
+    else:
+        answer = f"predicted {in_words(found)}"
+    say(f"{name}: " + f"true {'class ' * (task == 'multiclass')}{target}, " * bool(target) + answer)
     for path in drawn.values():
         if path.exists():
             say(path)

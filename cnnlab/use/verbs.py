@@ -68,7 +68,8 @@ def anatomy(arguments: argparse.Namespace) -> None:
     dense = sum(layer.fully_connected for layer in parts)
     table.add_row("all", "", "", f"{total:,}", f"{multiply_adds:,}", "", "", f"{dense:,}")
     table.show(width=120)
-    print("fully connected: weights that a fully connected layer with the same sizes would have (no biases)")
+    dense_layer = "a fully connected layer with the same input and output sizes"
+    say(f"fully connected: weights that {dense_layer} would have (no biases)")
 
 
 def show(arguments: argparse.Namespace) -> None:
