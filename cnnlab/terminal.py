@@ -11,10 +11,16 @@ from rich.text import Text
 from cnnlab.text import printable
 
 
+def terminal_width(otherwise: int) -> int | None:
+    """The width of a rich.Console: None, by which it uses that of the terminal or of COLUMNS, if there is one."""
+    return None if os.isatty(1) or os.environ.get("COLUMNS", "").isdecimal() else otherwise
+
+
 class Table(table.Table):
     """A table of plain text: markup and control characters have no effect.
 
-    On a narrow terminal, columns are left out, the highest rank first. Columns of rank 0 always stay.
+    On a narrow terminal, columns are left out, the highest rank first; everywhere, those without content. Columns of
+    rank 0 always stay.
     """
 
     def __init__(self, *headers: str, title: str = ""):
@@ -39,7 +45,9 @@ class Table(table.Table):
 
     def show(self, width: int = 160) -> None:
         """Print the table, as wide as the terminal, or `width` characters wide if there is none."""
-        console = Console(width=None if os.isatty(1) else width)
+        console = Console(width=terminal_width(width))
+        shown = [column for column in self.columns if any(map(str, column._cells)) or not self.ranks.get(column._index)]
+        self.columns = shown
         by_rank = sorted((place for place, rank in self.ranks.items() if rank), key=lambda place: -self.ranks[place])
         unbounded = console.options.update(width=10_000)
         for column in self.columns:

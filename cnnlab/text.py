@@ -1,7 +1,9 @@
 """Untrusted text, such as class and file names, made safe for a terminal or a spreadsheet."""
 
 import re
+import shutil
 import sys
+import textwrap
 from typing import TextIO
 
 JOINERS = "\u200c\u200d"  # invisible, and part of words in several scripts
@@ -16,8 +18,13 @@ def printable(text: str) -> str:
 
 
 def say(text: object, file: TextIO | None = None) -> None:
-    """Print text; of its control characters only line breaks have an effect."""
-    print("\n".join(map(printable, str(text).split("\n"))), file=file or sys.stdout, flush=True)
+    """Print text; of its control characters only line breaks have an effect. Lines are wrapped between words."""
+    stream = file or sys.stdout
+    lines = list(map(printable, str(text).split("\n")))
+    if stream.isatty():
+        width = shutil.get_terminal_size().columns
+        lines = [textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines]
+    print("\n".join(lines), file=stream, flush=True)
 
 
 def csv_cell(text: str) -> str:

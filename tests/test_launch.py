@@ -106,7 +106,9 @@ def test_two_at_once_come_to_the_same(plain, tmp_path):
     ]
     status, printed = ended(driver)
     assert status == 0, printed
-    assert "2 runs, 2 at once, 1 threads for each process" in printed
+    assert "2 at a time, 1 thread each\n" in printed
+    assert re.search(r"\ndone 1/2, optim=\w+, test accuracy [\d.]+%, about \d+ s left\n", printed)
+    assert re.search(r"\ndone 2/2, optim=\w+, test accuracy [\d.]+%\n", printed)
     assert metrics(tmp_path) == plain
     assert {one["environment"]["num_threads"] for one in summaries(tmp_path / "outputs").values()} == {1}
     words = (*SMALL, "optim=sgd,adam", "launcher=local", "launcher.jobs_per_device=2")
@@ -160,7 +162,8 @@ def test_a_resumed_sweep_has_the_threads_of_the_whole_one(in_turn, tmp_path):
     words = (*SMALL, "optim=sgd,adam", "launcher=local", "launcher.jobs_per_device=2")
     status, printed = ended(sweep(tmp_path, *words, OMP_NUM_THREADS=""))
     assert status == 0, printed
-    assert f"1 runs, 1 at once, {max(1, local.num_cores() // 2)} threads" in printed
+    assert f"1 at a time, {max(1, local.num_cores() // 2)} thread" in printed
+    assert "done 2/2, optim=adam" in printed
 
 
 @pytest.mark.parametrize("changed", ["", "code_digest", "data_digest"])
@@ -178,8 +181,9 @@ def test_a_rerun_that_has_begun_is_resumed_unless_code_or_data_have_changed(tmp_
 
 def test_a_path_is_told_as_text(tmp_path, capsys):
     """A terminal would obey the control characters in it."""
-    job_states.report_ended(SimpleNamespace(path=tmp_path / "run\x1b[31m"), 2)
-    assert "run\\x1b[31m: not started; 2 left" in capsys.readouterr().out
+    path = tmp_path / "run"
+    job_states.report_ended(SimpleNamespace(path=path), 2, {path: "name=\x1b[31m", tmp_path: "", Path(): ""}, 75)
+    assert f"not started 1/3, name=\\x1b[31m, {path}, about 1 min 15 s left\n" in capsys.readouterr().out
 
 
 def test_threads_are_those_of_the_largest_run_of_the_sweep_though_it_is_done(monkeypatch):
@@ -192,7 +196,11 @@ def test_threads_are_those_of_the_largest_run_of_the_sweep_though_it_is_done(mon
     monkeypatch.setattr(local, "num_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS")
     jobs = [
-        SimpleNamespace(config=OmegaConf.create({"trainer": {"devices": devices, "accelerator": "cpu"}}))
+        SimpleNamespace(
+            config=OmegaConf.create({"trainer": {"devices": devices, "accelerator": "cpu"}}),
+            path=Path(str(devices)),
+            content={"about": {"overrides": []}},
+        )
         for devices in (1, 2)
     ]
     for to_do in (jobs, jobs[:1]):

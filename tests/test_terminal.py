@@ -1,14 +1,17 @@
 """What a terminal shows: tables that fit, and how far a sweep is."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 
+from cnnlab.config.help import print_help
 from cnnlab.launch.job import Job
 from cnnlab.launch.job_states import differing, report_begin, report_stopped
 from cnnlab.runs.directory import RunDirectory
-from cnnlab.terminal import Table
+from cnnlab.terminal import Table, terminal_width
+from cnnlab.text import say
 
 
 def shown(width: int, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -75,3 +78,34 @@ def test_a_wrong_verb_is_answered_by_one_paragraph(verb, words, said):
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(said)
     assert result.stderr.count("\n") == 1
+
+
+def test_a_column_without_content_is_left_out(capsys):
+    table = Table()
+    for rank, name in enumerate(("status", "job", "age")):
+        table.add(name, rank)
+    table.add_row("failed", "", "3 d")
+    table.show()
+    assert capsys.readouterr().out.split()[:2] == ["status", "age"]
+
+
+def test_columns_is_obeyed_without_a_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    print_help(["optim"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    assert terminal_width(100) is None
+    monkeypatch.setenv("COLUMNS", "")
+    assert terminal_width(100) == 100
+
+
+def test_a_line_is_wrapped_between_words_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("COLUMNS", "20")
+    path = "outputs/runs/a-path-that-stays-in-one-piece"
+    for stream, expected in ((Terminal(), f"two lines of several\nwords:\n{path}\n\nend\n"), (io.StringIO(), None)):
+        text = f"two lines of several words: {path}\n\nend"
+        say(text, stream)
+        assert stream.getvalue() == (expected or f"{text}\n")

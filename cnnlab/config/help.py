@@ -1,6 +1,5 @@
 """--help: every group with its options, and the arguments of the chosen ones, from the comments of their files."""
 
-import os
 from collections.abc import Iterable, Sequence
 
 from omegaconf import DictConfig
@@ -21,6 +20,7 @@ from cnnlab.config.options import (
     options,
 )
 from cnnlab.config.values import as_typed, job_config
+from cnnlab.terminal import terminal_width
 
 SHOWN = (*GROUPS, "trainer", "logger", "launcher", *OVERLAYS)
 WIDEST = 100  # characters of a line
@@ -45,7 +45,7 @@ def print_help(words: Sequence[str]) -> None:
     if unknown := [group for group in groups if group not in SHOWN]:
         raise UserError(f"--help {unknown[0]}: there is no group {unknown[0]}. Use one of {', '.join(SHOWN)}.")
     config = configuration([word for word in words if "=" in word])
-    console = Console(width=None if os.isatty(1) else WIDEST, highlight=False)
+    console = Console(width=terminal_width(WIDEST), highlight=False)
     console.width = min(console.width, WIDEST)
     if not groups:
         console.print(USAGE, "", PURPOSE, "", sep="\n")

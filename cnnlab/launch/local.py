@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from omegaconf import DictConfig
 from cnnlab.config.processes import num_cores
 from cnnlab.launch.children import describe_exit, die_with_parent, python_path
 from cnnlab.launch.job import LAST, Job, record_failure
-from cnnlab.launch.job_states import report_ended, report_stopped
+from cnnlab.launch.job_states import differing, report_ended, report_stopped
 from cnnlab.runs import signals
 from cnnlab.runs.directory import BusyError, RunDirectory
 from cnnlab.runs.log import log, logged
@@ -75,8 +76,9 @@ def locally(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None
     devices = [{}] if all(one.accelerator == "cpu" for one in trainers) else visible_gpus(processes)
     most = len(devices) * settings.jobs_per_device
     num, threads = min(most, len(jobs)), num_threads(settings, min(most, len(sweep)), processes)
-    print(f"{len(jobs)} runs, {num} at once, {threads} threads for each process", flush=True)
+    print(f"{num} at a time, {threads} thread{'s' * (threads > 1)} each", flush=True)
     waiting, running = deque(jobs), dict[Worker, Job]()
+    names, began = differing(sweep), time.monotonic()
     with signals.passed_on(lambda: [worker.process for worker in running]):
         for place in range(num):
             shares = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -93,7 +95,8 @@ def locally(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None
                 alive = answer and LAST not in answer
                 if not answer and not signals.received():
                     record_lost(job, worker.ended())
-                report_ended(job, len(waiting) + len(running))
+                left = len(waiting) + len(running)
+                report_ended(job, left, names, (time.monotonic() - began) / (len(jobs) - left) * left)
                 if waiting and not signals.received():
                     worker = worker if alive else Worker(worker.environment)
                     job = waiting.popleft()

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from cnnlab.config.options import UserError
 from cnnlab.launch.children import python_path
 from cnnlab.launch.job import Job
-from cnnlab.launch.job_states import report_ended
+from cnnlab.launch.job_states import differing, report_ended
 from cnnlab.launch.local import record_lost
 
 
@@ -19,6 +19,7 @@ def on_ray(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None:
     ours = {name: value for name, value in os.environ.items() if name.startswith("CNNLAB_")}
     environment = ours | python_path()
     ray.init(address=settings.address, log_to_driver=False, runtime_env={"env_vars": environment})
+    names = differing(sweep)
     task, waiting = ray.remote(max_retries=10)(in_folder), {}
     most = {kind: max(node["Resources"].get(kind, 0) for node in ray.nodes()) for kind in ("CPU", "GPU")}
     for job in jobs:
@@ -39,7 +40,7 @@ def on_ray(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> None:
                     ray.get(ended)
                 except ray.exceptions.RayError as error:
                     record_lost(job, ChildProcessError(f"Ray could not do it: {error}"))
-                report_ended(job, len(waiting))
+                report_ended(job, len(waiting), names)
     finally:
         ray.shutdown()
 

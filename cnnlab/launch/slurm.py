@@ -15,7 +15,7 @@ from cnnlab.config.options import UserError
 from cnnlab.config.processes import place
 from cnnlab.launch.children import python_path
 from cnnlab.launch.job import Job
-from cnnlab.launch.job_states import report_ended, require
+from cnnlab.launch.job_states import differing, report_ended, require
 from cnnlab.runs import signals
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.text import say
@@ -101,12 +101,12 @@ def on_slurm(settings: DictConfig, jobs: list[Job], sweep: Sequence[Job]) -> Non
         print(f"To see their status: {how}. The same command without wait=false waits for them and writes the report.")
         sys.exit(0)
     try:
-        start, told = time.monotonic(), False
+        start, told, names = time.monotonic(), False, differing(sweep)
         while submitted:
             time.sleep(min(30, max(1, (time.monotonic() - start) / 20)))  # not to overload Slurm's controller
             known = queue(tries=60)  # the controller may be busy or restarting
             for id in [id for id in submitted if id not in known]:
-                report_ended(submitted.pop(id), len(submitted))
+                report_ended(submitted.pop(id), len(submitted), names)
             reasons = sorted({known[id] for id in submitted})
             if not told and time.monotonic() - start > SOON:
                 told = True

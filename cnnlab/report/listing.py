@@ -166,12 +166,12 @@ def print_status(folder: Path) -> None:
     say(f"{folder}: " + ", ".join(f"{num} {name}" for name, num in counts.most_common()))
     table = Table()
     table.add("hash", number=False)
-    table.add("settings that differ", 3, number=False, fold=True)
+    table.add("settings that differ", 1, number=False, fold=True)
     table.add("status", number=False)
-    for rank, name in enumerate(("epoch", "time left", "last epoch")):
+    for rank, name in ((0, "epoch"), (2, "time left"), (3, "last epoch")):
         table.add(name, rank)
     table.add("job", 1)
-    table.add("", 4, number=False, fold=True)
+    table.add("", 4, number=False)
     for run, status, label in zip(runs, states, labels(runs), strict=True):
         if status == "done":
             continue
@@ -186,7 +186,7 @@ def print_status(folder: Path) -> None:
             duration(median(past) * (epochs - len(run.rows))) if past and epochs else "?",
             f"{age((run.path / 'metrics.csv').stat().st_mtime)} ago" if run.rows else "",
             directory.queued_as,
-            f"on {directory.host}" if status == "running" else run.summary.get("error", {}).get("message", ""),
+            f"on {directory.host}" if status == "running" else "",
         )
     for path in queued:
         name = path.name.removesuffix(f"-{handle(path)}")
@@ -194,6 +194,9 @@ def print_status(folder: Path) -> None:
         table.add_row(handle(path), name, "queued", "", "", "", RunDirectory(path).queued_as, since)
     if table.row_count:
         table.show()
+    for run, status in zip(runs, states, strict=True):
+        if status != "done" and (message := run.summary.get("error", {}).get("message")):
+            say(f"{handle(run.path)}: {message}")
     for path, reason in left_out:
         say(f"{path}: left out: {reason}")
 

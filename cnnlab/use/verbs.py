@@ -52,12 +52,12 @@ def anatomy(arguments: argparse.Namespace) -> None:
 
     table = Table(title=f"{config.model._target_}, images of {shape}")
     for name in ("layer", "kind", "output"):
-        table.add_column(name)
-    for name in ("weights", "multiply-adds", "receptive field", "stride", "fully connected"):
-        table.add_column(name, justify="right")
+        table.add(name, number=False)
+    for rank, name in enumerate(("weights", "multiply-adds", "stride", "receptive field", "fully connected"), -1):
+        table.add(name, max(rank, 0))
     for layer in parts:
         size = " x ".join(map(str, layer.output))
-        fields = ("-" if value is None else str(value) for value in (layer.receptive_field, layer.stride))
+        fields = ("-" if value is None else str(value) for value in (layer.stride, layer.receptive_field))
         counts = (f"{layer.weights:,}", f"{layer.multiply_adds:,}", *fields, f"{layer.fully_connected:,}")
         table.add_row(layer.name, layer.kind, size, *counts)
     total = sum(values.numel() for values in network.parameters())
@@ -67,9 +67,10 @@ def anatomy(arguments: argparse.Namespace) -> None:
     multiply_adds = sum(layer.multiply_adds for layer in parts)
     dense = sum(layer.fully_connected for layer in parts)
     table.add_row("all", "", "", f"{total:,}", f"{multiply_adds:,}", "", "", f"{dense:,}")
-    table.show(width=120)
-    dense_layer = "a fully connected layer with the same input and output sizes"
-    say(f"fully connected: weights that {dense_layer} would have (no biases)")
+    table.show()
+    if "fully connected" in (str(column.header) for column in table.columns):  # the terminal is wide enough
+        same = "a fully connected layer with the same input and output sizes"
+        say(f"fully connected: weights that {same} would have (no biases)")
 
 
 def show(arguments: argparse.Namespace) -> None:
