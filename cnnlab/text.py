@@ -18,10 +18,10 @@ def printable(text: str) -> str:
 
 
 def say(text: object, file: TextIO | None = None) -> None:
-    """Print text; of its control characters only line breaks have an effect. Lines are wrapped between words."""
+    """Print text, wrapped between words on a terminal; of its control characters only line breaks have an effect."""
     stream = file or sys.stdout
     lines = list(map(printable, str(text).split("\n")))
-    if stream.isatty():
+    if stream and stream.isatty():  # a closed one is None
         width = shutil.get_terminal_size().columns
         lines = [textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines]
     print("\n".join(lines), file=stream, flush=True)

@@ -19,7 +19,7 @@ from cnnlab.config.options import UserError
 from cnnlab.report import compare, page, run_figures, tables
 from cnnlab.report.answer import answer
 from cnnlab.report.effects import effects
-from cnnlab.report.listing import labels, print_list
+from cnnlab.report.listing import handle, labels, print_list
 from cnnlab.report.plan import past_speeds
 from cnnlab.report.runs import find, read, short_names
 from cnnlab.report.sections import document
@@ -380,8 +380,8 @@ def test_comparison_in_three_lines(two_by_two, command, tmp_path):
     assert "Difference in validation accuracy: +10.00 points (95%: " in second
     expected = stats.binomtest(10, 10, 0.5).pvalue  # of one seed: the images of all three are the same
     assert third.startswith(
-        "Would these trained networks differ on other images? Image by image (100 test images, mean of 3 seeds): only "
-        "the first is right on 10, only the second on 0"
+        "Would these trained networks differ on other images? Image by image (100 test images, mean of 3 seeds): 10 "
+        "images are correct only with the first, 0 only with the second"
     )
     assert f"p = {expected:.2g})" in third
 
@@ -456,6 +456,14 @@ def test_runs_are_listed_newest_first_or_by_a_metric(command, tmp_path):
     wrong = command("-m", "cnnlab", "ls", "--by", "acc")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "Use one of test/acc, test/loss, val/acc." in wrong.stderr
+
+
+def test_the_status_of_a_failed_run_says_why(tmp_path, verb, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    reason = "the loss could not be computed because there is something wrong with the labels of the images"
+    error = {"type": "ValueError", "message": reason}
+    failed = make_run(tmp_path / "outputs" / "runs", 0, 0.9, status="failed", metrics={}, error=error)
+    assert f"{handle(failed)}: {reason}\n" in verb("status").stdout
 
 
 def test_links_to_runs_are_followed_once(tmp_path):
