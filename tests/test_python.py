@@ -147,7 +147,7 @@ def test_what_was_changed_in_a_configuration_is_typed():
         ("cache_dir=[a]", "is not the path of a folder"),
         ("hydra=null", "hydra=null: Hydra's settings cannot be replaced"),
         ("num_train_images={a:1}", "num_train_images={a:1} is not allowed"),
-        ("weights={a:1}", "weights={a:1} is not allowed"),
+        ("weights={a:1}", "weights={a:1} is neither a file nor a run directory"),
         ("+trainer.max_steps=0", "trainer.max_steps is not supported"),
         ("+trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0 is not a whole number"),
     ],
