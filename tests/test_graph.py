@@ -19,19 +19,23 @@ from cnnlab.train.graphable import unsupported
 
 COMMON = (
     *("data=shapes", "data.num_train=800", "data.num_test=60", "batch_size=10", "model.channels=[8,8,8]"),
-    *("model.hidden=32", "norm=standard", "trainer.max_epochs=3", "trainer.accelerator=auto"),
+    *("model.hidden=32", "trainer.max_epochs=3", "trainer.accelerator=auto"),
 )
+STANDARD = "norm=standard"
 RUNS = {
-    "plain SGD": (),
+    "plain SGD": (STANDARD,),
     "momentum, noise, CutMix, dropout, a schedule by steps": (
         *("optim=sgd_momentum", "optim.nesterov=true", "optim.weight_decay=0.001", "aug=[crop_flip,noise,cutmix]"),
         *("model.dropout=0.5", "model.batch_norm=true", "sched=onecycle", "decay_all=false"),
+        STANDARD,
     ),
     "Adam, clipped, a moving average, a schedule by epochs": (
         *("optim=adam", "trainer.gradient_clip_val=0.1", "callbacks=ema", "sched=exponential", "aug=mixup"),
+        STANDARD,
     ),
     "warm-up, cosine, AdamW, early stopping": (
         *("optim=adamw", "sched=cosine", "warmup_epochs=1.5", "callbacks=early_stopping", "aug=[pad_crop_flip,color]"),
+        STANDARD,
     ),
     "bfloat16 for the network alone": (
         *("trainer.precision=bf16-mixed", "aug=[affine,blur,trivial_augment,cutout]", "norm=pca", "norm.per=channel"),
@@ -55,7 +59,7 @@ def test_killed_and_typed_again_it_is_the_plain_run_bit_for_bit(zygote, tmp_path
 
 
 def test_a_recording_that_fails_is_told_and_the_steps_are_done_one_by_one(zygote, tmp_path):
-    command = (*COMMON, "sched=onecycle", "trainer.max_epochs=1")
+    command = (*COMMON, STANDARD, "sched=onecycle", "trainer.max_epochs=1")
     assert zygote.run(tmp_path / "plain", command=command)["status"] == 0
     fails = [("", 0, "no graph")]
     assert zygote.run(tmp_path / "graph", "cuda_graph=true", command=command, faults=fails)["status"] == 0
@@ -64,7 +68,7 @@ def test_a_recording_that_fails_is_told_and_the_steps_are_done_one_by_one(zygote
 
 
 def test_without_a_gpu_the_steps_are_done_one_by_one(zygote, tmp_path):
-    command = (*COMMON, "trainer.accelerator=cpu", "cuda_graph=true", "trainer.max_epochs=1")
+    command = (*COMMON, STANDARD, "trainer.accelerator=cpu", "cuda_graph=true", "trainer.max_epochs=1")
     assert zygote.run(tmp_path / "outputs", command=command)["counts"]["step"] == 72
     assert "CUDA graph" not in said(tmp_path / "outputs")  # nobody has asked for a GPU
 
