@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
 
 
 class EMA(WeightAveraging):
@@ -31,7 +32,8 @@ class EMA(WeightAveraging):
     def after_step(self, module: LightningModule) -> None:
         """Update the average; can be part of a CUDA graph."""
         assert self._average_model is not None
-        pairs = list(zip(self._average_model.module.state_dict().values(), module.state_dict().values(), strict=True))
+        states = (self._average_model.module.state_dict().values(), module.state_dict().values())
+        pairs = [pair for pair in zip(*states, strict=True) if isinstance(pair[0], Tensor)]  # others are an extra state
         averages, current = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
         torch._foreach_lerp_(averages, current, 1 - self.decay)
         for average, value in pairs:

@@ -145,9 +145,17 @@ def unmistakable(outputs: Tensor, task: str) -> Tensor:
 
 def states_of(metrics: Mapping[str, Metric]) -> dict[str, Any]:
     """The states of metrics by name, except those that have not been updated."""
-    for metric in metrics.values():
-        metric.persistent(True)
-    return {name: metric.state_dict() for name, metric in metrics.items() if metric.update_called}
+    found = {}
+    for name, metric in metrics.items():
+        parts = [part for part in metric.modules() if isinstance(part, Metric)]
+        if any(part.update_called for part in parts):
+            before = [dict(part._persistent) for part in parts]
+            for part in parts:
+                part.persistent(True)
+            found[name] = metric.state_dict()
+            for part, kept in zip(parts, before, strict=True):
+                part._persistent = kept
+    return found
 
 
 def restore(metrics: Mapping[str, Metric], states: Sequence[Mapping[str, Any]], device: torch.device) -> None:
@@ -162,7 +170,9 @@ def restore(metrics: Mapping[str, Metric], states: Sequence[Mapping[str, Any]], 
                     f"The states of {name} in several processes cannot be merged ({error}). Resume with the number of "
                     f"processes that the run began with."
                 ) from error
-            metric._update_count += 1  # otherwise `compute` warns that there was no update
+            for part in metric.modules():
+                if isinstance(part, Metric):
+                    part._update_count += 1  # otherwise `compute` warns that there was no update
         metric.to(device)
 
 

@@ -5,7 +5,6 @@ test and prediction. They are computed on images as evaluation sees them: whole,
 """
 
 import hashlib
-import inspect
 import io
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -17,10 +16,11 @@ from torch import Tensor, nn
 
 from cnnlab.runs.cache import cached
 from cnnlab.runs.log import log
+from cnnlab.runs.provenance import code_digest
 
 
 class Normalization(nn.Module):
-    """The interface of a normalization. Its `extra_repr` must name its arguments: they are part of the cache key.
+    """The interface of a normalization. Its attributes are part of the key of cached statistics.
 
     Attributes:
         once: whether it is so expensive that it is applied to the whole data set once, if nothing random precedes it.
@@ -49,10 +49,11 @@ class Normalization(nn.Module):
 def fit_once(norm: Normalization, pixels: Callable[[], Tensor], fingerprint: str, folder: Path) -> None:
     """Compute the statistics, or read them from the cache.
 
-    pixels: returns the images, (N, C, H, W) uint8. fingerprint: identifies the images. folder: of the cache.
+    pixels: returns the images, (N, C, H, W) uint8. fingerprint: identifies the images. folder: of the cache. Statistics
+    are those of the same class with the same attributes, in the same code.
     """
-    code = b"".join(Path(inspect.getfile(source)).read_bytes() for source in (Normalization, type(norm)))
-    key = hashlib.sha256(f"{norm} {fingerprint} ".encode() + code)
+    arguments = sorted((name, value) for name, value in vars(norm).items() if name[0] != "_")
+    key = hashlib.sha256(f"{norm} {arguments} {fingerprint} {code_digest(frozenset({type(norm).__module__}))}".encode())
 
     def fitted() -> bytes:
         norm.fit(pixels())

@@ -46,7 +46,6 @@ def install(faults: list[list], counts: Counter) -> None:
 
     import cnnlab.train.graph
     import cnnlab.train.graphable
-    import cnnlab.train.records
     from cnnlab.train.checkpoint import CheckpointFiles
     from cnnlab.train.classifier import Classifier
 
@@ -131,7 +130,7 @@ def install(faults: list[list], counts: Counter) -> None:
 
     Path.write_bytes, Path.replace = half_written, renamed
     if any(what == "forget" for _, _, what in faults):  # the negative control
-        cnnlab.train.records.restore_random_states = lambda states: None
+        cnnlab.train.epoch_state.restore_random_states = lambda states: None
     if any(what == "nohup" for _, _, what in faults):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if graph := [what for _, _, what in faults if "graph" in what]:

@@ -16,6 +16,7 @@ from cnnlab.config.shape import Shape
 from cnnlab.losses import CrossEntropy
 from cnnlab.networks import ConvNet
 from cnnlab.train.classifier import Classifier
+from cnnlab.train.epoch_state import take_over
 from cnnlab.train.optimizers import keeps_factors, make_optimizer, schedule, weight_groups
 from cnnlab.train.trainer import check_parts
 
@@ -280,3 +281,43 @@ def test_gradients_of_float16_are_clipped_before_a_fused_optimizer_steps():
     classifier.configure_gradient_clipping(optimizer, 1.0, "norm")
     scaler.step(optimizer)
     torch.testing.assert_close(weights, reference - torch.tensor([0.6, 0.8]), rtol=1e-5, atol=1e-5)
+
+
+class Counting(nn.Module):
+    """A loss with a buffer that every call changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, outputs, targets):
+        self.calls += 1
+        return F.cross_entropy(outputs, targets)
+
+
+def test_a_loss_is_tried_without_changing_it():
+    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), None, None, loss=Counting())
+    classifier.try_it(Shape(3, 3, 2, 2))
+    assert classifier.loss.calls == 0
+
+
+def test_values_of_a_module_are_of_all_processes_and_a_plateau_steps_once_before_the_checkpoint():
+    logged, stepped = [], []
+    module = SimpleNamespace(log=lambda name, value, **how: logged.append(how))
+    loop = SimpleNamespace(
+        update_lr_schedulers=lambda interval, update_plateau_schedulers: stepped.append(
+            (interval, update_plateau_schedulers)
+        )
+    )
+    trainer = SimpleNamespace(world_size=2, fit_loop=SimpleNamespace(epoch_loop=loop))
+    step = take_over(trainer, module)
+    module.log("loss", 1.0)
+    module.log("loss", 1.0, sync_dist=False)
+    module.log("loss", 1.0, rank_zero_only=True)
+    found = [{"sync_dist": True}, {"sync_dist": False}, {"sync_dist": False, "rank_zero_only": True}]
+    assert logged == found
+    step()
+    for plateau in (False, True):
+        loop.update_lr_schedulers("step", update_plateau_schedulers=plateau)
+        loop.update_lr_schedulers("epoch", update_plateau_schedulers=plateau)  # with plateau: Lightning's, too late
+    assert stepped == [("epoch", True), ("step", False), ("epoch", False), ("step", True)]

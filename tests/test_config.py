@@ -26,7 +26,7 @@ from cnnlab.config.check import check
 from cnnlab.config.identity import NOT_IDENTITY, changes, differences, identity, run_id
 from cnnlab.config.limits import PREDICATES, check_value
 from cnnlab.config.objects import filled, instantiate
-from cnnlab.config.options import CONF, UserError, allowed_targets, files, leaves, limits_of_file, option_file
+from cnnlab.config.options import CONF, UserError, _targets, allowed_targets, files, leaves, limits_of_file, option_file
 from cnnlab.config.shape import Shape
 from cnnlab.config.values import job_config, plain
 from cnnlab.data.images import DataSet, Images
@@ -464,6 +464,15 @@ def test_allowed_are_the_classes_that_conf_names():
     named = {node["_target_"] for file in files("*").values() for node in nodes_with_target(raw(file))}
     assert allowed_targets() == named
     assert {"torch.optim.SGD", "cnnlab.augment.CutMix", "lightning.pytorch.Trainer"} <= named
+
+
+def test_targets_within_lists_and_braces_are_named_too(tmp_path):
+    file = tmp_path / "option.yaml"
+    file.write_text(
+        "_target_: a.A\nact: {_target_: b.B, size: {_target_: 'c.C'}}\nlayers:\n  - _target_: d.D\n"
+        "  - [{_target_: e.E}]  # _target_: f.F\n"
+    )
+    assert _targets(file) == ("a.A", "b.B", "c.C", "d.D", "e.E")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from cnnlab.augment import CropFlip
 from cnnlab.config.options import UserError
 from cnnlab.config.paths import expand
+from cnnlab.config.shape import Shape
 from cnnlab.data import images as module
 from cnnlab.data.images import DataSet, Images, cached_data, fingerprint, load_once, stratified_split
 from cnnlab.data.pipeline import ImageData
@@ -134,6 +135,21 @@ def test_fingerprint_sees_pixels_labels_and_classes():
 
 def test_jobs_of_a_process_share_the_data_set():
     assert load_once(Shapes(20, 10)) is load_once(Shapes(20, 10))
+
+
+def test_targets_of_another_kind_than_declared_are_refused():
+    class Numbers:
+        shape = Shape(1, 3, 8, 8, "regression")
+
+        def digest(self) -> str:
+            return "numbers"
+
+        def load(self) -> DataSet:
+            found = Images(np.zeros((4, 3, 8, 8), np.uint8), np.float32([[0], [1], [1], [0]]), ("a",))
+            return DataSet(found, found)
+
+    with pytest.raises(UserError, match="Numbers declares targets that are regression, and loads such that are multil"):
+        load_once(Numbers())
 
 
 def test_test_images_whose_classes_have_another_order_are_refused(tmp_path):

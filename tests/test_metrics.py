@@ -4,16 +4,18 @@ import pytest
 import torch
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import (
+    MulticlassAccuracy,
     MulticlassAUROC,
     MulticlassCalibrationError,
     MulticlassF1Score,
     MultilabelAccuracy,
 )
 from torchmetrics.regression import CosineSimilarity, MeanSquaredError
+from torchmetrics.wrappers import MinMaxMetric
 
 from cnnlab.config.options import UserError
 from cnnlab.config.shape import Shape
-from cnnlab.metrics import Accuracy, EpochMetrics, scalar
+from cnnlab.metrics import Accuracy, EpochMetrics, restore, scalar, states_of
 from cnnlab.train.parts import Parts, make_metrics
 from cnnlab.use.bounded import bounded
 
@@ -198,3 +200,37 @@ def test_one_number():
     metric = MeanSquaredError()
     metric.update(torch.ones(2), torch.zeros(2))
     assert scalar("mse", metric) == 1
+
+
+class Memory(Metric):
+    """Its values are in a plain attribute, which nothing saves."""
+
+    higher_is_better = True
+
+    def update(self, outputs, targets):
+        self.values = [*getattr(self, "values", []), (outputs.argmax(1) == targets).float().mean()]
+
+    def compute(self):
+        return torch.stack(self.values).mean()
+
+
+def test_a_metric_without_state_is_refused(monkeypatch):
+    monkeypatch.setattr("cnnlab.train.parts.instantiate", lambda node: Memory())
+    with pytest.raises(UserError, match=r"metrics\.memory has no state that was declared with add_state"):
+        make_metrics({"memory": {}}, Shape(3, 8, 8, 3))
+
+
+def test_the_states_of_metrics_within_metrics_are_kept():
+    def made() -> Metric:
+        return MinMaxMetric(MulticlassAccuracy(3))
+
+    outputs, targets = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
+    whole, first, second = made(), made(), made()
+    whole.update(outputs, targets)
+    first.update(outputs[:12], targets[:12])
+    weights = dict(first.state_dict())
+    kept = states_of({"one": first})
+    assert dict(first.state_dict()).keys() == weights.keys()  # no weights of a module that has the metric
+    restore({"one": second}, [kept], torch.device("cpu"))
+    second.update(outputs[12:], targets[12:])
+    assert second.compute()["raw"].equal(whole.compute()["raw"])

@@ -218,6 +218,36 @@ def test_poisoned_statistics_are_not_believed(tmp_path, caplog):
         assert f"{path} is not what was written" in caplog.text
 
 
+class Quantile(Normalization):
+    """Has an argument, and no extra_repr."""
+
+    def __init__(self, q: float):
+        super().__init__()
+        self.q = q
+
+    def fit(self, pixels: Tensor) -> None:
+        self.register_buffer("divisor", pixels.float().flatten()[:10000].quantile(self.q))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images / self.divisor
+
+    def inverse(self, images: Tensor) -> Tensor:
+        return images * self.divisor
+
+
+def test_statistics_are_those_of_the_same_arguments_and_code(tmp_path, monkeypatch):
+    def fitted(q: float) -> float:
+        norm = Quantile(q)
+        fit_once(norm, lambda: PIXELS[:200], "a", tmp_path)
+        return float(norm.divisor)
+
+    assert fitted(0.1) < fitted(0.9)
+    assert len(list(tmp_path.glob("*.statistics"))) == 2
+    monkeypatch.setattr("cnnlab.normalize.code_digest", lambda targets: f"changed {sorted(targets)}")
+    fitted(0.1)
+    assert len(list(tmp_path.glob("*.statistics"))) == 3
+
+
 def test_statistics_that_cannot_be_kept_are_used(tmp_path):
     (tmp_path / "norm").touch()
     kept, other = Standard(), Standard()

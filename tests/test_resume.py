@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -546,11 +547,18 @@ class Payload:
         return (os.system, ("touch executed",))
 
 
-def test_a_checkpoint_that_would_run_something_is_not_used(zygote, tmp_path):
+def test_a_checkpoint_that_could_not_be_loaded_is_not_written(tmp_path):
+    with pytest.raises(UserError, match=r"would contain .*scalar.*, and could not be loaded again"):
+        CheckpointFiles().save_checkpoint({"callbacks": {"Own": {"best": np.float64(0.5)}}}, tmp_path / "last.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_would_run_something_is_not_used(zygote, tmp_path, monkeypatch):
     output = tmp_path / "outputs"
     assert zygote.run(output, faults=[("step", 5, "SIGKILL")])["status"] == -9
     run = only_run(output)
     planted = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) | {"payload": Payload()}
+    monkeypatch.setattr("cnnlab.train.checkpoint.named_in", lambda content: "")
     CheckpointFiles().save_checkpoint(planted, run / "checkpoints" / "last.ckpt")  # with a digest that is right
     assert zygote.run(output)["status"] == 0  # from the checkpoint before
     assert "names posix system, which has no place in a checkpoint" in said(output)

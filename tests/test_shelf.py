@@ -45,7 +45,7 @@ WORKS = [  # what is typed
 
 REFUSED = {  # what is typed, and what the answer says
     "model=timm model.model_name=resnet10t trainer.precision=bf16-mixed": [
-        "The layer layer4.0.conv1 has images of 1x1 pixels",
+        "The input of the layer layer4.0.conv1 is so small",
         "trainer.precision=32-true",
     ],
     "model=vit": ["there is no 'vit'", "model=timm model.model_name=...", "model=torchvision model.name=..."],

@@ -247,8 +247,8 @@ def allowed_targets(group: str = "*") -> frozenset[str]:
 
 @functools.cache
 def _targets(file: Path) -> tuple[str, ...]:
-    text = file.read_text(encoding="utf-8", errors="replace")
-    return tuple(found.strip("\"'") for found in re.findall(r"^\s*_target_:\s*(\S+)", text, re.MULTILINE))
+    text = re.sub(r"#.*", "", file.read_text(encoding="utf-8", errors="replace"))
+    return tuple(found.strip("\"'") for found in re.findall(r"_target_:\s*([^\s,}\]]+)", text))
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

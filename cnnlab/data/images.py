@@ -274,6 +274,12 @@ def load_once(source: Source) -> DataSet:
             raise UserError(f"{kind} returns no test images.")
         if data.train.targets.ndim != data.test.targets.ndim:
             raise UserError(f"{kind} returns a class for each image of one part, and a list of numbers in the other.")
+        declared = getattr(source, "shape", None)
+        if declared and declared.task != data.shape.task:
+            raise UserError(
+                f"{kind} declares targets that are {declared.task}, and loads such that are {data.shape.task}: numbers "
+                f"that are all 0 or 1 are taken for labels."
+            )
         if data.train.task == "multilabel" != data.test.task:
             raise UserError(f"{kind} returns training targets that are all 0 or 1, and test targets that are not.")
         train, test = (images.pixels.shape[1:] for images in (data.train, data.test))

@@ -25,6 +25,7 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor
 
+from cnnlab.config.options import UserError
 from cnnlab.runs.directory import CheckpointError
 from cnnlab.runs.files import atomic_path, write_text
 from cnnlab.runs.log import log
@@ -46,6 +47,14 @@ class CheckpointFiles(CheckpointIO):
         self.wait()  # at most one is kept in memory
         content = io.BytesIO()
         torch.save(checkpoint, content)
+        with zipfile.ZipFile(content) as archive:
+            [pickled] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            if named := named_in(archive.read(pickled)):
+                raise UserError(
+                    f"A checkpoint would contain {named}, and could not be loaded again. The states of callbacks, "
+                    f"optimizers, schedules and the module (save_hyperparameters) may consist of tensors, numbers of "
+                    f"Python, text, lists and dictionaries."
+                )
         self.then(_write, content.getbuffer(), Path(path))
 
     def then(self, work: Callable[..., None], *arguments: Any) -> None:

@@ -4,6 +4,7 @@ Loss and metrics are accumulated on the device and logged once per epoch. For sm
 would take as long as the step itself.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -112,7 +113,7 @@ class Classifier(LightningModule):
         target = torch.zeros(1, dtype=torch.int64) if shape.task == "multiclass" else torch.zeros(1, shape.num_classes)
         try:
             with warnings.catch_warnings(action="error", category=UserWarning):  # torch warns where it broadcasts
-                loss = self.loss(outputs, target)
+                loss = copy.deepcopy(self.loss)(outputs, target)
         except (RuntimeError, ValueError, TypeError, IndexError, UserWarning) as error:
             if isinstance(error, torch.AcceleratorError):
                 raise
@@ -225,7 +226,8 @@ class Classifier(LightningModule):
     def publish(self, part: str, sums: EpochMetrics) -> None:
         """Log loss and metrics in full precision; `Records` passes them on to the loggers."""
         for name, value in sums.compute(self.trainer.strategy).items():
-            self.log(f"{part}/{name}", torch.tensor(value, dtype=torch.float64), logger=False, batch_size=1)
+            found = torch.tensor(value, dtype=torch.float64)  # of all processes
+            self.log(f"{part}/{name}", found, logger=False, batch_size=1, sync_dist=False)
 
 
 def answers(outputs: Tensor, task: str) -> tuple[Tensor, ...]:

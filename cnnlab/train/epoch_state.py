@@ -1,6 +1,8 @@
 """The state of a process in the middle of an epoch, besides the weights: sums, metrics, random generators."""
 
 import random
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -9,7 +11,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
-from cnnlab.metrics import restore, states_of
+from cnnlab.metrics import EpochMetrics, restore, states_of
 
 
 def epoch_state(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
@@ -18,22 +20,48 @@ def epoch_state(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     sums: of a module that has some; metrics: torchmetrics among its submodules; logged: sum and count of each value
     that was given to `self.log`.
     """
-    sums = getattr(module, "sums", None)
+    sums = sums_of(module)
     results = trainer.fit_loop.epoch_loop._results
     return {
         "sums": sums.state_dict() if sums is not None else None,
         "metrics": states_of(metrics_in(module)),
         "logged": {
-            key: (result.value.cpu(), result.cumulated_batch_size.cpu())
+            key: (result.value.cpu(), getattr(result, "cumulated_batch_size", torch.zeros((), dtype=torch.long)).cpu())
             for key, result in results.items()
-            if result.is_tensor and result.meta.on_epoch and result.meta.is_mean_reduction and not result.has_reset
+            if result.is_tensor and result.meta.on_epoch and not result.has_reset
         },
     }
 
 
+def sums_of(module: LightningModule) -> EpochMetrics | None:
+    """What a module of ours accumulates; another module's `sums` may be anything."""
+    return sums if isinstance(sums := getattr(module, "sums", None), EpochMetrics) else None
+
+
+def take_over(trainer: Trainer, module: LightningModule) -> Callable[[], None]:
+    """Log values over all processes unless the module says otherwise; return what steps ReduceLROnPlateau.
+
+    Lightning would step it after the epoch's checkpoint has been saved, and a resumed run would miss it.
+    """
+    if trainer.world_size > 1:
+        log = module.log
+        module.log = lambda *given, **named: log(  # type: ignore[method-assign]
+            *given, **({"sync_dist": not named.get("rank_zero_only")} | named)
+        )
+    loop = trainer.fit_loop.epoch_loop
+    update = loop.update_lr_schedulers
+
+    def without_plateau(interval: str, update_plateau_schedulers: bool) -> None:
+        if interval != "epoch" or not update_plateau_schedulers:
+            update(interval, update_plateau_schedulers=update_plateau_schedulers)
+
+    loop.update_lr_schedulers = without_plateau  # type: ignore[method-assign]
+    return partial(update, "epoch", update_plateau_schedulers=True)
+
+
 def restore_epoch_state(states: list[dict[str, Any]], module: LightningModule) -> dict[str, tuple[Tensor, Tensor]]:
     """Restore a module from the states of some processes; return their logged values, for `add_logged`."""
-    if (sums := getattr(module, "sums", None)) is not None:
+    if (sums := sums_of(module)) is not None:
         sums.load_state_dicts([state["sums"] for state in states], module.device)
     restore(metrics_in(module), [state["metrics"] for state in states], module.device)
     logged: dict[str, tuple[Tensor, Tensor]] = {}
@@ -52,8 +80,11 @@ def add_logged(trainer: Trainer, logged: dict[str, tuple[Tensor, Tensor]]) -> No
     """Add values that were logged before an interruption to those logged since."""
     for key, (value, count) in logged.items():
         if (result := trainer.fit_loop.epoch_loop._results.get(key)) is not None:
-            result.value = result.value + value.to(result.value.device)
-            result.cumulated_batch_size = result.cumulated_batch_size + count.to(result.value.device)
+            value, meta = value.to(result.value.device), result.meta
+            one = torch.max if meta.is_max_reduction else torch.min if meta.is_min_reduction else torch.add
+            result.value = one(result.value, value)
+            if meta.is_mean_reduction:
+                result.cumulated_batch_size = result.cumulated_batch_size + count.to(result.value.device)
             result._computed = None
 
 

@@ -94,7 +94,8 @@ class Parts:
         better = "min" if kind.endswith("loss") else self.modes.get(kind, mode)
         if better != mode:
             side = "higher" if better == "max" else "lower"
-            raise UserError(f"{option}={name} with mode={mode}: {side} values are better. Use mode={better}.")
+            where = "select_mode" if option == "select_on" else "mode"
+            raise UserError(f"{option}={name} with {where}={mode}: {side} values are better. Use {where}={better}.")
 
 
 def assemble(
@@ -154,6 +155,9 @@ def assemble(
             loss(torch.zeros(2, num), torch.full((2, num), 1 / num))
     parts = Parts(batches, network, module, metrics, select_on, higher, loaded)
     parts.check_monitor("select_on", select_on, "max" if higher else "min")
+    metric = select_on.partition("/")[2]
+    if not (config.select_mode or metric == "acc" or metric.endswith("loss") or metric in parts.modes):
+        raise UserError(f"select_on={select_on}: are higher or lower values better? Use select_mode=max or =min.")
     return parts
 
 
@@ -215,6 +219,11 @@ def make_metrics(node: DictConfig | Mapping[str, Any], shape: Shape) -> dict[str
     for name, one in ((str(key), one) for key, one in node.items()):
         metric = made[name] = instantiate(filled(one, shape.facts()))
         check_task(f"metrics.{name}", metric, shape)
+        if not any(part._defaults for part in metric.modules() if isinstance(part, Metric)):
+            raise UserError(
+                f"metrics.{name} has no state that was declared with add_state, so it could be neither saved nor added "
+                f"up over processes."
+            )
         fits = misfits_as_user_errors(f"metrics.{name} cannot be computed for data that are {shape.task}")
         with fits, warnings.catch_warnings(action="ignore"):  # about classes without images
             metric.update(outputs, targets)
@@ -260,15 +269,15 @@ def try_alone(network: nn.Module, shape: Shape) -> None:
 def refuse_bf16_of_single_pixels(network: nn.Module, shape: Shape) -> None:
     """For a CPU in bfloat16: there, torch 2.15 computes the gradient of some convolutions from uninitialized memory.
 
-    Seen of inputs of 1x1 pixels, with a stride or a kernel of more than 3x3.
+    Seen of inputs that are narrower than the stride, and of those of 1x1 pixels with a kernel of more than 3x3.
 
     Raises: UserError for a network that has such a convolution.
     """
     wrong = list[str]()
 
     def look(name: str, layer: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
-        kernel, stride = max(layer.kernel_size), max(layer.stride)
-        if inputs[0].shape[2:] == (1, 1) and (kernel > 3 or (kernel > 1 and stride > 1)):
+        kernel, (height, width) = max(layer.kernel_size), inputs[0].shape[2:]
+        if kernel > 1 and (width < layer.stride[1] or (kernel > 3 and height == width == 1)):
             wrong.append(name)
 
     with ExitStack() as hooks:
@@ -278,8 +287,8 @@ def refuse_bf16_of_single_pixels(network: nn.Module, shape: Shape) -> None:
         on_black(network, shape)
     if wrong:
         raise UserError(
-            f"The layer {wrong[0]} has images of 1x1 pixels as its input, for which torch computes wrong gradients on "
-            f"this processor in bfloat16. Use larger images, or trainer.precision=32-true."
+            f"The input of the layer {wrong[0]} is so small that torch computes wrong gradients on this processor in "
+            f"bfloat16. Use larger images, or trainer.precision=32-true."
         )
 
 

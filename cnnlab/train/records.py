@@ -22,8 +22,8 @@ from cnnlab.runs.log import log
 from cnnlab.runs.readers import Row
 from cnnlab.runs.signals import Interrupted, Pruned
 from cnnlab.train import checkpoint
+from cnnlab.train import epoch_state as epochs
 from cnnlab.train.checkpoint import CheckpointFiles
-from cnnlab.train.epoch_state import add_logged, epoch_state, random_states, restore_epoch_state, restore_random_states
 from cnnlab.train.machine import AGREE_EVERY_N_STEPS, agreed, gather
 
 
@@ -73,7 +73,7 @@ class Records(Checkpoint):
     # ------------------------------------------------------------------------------------- saving and restoring
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        mine = epoch_state(trainer, pl_module) | {"random": random_states()}
+        mine = epochs.epoch_state(trainer, pl_module) | {"random": epochs.random_states()}
         checkpoint["records"] = {
             "rows": self.rows,
             "filters": self.filters,
@@ -111,6 +111,7 @@ class Records(Checkpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write all other files anew from the checkpoint, whatever was written before the run was killed."""
         self.began = time.perf_counter()
+        self.step_plateau = epochs.take_over(trainer, pl_module)
         if self.restored and trainer.is_global_zero:
             best = self.run.checkpoints / "best.ckpt"
             if self.restored["epoch_done"] and self.best is self.rows[-1]:
@@ -133,11 +134,11 @@ class Records(Checkpoint):
             processes = state["processes"]
             if len(processes) == trainer.world_size:  # otherwise the first process continues from all of them
                 mine = [processes[trainer.global_rank]]
-                restore_random_states(mine[0]["random"])
+                epochs.restore_random_states(mine[0]["random"])
             else:
                 mine = processes if trainer.is_global_zero else []
             if not state["epoch_done"]:
-                self.logged_before = restore_epoch_state(mine, pl_module)
+                self.logged_before = epochs.restore_epoch_state(mine, pl_module)
             self.lr, self.started = state["lr"], time.perf_counter() - state["elapsed"]
 
     # ---------------------------------------------------------------------------------------------- training
@@ -150,7 +151,7 @@ class Records(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.logged_before:
-            add_logged(trainer, self.logged_before)
+            epochs.add_logged(trainer, self.logged_before)
             self.logged_before = {}
         if trainer.fit_loop.epoch_loop.batch_progress.current.ready == trainer.num_training_batches:
             return  # the end of the epoch saves and stops
@@ -195,6 +196,7 @@ class Records(Checkpoint):
         self.rows.append(row)
         self.filters.append(first_filters(pl_module))
 
+        self.step_plateau()
         self.save(trainer, epoch_done=True)
         if trainer.is_global_zero:
             if self.best is row:

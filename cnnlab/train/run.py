@@ -113,9 +113,9 @@ def train_run(config: DictConfig, run: RunDirectory, data: DataSet, about: Mappi
 def fit_network(config: DictConfig, parts: Parts) -> None:
     """Call the `fit` of a network that has one, with training images, unless all that it sets is from `weights`."""
     network, data = parts.network, parts.data
-    before = {name: values.clone() for name, values in network.state_dict().items()}
-    if not (fit := getattr(network, "fit", None)) or parts.loaded == before.keys():
+    if not (fit := getattr(network, "fit", None)) or parts.loaded == network.state_dict().keys():
         return
+    before = {name: values.clone() for name, values in network.state_dict().items()}
     mixed = torch.randperm(len(data.train_index))[:FITTED_ON]
     with misfits_as_user_errors(f"{config.model._target_}.fit"):
         fit(data.evaluation_images("val", data.train_index[mixed]))
@@ -171,7 +171,7 @@ def fit_and_test(trainer: Trainer, parts: Parts, records: Records, newest: Path 
     at_last = test(trainer, parts, records.last)
     best_path = records.run.checkpoints / "best.ckpt"
     at_best = at_last if best is rows[-1] else test(trainer, parts, best_path)
-    if trainer.is_global_zero and (answers := getattr(module, "predictions", None)):
+    if trainer.is_global_zero and isinstance(answers := getattr(module, "predictions", None), tuple):
         write_answers(records.run, datamodule, [values.numpy() for values in answers])
     at_best, at_last = (
         {name: value for name, value in row.items() if "/" in name} | tested

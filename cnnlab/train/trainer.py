@@ -50,7 +50,7 @@ def make_trainer(
 
     run_key: the id of the run in loggers.
     """
-    callbacks: list[Callback] = [records, *chosen.values(), *progress()]
+    callbacks: list[Callback] = [*chosen.values(), *progress(), records]
     node = plain(config.trainer)
     if node["precision"] == "auto":
         node["precision"] = "bf16-mixed" if computes_in_bf16(node["accelerator"]) else "32-true"

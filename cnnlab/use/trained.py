@@ -231,6 +231,9 @@ def _made(run: OpenedRun, saved: dict[str, Any]) -> Trained:
         network = make_network(config.model, shape, try_it=False)
         network.load_state_dict(weights)
         loss, metrics = make_loss(config.loss, shape), make_metrics(config.metrics, shape)
+        kept = {key.removeprefix("loss."): value for key, value in state.items() if key.startswith("loss.")}
+        if isinstance(loss, nn.Module) and kept.keys() == loss.state_dict().keys():
+            loss.load_state_dict(kept)
     norm = instantiate(filled(config.norm, stored.facts()))
     norm.restore(saved.get("ImageData", {}))  # a normalization may have no statistics
     crop = next((aug for aug in augmentations.values() if aug.stage == Stage.CROP), None)

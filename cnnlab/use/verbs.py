@@ -254,6 +254,7 @@ def compare(arguments: argparse.Namespace) -> None:
     say("\n".join(compare.compare(*settings)))
     measure, labels = settings[0].runs[0].measure, compare.names(*settings)
     chart = charts.curves(measure, list(zip(labels, settings, strict=True)), "loss")
+    chart |= {"title": "Means over seeds; solid: held-out images, dashed: training; bands span all seeds"}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(arguments.out) as partial:
         partial.write_bytes(figures.png(chart))
