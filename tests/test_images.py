@@ -146,7 +146,7 @@ def test_targets_of_another_kind_than_declared_are_refused():
 
         def load(self) -> DataSet:
             found = Images(np.zeros((4, 3, 8, 8), np.uint8), np.float32([[0], [1], [1], [0]]), ("a",))
-            return DataSet(found, found)
+            return DataSet(found, found, "f")
 
     with pytest.raises(UserError, match="Numbers declares targets that are regression, and loads such that are multil"):
         load_once(Numbers())
