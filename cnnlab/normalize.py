@@ -53,7 +53,8 @@ def fit_once(norm: Normalization, pixels: Callable[[], Tensor], fingerprint: str
     are those of the same class with the same attributes, in the same code.
     """
     arguments = sorted((name, value) for name, value in vars(norm).items() if name[0] != "_")
-    key = hashlib.sha256(f"{norm} {arguments} {fingerprint} {code_digest(frozenset({type(norm).__module__}))}".encode())
+    code = code_digest(frozenset({type(norm).__module__}))
+    key = hashlib.sha256(f"{type(norm).__qualname__} {arguments} {fingerprint} {code}".encode())
 
     def fitted() -> bytes:
         norm.fit(pixels())
@@ -93,9 +94,6 @@ class Scaler(Normalization):
     def __init__(self, per: str = "channel", eps: float = 1e-5):
         super().__init__()
         self.per, self.eps = _checked(per), eps
-
-    def extra_repr(self) -> str:
-        return f"per={self.per}, eps={self.eps}"
 
     @abstractmethod
     def measure(self, histogram: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,9 +189,6 @@ class Whitening(Normalization):
     def __init__(self, per: str = "pixel", num_components: int | None = None, eps: float = 1e-3):
         super().__init__()
         self.per, self.num_components, self.eps = _checked(per), num_components, eps
-
-    def extra_repr(self) -> str:
-        return f"per={self.per}, num_components={self.num_components}, eps={self.eps}"
 
     def fit(self, pixels: Tensor) -> None:
         """In float64; 3,072 dimensions of 45,000 images take 13 s on two cores."""

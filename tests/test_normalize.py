@@ -219,7 +219,7 @@ def test_poisoned_statistics_are_not_believed(tmp_path, caplog):
 
 
 class Quantile(Normalization):
-    """Has an argument, and no extra_repr."""
+    """Has an argument."""
 
     def __init__(self, q: float):
         super().__init__()
