@@ -536,7 +536,7 @@ def test_a_time_limit_strikes(slurm, tmp_path):
 
     On a slow machine it may strike before the first epoch's end.
     """
-    words = (*SMALL, "trainer.max_epochs=200", "launcher=slurm", "launcher.cpus_per_task=1")
+    words = (*SMALL, "trainer.max_epochs=400", "launcher=slurm", "launcher.cpus_per_task=1")
     driver = sweep(tmp_path, *words, "launcher.time=1", "launcher.save_before=35", **slurm.environment)
     output = tmp_path / "outputs"
     until(lambda: not_later(slurm) and list(output.glob("runs/*/metrics.csv")), timeout=300, process=driver)
