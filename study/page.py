@@ -193,12 +193,11 @@ def p_value(p: float | None) -> str:
 def settings_table(results: Results) -> list[str]:
     text = wrapped(
         "Test accuracies in points, mean ± half of the 95% interval; a dot in the figure is a seed. Gap: training "
-        "minus test accuracy at the last epoch. The best epoch is chosen by the test images. Seconds are those of the "
-        "fastest epoch of all seeds, as the machine may have been shared."
+        "minus test accuracy at the last epoch. The best epoch is chosen by the test images."
         + " An empty gap was not measured: the last weights were not kept."
         * any(measures.gap(run) is None and not run.failed for runs in results.values() for run in runs.values())
     )
-    rows = [["", "changed", "last epoch", "best epoch", "at epoch", "gap", "fastest epoch, s", "n"]]
+    rows = [["", "changed", "last epoch", "best epoch", "at epoch", "gap", "n"]]
     for variant in in_order(results):
         everyone = list(results[variant].values())
         runs = [run for run in everyone if not run.failed]
@@ -212,7 +211,6 @@ def settings_table(results: Results) -> list[str]:
                 spread(map(measures.at_best, runs), 2),
                 " to ".join(epochs[:: len(epochs) - 1 or 1]),
                 spread(map(measures.gap, runs), 1),
-                f"{min(seconds):.1f}" if (seconds := [s for run in runs for s in run.curve("epoch_seconds")]) else "",
                 f"{len(everyone)}{diverged}",
             ]
         )
@@ -258,21 +256,17 @@ def section(figure: str, curves: Mapping[str, Sequence[Run]], judgments: Sequenc
 
 
 def outcome(figure: str, curves: Mapping[str, Sequence[Run]]) -> str:
-    """The accuracies that a figure ends with, and how long one training took."""
+    """The accuracies that a figure ends with."""
     ends = []
     for label, everyone in curves.items():
         runs = [run for run in everyone if not run.failed]
         gaps = spread(map(measures.gap, runs), 1)
         end = spread(map(measures.final, runs), 2) or "diverged"
         ends.append(f"{label}: {end}{f' (gap {gaps})' * bool(gaps)}")
-    everyone = [run for runs in curves.values() for run in runs]
-    minutes = [seconds / 60 for run in everyone if (seconds := run.number("train_seconds"))]
-    took = " to ".join(dict.fromkeys(f"{found:.2g}" for found in (min(minutes), max(minutes)))) if minutes else ""
-    devices = " and ".join(sorted({run.facts["device"] for run in everyone}))
+    devices = " and ".join(sorted({run.facts["device"] for runs in curves.values() for run in runs}))
     return (
         f"Test accuracy at the last epoch, in points ({num_seeds(curves)}), and its gap to training accuracy: "
-        + f"{'; '.join(ends)}."
-        + f" Training took {took} minutes on {devices}, wall-clock time; the machine may have been shared." * bool(took)
+        f"{'; '.join(ends)}. Device: {devices}."
     )
 
 

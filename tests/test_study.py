@@ -465,15 +465,15 @@ def test_times_have_no_verdict_as_fitting_is_not_recorded():
 # --------------------------------------------------------------------------------------------------------- what is run
 
 
-def test_a_setting_is_shown_with_its_best_epoch_and_its_minutes():
+def test_a_setting_is_shown_with_its_best_epoch():
     runs = [made([0.6, 0.9, 0.8], settings="data=shapes val_fraction=0.0 optim.lr=0.1", train_seconds="1200")]
     [row] = [line for line in page.settings_table(of(*runs)) if line.startswith(f"| {BASELINE} |")]
-    assert row == f"| {BASELINE} | optim.lr=0.1 | 80.00 | 90.00 | 1 |  |  | 1 |"
+    assert row == f"| {BASELINE} | optim.lr=0.1 | 80.00 | 90.00 | 1 |  | 1 |"
     assert "An empty gap was not measured" in " ".join(page.settings_table(of(*runs)))
     assert "An empty gap" not in " ".join(page.settings_table(of(made([0.6], reevaluated_train_acc="0.7"))))
     said = page.outcome(BASELINE, {"as stated": runs})
     assert "in points (n = 1), and its gap to training accuracy: as stated: 80.00." in said
-    assert "20 minutes on cpu" in said
+    assert said.endswith("Device: cpu.")
 
 
 def test_a_training_that_diverged_is_named_beside_the_curves(tmp_path, monkeypatch):
