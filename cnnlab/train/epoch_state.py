@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
-from cnnlab.metrics import EpochMetrics, restore, states_of
+from cnnlab.metrics import restore, states_of
 
 
 def epoch_state(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
@@ -33,9 +33,9 @@ def epoch_state(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     }
 
 
-def sums_of(module: LightningModule) -> EpochMetrics | None:
-    """What a module of ours accumulates; another module's `sums` may be anything."""
-    return sums if isinstance(sums := getattr(module, "sums", None), EpochMetrics) else None
+def sums_of(module: LightningModule) -> Any:
+    """What a module accumulates, if that can be saved and loaded; an attribute `sums` may be anything else."""
+    return sums if hasattr(sums := getattr(module, "sums", None), "load_state_dicts") else None
 
 
 def take_over(trainer: Trainer, module: LightningModule) -> Callable[[], None]:
@@ -44,7 +44,7 @@ def take_over(trainer: Trainer, module: LightningModule) -> Callable[[], None]:
     Lightning would step it after the epoch's checkpoint has been saved, and a resumed run would miss it.
     """
     if trainer.world_size > 1:
-        log = module.log
+        log = module.log  # replaced on these instances alone, which live as long as the run
         module.log = lambda *given, **named: log(  # type: ignore[method-assign]
             *given, **({"sync_dist": not named.get("rank_zero_only")} | named)
         )
