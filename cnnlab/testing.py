@@ -41,7 +41,7 @@ TIMES = ("epoch_seconds", "images_per_second")
 
 
 def _is_own(group: str, name: str) -> bool:
-    return files(group)[name].parents[1] in folders()[:-1]
+    return any(files(group)[name].is_relative_to(folder) for folder in folders()[:-1])
 
 
 def own_options() -> list[str]:

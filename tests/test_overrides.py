@@ -234,3 +234,53 @@ def test_flags_may_stand_anywhere(words):
 def test_flags_that_exclude_each_other():
     with pytest.raises(UserError, match=r"^--cfg and --multirun: a command can have only one of these"):
         check_flags(["seed=1", "-m", "--cfg=job"])
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Option files of one's own; they name classes of ours."""
+    files = {
+        "model/deep/net": "_target_: cnnlab.networks.Linear\n",
+        "metrics/deep/top1": "# @package metrics.top1\n_target_: cnnlab.metrics.Accuracy\n",
+        "metrics/placeless": "_target_: cnnlab.metrics.Accuracy\n",
+        "metrics/copied": "# @package metrics.acc\n_target_: cnnlab.metrics.Accuracy\n",
+        "experiment/deep/net": "# @package _global_\n# Deep.\ndefaults:\n  - override /model: deep/net\n",
+        "experiment/deep/acc": "# @package _global_\n# Deep.\ndefaults:\n  - override /metrics: [acc, placeless]\n",
+        "experiment/deep/seed": "# @package _global_\n# Deep.\nseed: 3\n",
+    }
+    for name, text in files.items():
+        (tmp_path / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "conf" / f"{name}.yaml").write_text(text)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "conf"))
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("model=deep/net", r"model=deep/net: .* Move the file to conf/model/net\.yaml"),
+        ("metrics=[acc,deep/top1]", r"metrics=deep/top1: .* Move the file to conf/metrics/top1\.yaml"),
+        ("metrics=[acc,placeless]", r"placeless\.yaml must begin with .*# @package metrics\.placeless$"),
+        ("metrics=copied", r"copied\.yaml must begin with .*# @package metrics\.copied$"),
+    ],
+)
+def test_an_option_file_in_another_place_is_refused(own, word, said):
+    with pytest.raises(UserError, match=said):
+        check_overrides([word])
+
+
+@pytest.mark.parametrize("word", ["experiment=deep/net", "experiment=deep/acc", "model=deep/net"])
+def test_wherever_it_is_chosen(own, word):
+    with pytest.raises(UserError, match=r"Move the file|must begin with"):
+        check(configuration(["data=shapes", word]))
+
+
+def test_experiments_in_folders_are_like_others(own, capsys):
+    check(config := configuration(["data=shapes", "experiment=deep/seed"]))
+    assert (config.seed, options("experiment")[:2]) == (3, ["best", "deep/acc"])
+    print_help(["experiment"])
+    assert re.search(r"deep/seed +Deep\.", capsys.readouterr().out)
+    with pytest.raises(HydraException) as caught:
+        configuration(["experiment=deep/seeds"])
+    assert re.match(
+        r"experiment=deep/seeds: there is no .deep/seeds.* Did you mean experiment=deep/seed\?", explain(caught.value)
+    )

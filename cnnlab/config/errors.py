@@ -65,10 +65,10 @@ def explain(error: Exception) -> str:
             f"than letters, digits and ./:_- in two pairs of quotes, 'data.root=\"my images\"'."
         )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        offers = _unknown(
-            f"{group}={option}", f"The group {group} offers", error.options or options(group), f"{group}="
-        )
+        file = error.missing_cfg_file
+        group, _, option = file.rpartition("/") if file.startswith("hydra/") else file.partition("/")
+        known = sorted({*(error.options or ()), *options(group)})
+        offers = _unknown(f"{group}={option}", f"The group {group} offers", known, f"{group}=")
         return offers + _by_name(group)
     if found := re.search(r"Sweep parameters '(.*)' requires --multirun", str(error)):  # seed=range(3)
         return f"{found[1]} has several values. Use python train.py -m to train a run for each."

@@ -130,9 +130,18 @@ def files(group: str) -> dict[str, Path]:
 def _files(group: str, searched: tuple[Path, ...]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in reversed(searched):
-        for file in sorted(folder.glob(f"{group}/*.yaml")):  # not those below conf/hydra
-            found[f"{file.parent.name}/{file.stem}" if group == "*" else file.stem] = file
+        for file in sorted(folder.glob(f"{group}/{'**/' * (group in OVERLAYS)}*.yaml")):  # not those below conf/hydra
+            found[file.relative_to(folder / ("" if group == "*" else group)).with_suffix("").as_posix()] = file
     return found
+
+
+def refuse_folder(group: str, name: str) -> None:
+    """Raises: UserError for an option in a folder below that of its group, which only experiments can have."""
+    if "/" in name and group not in OVERLAYS:
+        raise UserError(
+            f"{group}={name}: the options of {group} are the files of conf/{group}, not of folders in it. Move the "
+            f"file to conf/{group}/{name.rpartition('/')[2]}.yaml."
+        )
 
 
 def options(group: str) -> list[str]:
@@ -162,10 +171,17 @@ def _path(name: str) -> Path:
 
 
 def option_file(name: str) -> dict[str, Any]:
-    """The values in an option's file and in those that it inherits from: option_file("trainer/ddp")."""
+    """The values in an option's file and in those that it inherits from: option_file("trainer/ddp").
+
+    Raises: UserError if Hydra would compose them into another place than `aug.NAME`.
+    """
     values: dict[str, Any] = {}
     for file in _with_inherited(name):
         values |= _content(file)
+    group, place = name.partition("/")[0], name.replace("/", ".")
+    stated = re.compile(rf"#\s*@package\s+{re.escape(place)}\s*$", re.MULTILINE)
+    if group in LISTED and not name.endswith("/none") and not stated.match(_path(name).read_text("utf-8")):
+        raise UserError(f"{_path(name)} must begin with its place among the {group}: # @package {place}")
     return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
 
 

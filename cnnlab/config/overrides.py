@@ -12,7 +12,17 @@ from hydra.errors import HydraException
 
 from cnnlab.config.errors import OTHER_NAMES
 from cnnlab.config.identity import NOT_OWN
-from cnnlab.config.options import GROUPS, LISTED, UserError, default_option, files, leaves, option_file, options
+from cnnlab.config.options import (
+    GROUPS,
+    LISTED,
+    UserError,
+    default_option,
+    files,
+    leaves,
+    option_file,
+    options,
+    refuse_folder,
+)
 
 NEEDED = (*GROUPS, "trainer", "logger")
 OPTIONAL = ("experiment", "debug", "launcher")
@@ -113,6 +123,8 @@ def check_overrides(words: Sequence[str]) -> None:
             raise UserError(f"{word[:60]}...: there is no such option. Use {offered}.")
         if wrong := [name for name in names if not isinstance(name, str | None)]:
             raise UserError(f"{word}: {wrong[0]} is not the name of an option. Use {offered}.")
+        for name in names:
+            refuse_folder(group, str(name))
         for name in files(group).keys() & set(names):
             option_file(f"{group}/{name}")  # Hydra's errors for a file that cannot be read are tracebacks
 
