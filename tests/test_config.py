@@ -23,10 +23,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.augment import Augmentation
 from cnnlab.config.check import check
-from cnnlab.config.identity import NOT_IDENTITY, changes, differences, identity, run_id
+from cnnlab.config.identity import NOT_IDENTITY, changes, configuration, differences, identity, run_id, targets
 from cnnlab.config.limits import PREDICATES, check_value
 from cnnlab.config.objects import filled, instantiate
-from cnnlab.config.options import CONF, UserError, _targets, allowed_targets, files, leaves, limits_of_file, option_file
+from cnnlab.config.options import (
+    CONF,
+    UserError,
+    _content,
+    _targets,
+    allowed_targets,
+    files,
+    leaves,
+    limits_of_file,
+    option_file,
+)
 from cnnlab.config.shape import Shape
 from cnnlab.config.values import job_config, plain
 from cnnlab.data.images import DataSet, Images
@@ -707,3 +717,46 @@ def test_more_images_than_there_are_left_to_train_on_are_refused():
         UserError, match="num_train_images=37 is more than the 36 training images that are not held out"
     ):
         ImageData(data, Unchanged(), {}, num_train_images=37, **options)
+
+
+BLOCKS = """_target_: own.networks.Stack
+blocks:
+  - _target_: own.blocks.Wide
+    width: 8
+  - [{_target_: own.blocks.Deep, act: {_target_: torch.nn.ReLU}}]
+"""
+
+
+@pytest.fixture
+def stack(tmp_path, monkeypatch) -> Callable[[str], DictConfig]:
+    """Composes a run of the option model=stack, whose classes within lists are in the module of that name."""
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    monkeypatch.setenv("CNNLAB_CONF", str(tmp_path / "conf"))
+
+    def configured(module: str, *typed: str) -> DictConfig:
+        (tmp_path / "conf" / "model" / "stack.yaml").write_text(BLOCKS.replace("own.blocks", module))
+        _content.cache_clear()
+        return configuration(["data=shapes", "model=stack", *typed])
+
+    yield configured
+    _content.cache_clear()
+
+
+def test_classes_within_lists_are_among_those_of_the_run(stack):
+    assert {"own.networks.Stack", "own.blocks.Wide", "own.blocks.Deep", "torch.nn.ReLU"} <= targets(stack("own.blocks"))
+
+
+@pytest.mark.parametrize("width", ["8", "16"])
+def test_a_class_within_a_list_can_be_moved(stack, width):
+    def typed(module: str) -> str:
+        deep = f"[{{_target_:{module}.Deep,act:{{_target_:torch.nn.ReLU}}}}]"
+        return f"model.blocks=[{{_target_:{module}.Wide,width:{width}}},{deep}]"
+
+    before, after = (run_id(stack(module, typed(module))) for module in ("own.blocks", "other"))
+    assert before == after != run_id(stack("other", typed("other").replace("Wide", "Deep", 1)))
+    assert (before == run_id(stack("own.blocks"))) == (width == "8")
+
+
+def test_numbers_within_lists_of_dictionaries_do_not_depend_on_their_notation():
+    ids = [identity(composed(f"lr_scale=[{{fc: {number}}}]")) for number in ("10", "10.0", "1e1", "11")]
+    assert len(set(ids[:3])) == 1 < len(set(ids))

@@ -203,6 +203,22 @@ def test_a_configuration_chooses_words_and_numbers_and_what_an_option_says(run, 
             opened(run)
 
 
+def test_classes_within_arguments_are_those_of_today(run, tmp_path, monkeypatch):
+    """If no file names the run's any more: they have moved."""
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    today = {"act": {"_target_": "new.Act"}, "blocks": [{"_target_": "new.Block", "width": 8}]}
+    (tmp_path / "conf" / "model" / "stack.yaml").write_text(yaml.safe_dump({"_target_": "new.Stack"} | today))
+    monkeypatch.setenv("CNNLAB_CONF", str(tmp_path / "conf"))
+    change_summary(run, choices=json.loads((run / "summary.json").read_text())["choices"] | {"model": "stack"})
+    block = {"_target_": "old.Block", "width": 16}
+    change_config(run, lambda c: c.update(model={"act": {"_target_": "old.Act"}, "blocks": [block]}))
+    found = opened(run).config.model
+    assert (found.act._target_, found.blocks) == ("new.Act", [{"_target_": "new.Block", "width": 16}])
+    change_config(run, lambda c: c["model"]["blocks"].append(dict(block)))
+    with pytest.raises(UserError, match=r"model\.blocks\.1\._target_=old\.Block is not allowed"):
+        opened(run)
+
+
 def test_every_path_of_our_options_says_that_it_may_be_one():
     """Or a run with another path could not be evaluated."""
     for group in ("data", "norm", "aug", "model", "loss", "metrics"):

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cnnlab.config import options
 from cnnlab.config.objects import data_source
-from cnnlab.config.options import CONF, GROUPS, LISTED, OVERLAYS, UserError, changes_nothing, leaves
+from cnnlab.config.options import CONF, GROUPS, LISTED, OVERLAYS, UserError, beside, changes_nothing, leaves
 from cnnlab.config.values import as_typed, job_config, plain
 
 UNNAMED = ("none", "constant", "cross_entropy", "acc", "classifier")  # options that do not show in the name
@@ -47,9 +47,11 @@ def run_id(config: DictConfig) -> str:
     if content := data_identity(config):
         names.append(f"data={content[:6]}")
     limits = limits_of(config)  # a file or a run is named by its content, wherever it is
+    defaults = defaults_of(config)
+    shown = {path: _canonical(_unlocated(value, defaults.get(path))) for path, value in changes(config).items()}
     changed = [
-        f"{path.rpartition('.')[2]}={content_of(config, path, limits.get(path, ''))[:6] or _canonical(value)}"
-        for path, value in changes(config).items()
+        f"{path.rpartition('.')[2]}={content_of(config, path, limits.get(path, ''))[:6] or text}"
+        for path, text in shown.items()
     ]
     name = re.sub(r"[^\w.=+-]+", "_", "-".join(names + changed), flags=re.ASCII)
     return f"{name[:111].rstrip('-_.')}-{identity(config)[:8]}"
@@ -67,7 +69,7 @@ def identity(config: DictConfig, without: str = "") -> str:
     """
     defaults, out = defaults_of(config), left_out(config)
     kept = {
-        path: _canonical(value)
+        path: _canonical(_unlocated(value, defaults.get(path)))
         for path, value in leaves(job_config(config))
         if not below(path, out) and path != without and not (path.endswith("._target_") and value == defaults.get(path))
     }
@@ -113,8 +115,18 @@ def data_identity(config: DictConfig) -> str:
         return ""
 
 
+def _unlocated(value: Any, default: Any) -> Any:
+    """A value without the import paths that its option's file has in the same places of a list."""
+    for node, other in beside(value, default):
+        if "_target_" in node and node["_target_"] == other.get("_target_"):
+            del node["_target_"]
+    return value
+
+
 def _canonical(value: Any) -> str:
     """A value as text that does not depend on its notation: 1 and 1.0 are the same, but not "1"."""
+    if isinstance(value, dict):  # in a list
+        return f"{{{', '.join(f'{key!r}: {_canonical(value[key])}' for key in sorted(value, key=str))}}}"
     if isinstance(value, list):
         return f"[{','.join(map(_canonical, value))}]"
     if isinstance(value, bool):
@@ -176,8 +188,8 @@ def differences(config: DictConfig) -> dict[str, str]:
 
 def targets(config: DictConfig) -> frozenset[str]:
     """The import paths of what can change the result."""
-    found = leaves({group: plain(config[group]) for group in GROUPS})
-    return frozenset(str(value) for path, value in found if path.endswith("._target_"))
+    nodes = beside({group: plain(config[group]) for group in GROUPS}, {})
+    return frozenset(str(node["_target_"]) for node, _ in nodes if "_target_" in node)
 
 
 def defaults_of(config: DictConfig) -> dict[str, Any]:

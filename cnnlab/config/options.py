@@ -274,3 +274,18 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def beside(value: Any, default: Any) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every dictionary in a value, within lists too, with the one in the same place of another value, or an empty one.
+
+    A dictionary may be changed when it is yielded.
+    """
+    if isinstance(value, dict):
+        default = default if isinstance(default, dict) else {}
+        yield value, default
+        for key, one in value.items():
+            yield from beside(one, default.get(key))
+    elif isinstance(value, list):
+        for one, other in itertools.zip_longest(value, (default if isinstance(default, list) else [])[: len(value)]):
+            yield from beside(one, other)

@@ -16,7 +16,16 @@ from cnnlab.config.check import check_values
 from cnnlab.config.identity import configuration
 from cnnlab.config.limits import check_value, siblings
 from cnnlab.config.objects import checked_config
-from cnnlab.config.options import LISTED, UserError, leaves, limits_of_file, option_file, options
+from cnnlab.config.options import (
+    LISTED,
+    UserError,
+    allowed_targets,
+    beside,
+    leaves,
+    limits_of_file,
+    option_file,
+    options,
+)
 from cnnlab.config.shape import Shape
 from cnnlab.config.values import plain
 from cnnlab.runs.directory import RunDirectory
@@ -115,6 +124,9 @@ def opened(path: Path) -> OpenedRun:
             )
         defaults, limits = option_file(f"{group}/{name}"), limits_of_file(f"{group}/{name}")
         node["_target_"] = defaults["_target_"]  # wherever the class is today
+        for part, today in beside(node, defaults):
+            if "_target_" in part.keys() & today and part["_target_"] not in list(allowed_targets(group)):
+                part["_target_"] = today["_target_"]
         known = {"data": facts, "run": {name: tree[name] for name in ("test_flips", "test_shifts")}}
         for key, value in (*leaves(node), *((key, one) for key, one in node.items() if isinstance(one, dict))):
             check_value(f"{group}.{key}", value, defaults.get(key), limits.get(key), siblings(node, key) | known)
