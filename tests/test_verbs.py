@@ -197,6 +197,21 @@ def test_a_module_that_evaluates_something_else_is_noticed(runs, verb):
         assert verb("evaluate", runs[name]).stderr == ""
 
 
+def test_code_that_changed_since_the_training_is_mentioned(runs, verb, tmp_path):
+    """In the words of the training command; other tests show that nothing is said otherwise."""
+    file, image = runs["stickers"] / "summary.json", tmp_path / "image.png"
+    Image.new("RGB", (16, 16)).save(image)
+    for words in (("evaluate",), ("predict", image), ("export", "--format", "torch"), ("show",)):
+        words = (words[0], runs["stickers"], *words[1:])
+        assert "changed since" not in verb(*words).stderr
+        summary = json.loads(file.read_text())
+        file.write_text(json.dumps(summary | {"code_digest": "c" * 64}))
+        result = verb(*words)
+        assert result.returncode == 0
+        assert f"{runs['stickers']}: the source code changed since: rerun=true trains it again." in result.stderr
+        file.write_text(json.dumps(summary))
+
+
 def test_a_training_that_tested_some_of_the_images_is_not_contradicted(runs, verb):
     file = runs["stickers"] / "summary.json"
     summary = json.loads(file.read_text())

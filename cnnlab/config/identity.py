@@ -188,8 +188,11 @@ def differences(config: DictConfig) -> dict[str, str]:
 
 def targets(config: DictConfig) -> frozenset[str]:
     """The import paths of what can change the result."""
-    nodes = beside({group: plain(config[group]) for group in GROUPS}, {})
-    return frozenset(str(node["_target_"]) for node, _ in nodes if "_target_" in node)
+    return targets_in({group: plain(config[group]) for group in GROUPS})
+
+
+def targets_in(tree: dict[str, Any]) -> frozenset[str]:
+    return frozenset(str(node["_target_"]) for node, _ in beside(tree, {}) if "_target_" in node)
 
 
 def defaults_of(config: DictConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ ADVICE = {
     "shared memory": "/dev/shm is full: use data.num_workers=0, or give a container more (docker run --shm-size=1g)",
 }
 
+CHANGED = "changed since: rerun=true trains it again."
 ROUNDING = 1e-12  # a number below this is rounding error
 
 
@@ -80,6 +81,6 @@ def recall(path: Path, summary: dict[str, Any], code: str, data: str) -> str:
     """One line for a run that was finished before; it says whether code or data have changed since."""
     changed = ["source code"] if summary.get("code_digest") != code else []
     changed += ["data"] if summary.get("data_digest") != data else []
-    note = f" But the {' and the '.join(changed)} changed since: rerun=true trains it again." if changed else ""
+    note = f" But the {' and the '.join(changed)} {CHANGED}" if changed else ""
     when = f" ({summary['started'][:16].replace('T', ' ')})" if "started" in summary else ""
     return f"{os.path.relpath(path)}: already finished{when}: {headline(summary)}.{note}"

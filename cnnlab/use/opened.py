@@ -13,9 +13,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config.check import check_values
-from cnnlab.config.identity import configuration
+from cnnlab.config.identity import configuration, targets_in
 from cnnlab.config.limits import check_value, siblings
 from cnnlab.config.objects import checked_config
+from cnnlab.config.options import GROUPS as DECIDING
 from cnnlab.config.options import (
     LISTED,
     UserError,
@@ -29,6 +30,7 @@ from cnnlab.config.options import (
 from cnnlab.config.shape import Shape
 from cnnlab.config.values import plain
 from cnnlab.runs.directory import RunDirectory
+from cnnlab.runs.provenance import code_digest
 from cnnlab.runs.readers import BrokenFileError
 
 GROUPS = ("data", "norm", "aug", "model", "loss", "metrics")  # of a run's configuration, used after training
@@ -112,7 +114,7 @@ def opened(path: Path) -> OpenedRun:
     ):
         raise BrokenFileError(file, "has values of unexpected types")
     facts = OpenedRun(path, best, summary, OmegaConf.create()).stored.facts()
-    for group, name, node in _nodes(tree, summary):
+    for group, name, node in _nodes(tree, summary, GROUPS):
         if not isinstance(node, dict):
             raise BrokenFileError(file, f"has no option of {group}")
         if group == "data":
@@ -123,10 +125,7 @@ def opened(path: Path) -> OpenedRun:
                 f"{', '.join(options(group))}; --config-dir FOLDER adds those of a project."
             )
         defaults, limits = option_file(f"{group}/{name}"), limits_of_file(f"{group}/{name}")
-        node["_target_"] = defaults["_target_"]  # wherever the class is today
-        for part, today in beside(node, defaults):
-            if "_target_" in part.keys() & today and part["_target_"] not in list(allowed_targets(group)):
-                part["_target_"] = today["_target_"]
+        _locate(node, group, defaults)
         known = {"data": facts, "run": {name: tree[name] for name in ("test_flips", "test_shifts")}}
         for key, value in (*leaves(node), *((key, one) for key, one in node.items() if isinstance(one, dict))):
             check_value(f"{group}.{key}", value, defaults.get(key), limits.get(key), siblings(node, key) | known)
@@ -139,6 +138,25 @@ def opened(path: Path) -> OpenedRun:
     return OpenedRun(path, best, summary, checked_config(tree))
 
 
+def code_changed(run: OpenedRun) -> bool:
+    """Whether the code that made a run has changed since; its classes are where they are today, as in training."""
+    whole = RunDirectory(run.path).config()
+    tree = {group: node if isinstance(node := whole.get(group), dict) else {} for group in DECIDING}
+    for group, name, node in _nodes(tree, run.summary, DECIDING):
+        if isinstance(node, dict) and name in options(group):
+            _locate(node, group, option_file(f"{group}/{name}"))
+    code = code_digest(targets_in(tree) & allowed_targets())
+    return run.summary.get("code_digest", code) != code
+
+
+def _locate(node: dict[str, Any], group: str, defaults: dict[str, Any]) -> None:
+    """Replace the run's classes by those of today's option file: its own, and those within that no file names now."""
+    node["_target_"] = defaults["_target_"]
+    for part, today in beside(node, defaults):
+        if "_target_" in part.keys() & today and part["_target_"] not in list(allowed_targets(group)):
+            part["_target_"] = today["_target_"]
+
+
 def not_words(value: Any) -> Iterator[str]:
     """The strings in a value that may be a path or an address, from which code or weights would be loaded."""
     if isinstance(value, str):
@@ -149,9 +167,9 @@ def not_words(value: Any) -> Iterator[str]:
             yield from not_words(one)
 
 
-def _nodes(tree: dict[str, Any], summary: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+def _nodes(tree: dict[str, Any], summary: dict[str, Any], groups: tuple[str, ...]) -> Iterator[tuple[str, str, Any]]:
     """Group, option and node of everything that is instantiated."""
-    for group in GROUPS:
+    for group in groups:
         if group in LISTED:
             yield from ((group, name, node) for name, node in tree[group].items())
         else:

@@ -24,12 +24,13 @@ from cnnlab.metrics import Accuracy
 from cnnlab.networks import mean_of_views
 from cnnlab.normalize import Normalization
 from cnnlab.runs.directory import CheckpointError
+from cnnlab.runs.wording import CHANGED
 from cnnlab.text import say
 from cnnlab.train.checkpoint import CheckpointFiles
 from cnnlab.train.machine import computes_in_bf16
 from cnnlab.train.parts import MISFITS, make_augmentations, make_loss, make_metrics, make_network
 from cnnlab.use.bounded import bounded
-from cnnlab.use.opened import OpenedRun, opened
+from cnnlab.use.opened import OpenedRun, code_changed, opened
 
 USED_WEIGHTS = ("network.", "loss.")  # the beginnings of the keys of a module that has no further parts
 ImageInput: TypeAlias = Tensor | np.ndarray | Image.Image | Sequence[Image.Image]
@@ -212,6 +213,8 @@ def open_run(path: Path, epoch: str = "best") -> tuple[Trained, DictConfig, dict
         ) from error
     if others := sorted({key.partition(".")[0] for key in saved["state_dict"] if not key.startswith(USED_WEIGHTS)}):
         say(f"cnnlab: {checkpoint} also has weights of {', '.join(others)}; only the network is used.", sys.stderr)
+    if code_changed(run):
+        say(f"cnnlab: {path}: the source code {CHANGED}", sys.stderr)
     if (status := run.summary.get("status")) != "done":
         number = len(saved["records"]["rows"])
         say(f"cnnlab: {path} is {status}: these are the weights of epoch {number}, its {epoch} so far.", sys.stderr)
