@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from cnnlab import __version__
 from cnnlab.config.errors import refuse, refusing
 from cnnlab.config.options import UserError, folders, use_folders
-from cnnlab.config.overrides import flags_last
+from cnnlab.config.overrides import flags_last, own_folders
 from cnnlab.console import outlive_terminal
 from cnnlab.project.new import new
 from cnnlab.project.rename import rename
@@ -37,8 +37,8 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     parser = Parser("cnnlab", description="Everything besides training, which is `cnnlab train` or `python train.py`.")
-    own = "folder of your own option files"
-    parser.add_argument("--config-dir", action="append", default=[], metavar="FOLDER", help=own)
+    own: dict[str, Any] = {"metavar": "FOLDER", "help": "folder of your own option files"}  # see `own_folders`
+    parser.add_argument("--config-dir", **own)
     parser.add_argument("--version", action="version", version=f"cnnlab {__version__}")
     parser.set_defaults(function=lambda _: parser.print_help())
     verbs = parser.add_subparsers(metavar="VERB")
@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
         """Add a verb; the returned function adds an argument to it."""
         verb = verbs.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
         verb.set_defaults(function=function)
+        verb.add_argument("--config-dir", **own)
         return verb.add_argument
 
     overrides: dict[str, Any] = {"nargs": "*", "metavar": "group=option or key=value", "help": "as for train.py"}
@@ -114,14 +115,14 @@ def main() -> None:
         return
     outlive_terminal()
     os.environ["MPLBACKEND"] = "agg"  # a notebook's backend cannot be imported here
-    words = sys.argv[1:]
+    own = own_folders(words := sys.argv[1:])
     if words[:1] and words[0] in ("fetch", "anatomy", "show", "evaluate"):
         words = [words[0], *flags_last(words[1:])]  # argparse takes overrides only if they are together
     arguments = parser().parse_args(words)
     try:
         with refusing():
-            if arguments.config_dir:
-                use_folders(arguments.config_dir)
+            if own:
+                use_folders(own)
             folders()
             arguments.function(arguments)
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from cnnlab import __version__
 from cnnlab.config.check import check_single
 from cnnlab.config.errors import refuse, refusing
 from cnnlab.config.options import CONF, UserError, folders, use_folders
-from cnnlab.config.overrides import check_flags, check_overrides, flags_last
+from cnnlab.config.overrides import check_flags, check_overrides, flags_last, own_folders
 from cnnlab.console import announce, outlive_terminal
 from cnnlab.launch.job import Job
 from cnnlab.runs.directory import RunDirectory
@@ -46,18 +46,6 @@ def single(config: DictConfig) -> None:
             run.remove_if_empty()  # Hydra has created the directory
         raise
     sys.exit(Job.of(whole, run.path).do())
-
-
-def own_folders(words: list[str]) -> list[str]:
-    """Remove every --config-dir FOLDER and -cd FOLDER from the words of a command line; return the folders."""
-    found: list[str] = []
-    for place in reversed(range(len(words))):
-        if words[place].startswith("--config-dir="):
-            found.insert(0, words.pop(place).partition("=")[2])
-        elif words[place] in ("--config-dir", "-cd") and words[place + 1 :]:
-            found.insert(0, words.pop(place + 1))
-            del words[place]
-    return found
 
 
 def main(*conf: str) -> None:

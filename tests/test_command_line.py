@@ -101,3 +101,14 @@ def test_a_command_line_is_composed_or_refused(own_options, words):
         assert len(said) > len("cnnlab: ")
         assert not re.search("Traceback|<class '|object at 0x", said)
     assert {path.name for path in folder.iterdir()} <= {"cache", "outputs"}
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_verbs_take_folders_of_options_wherever_they_are_given(tmp_path, monkeypatch, verb, place):
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text("_target_: cnnlab.networks.Linear\n")
+    monkeypatch.setenv(VARIABLE, "")
+    words = ["show", "--num=1", "data=shapes", "model=mine"]
+    words[place:place] = ["--config-dir", str(tmp_path / "conf")]
+    result = verb(*words, "seed=x")
+    assert (result.returncode, result.stderr.split(" is ")[0]) == (2, "cnnlab: seed=x")

@@ -43,6 +43,18 @@ def flags_last(words: Sequence[str]) -> list[str]:
     return others + flags
 
 
+def own_folders(words: list[str]) -> list[str]:
+    """Remove every --config-dir FOLDER and -cd FOLDER from the words of a command line; return the folders."""
+    found: list[str] = []
+    for place in reversed(range(len(words))):
+        if words[place].startswith("--config-dir="):
+            found.insert(0, words.pop(place).partition("=")[2])
+        elif words[place] in ("--config-dir", "-cd") and words[place + 1 :]:
+            found.insert(0, words.pop(place + 1))
+            del words[place]
+    return found
+
+
 def check_flags(words: Sequence[str]) -> None:
     """Refuse flags that Hydra does not know: instead of `--epochs 3`, use trainer.max_epochs=3."""
     modes = {ONE_OF[flag] for word in words if (flag := word.partition("=")[0]) in ONE_OF}
