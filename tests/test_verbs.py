@@ -192,6 +192,8 @@ def test_a_module_that_evaluates_something_else_is_noticed(runs, verb):
     weights, differ = result.stderr.splitlines()
     assert "also has weights of teacher; only the network is used" in weights
     assert "the training reported test/loss" in differ
+    assert "Either its module does more" in differ  # what else it may be is not known here
+    assert "or code or packages have changed" in differ
     assert verb("evaluate", runs["teacher"], "test_flips=true").stderr.splitlines() == [weights]
     for name in ("stickers", "numbers", "labels"):
         assert verb("evaluate", runs[name]).stderr == ""

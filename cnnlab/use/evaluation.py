@@ -103,8 +103,9 @@ def disagreement(found: Evaluation, summary: Mapping[str, Any]) -> str:
         noise = 0.001 if name == "loss" else 1 / found.num_images
         if before is not None and not math.isclose(value, before, rel_tol=0.01, abs_tol=noise):
             return (
-                f"the training reported test/{name} {before:.4f} for these images, but the network alone gives "
-                f"{value:.4f}. The run's module evaluates something else than its network."
+                f"the training reported test/{name} {before:.4f} for these images, but the run's network, loss and "
+                f"metrics give {value:.4f} now. Either its module does more at test time than to call them, or one of "
+                f"them depends on more than images and weights, or code or packages have changed."
             )
     return ""
 
