@@ -19,13 +19,14 @@ from cnnlab.config.options import UserError
 from cnnlab.report import compare, page, run_figures, tables
 from cnnlab.report.answer import answer
 from cnnlab.report.effects import effects
-from cnnlab.report.listing import handle, labels, print_list
+from cnnlab.report.listing import handle, labels, print_list, print_table
 from cnnlab.report.plan import past_speeds
 from cnnlab.report.runs import find, read, short_names
 from cnnlab.report.sections import document
 from cnnlab.report.statistics import estimate, mcnemar
 from cnnlab.report.sweep import Sweep
 from cnnlab.runs.directory import RunDirectory
+from cnnlab.runs.named import named
 
 VALUES = [0.71, 0.74, 0.69, 0.75]
 DATA = {"classes": ["cat", "dog"], "task": "multiclass", "fingerprint": "f" * 64, "num_train": 90}
@@ -209,6 +210,27 @@ def test_question_answer_and_ranking(two_by_two):
     found = {effect.value: effect for effect in effects(sweep, "optim")}
     assert found["adam"].change.mean == pytest.approx(0.1)  # sgd is the default
     assert found["adam"].combinations == ["aug=cutmix", "aug=none"]
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_of_equal_settings_the_same_one_is_the_first_everywhere(tmp_path, capsys, higher):
+    """The sweep reads its runs in the order of its jobs, the report and `best` in that of their names."""
+    more = {"select_mode": "max" if higher else "min"}
+    paths = [
+        make_run(tmp_path, seed, score, {"optim": optim}, **more)
+        for optim, scores in (("sgd", (0.1, 0.2, 0.3)), ("adam", (0.3, 0.2, 0.1)))
+        for seed, score in enumerate(scores)
+    ]
+    for order in (paths, paths[::-1], list(find([tmp_path]))):
+        found = Sweep(*read(order))
+        assert [found.label(place.setting) for place in found.ranking] == ["optim=adam", "optim=sgd"]
+        assert answer(found).startswith("optim=adam has the ")
+    for order in (paths, paths[::-1]):
+        print_table(order)
+        rows = [line for line in capsys.readouterr().out.splitlines() if re.search("sgd|adam", line)]
+        assert "adam" in rows[0]
+        assert "sgd" in rows[1]
+    assert "-adam-" in named("best", tmp_path).name
 
 
 def test_what_cannot_be_told_apart_is_said(tmp_path):

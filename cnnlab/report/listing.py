@@ -61,9 +61,9 @@ def print_table(directories: Sequence[Path]) -> bool:
     return len(done) == len(directories)
 
 
-def by_score(run: Run) -> tuple[str, float]:
-    """A key that sorts finished runs, best first among those with the same metric."""
-    return run.measure, (-1) ** run.higher * run.score
+def by_score(run: Run) -> tuple[str, float, str]:
+    """A key that sorts finished runs, best first among those with the same metric, as `Sweep.ranking` does."""
+    return run.measure, (-1) ** run.higher * run.score, run.path.name
 
 
 def handle(path: Path) -> str:

@@ -98,10 +98,12 @@ class Sweep:
 
     @cached_property
     def ranking(self) -> list[Place]:
-        """Best mean first."""
+        """Best mean first; of equal ones, that whose run has the first name, whatever the order of the runs."""
         scores = [group.score for group in self.groups]
+        names = [min(run.path.name for run in group.runs) for group in self.groups]
         order = sorted(
-            range(len(scores)), key=lambda at: (self.groups[at].diverged, (-1) ** self.higher * scores[at].mean)
+            range(len(scores)),
+            key=lambda at: (self.groups[at].diverged, (-1) ** self.higher * scores[at].mean, names[at]),
         )
         if order and math.isfinite((first := scores[order[0]]).half_width):
             reach = reach_of_first(self.num_rivals, first.num)

@@ -89,8 +89,8 @@ def _best(runs: Sequence[Path], among: Path) -> Path:
             f"({listed(sorted({one['choices'].get('data', '?') + ' by ' + one['selected_on'] for _, one in done}))}). "
             f"Use --runs FOLDER for a folder whose runs can be compared, or the name of a run."
         )
-    sign = 1 if done[0][1]["select_mode"] == "max" else -1
-    return max(done, key=lambda one: sign * one[1]["metrics"][one[1]["selected_on"]])[0]
+    sign = -1 if done[0][1]["select_mode"] == "max" else 1
+    return min(done, key=lambda one: (sign * one[1]["metrics"][one[1]["selected_on"]], one[0].name))[0]
 
 
 def listed(items: Sequence[object]) -> str:
