@@ -1,5 +1,6 @@
 """The files of a run directory appear whole or not at all, and one process owns them."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -380,3 +381,23 @@ def test_the_traceback_of_a_worker_is_left_to_the_log():
     assert "use data.num_workers=0" in advice(error)
     assert reason(ValueError("a\nb")) == "ValueError: a\nb"
     assert advice(ValueError("a")) == ""
+
+
+def test_data_files_that_the_code_names_are_in_its_digest(tmp_path, monkeypatch):
+    package = tmp_path / "lookup"
+    (package / "data").mkdir(parents=True)
+    (package / "networks.py").write_text('TABLE = Path(__file__).parent / "data/table.v1.json"\n')
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def digest() -> str:
+        return provenance.code_digest.__wrapped__(frozenset({"lookup.networks.Lookup"}))
+
+    files = [package / "data" / name for name in ("table.v1.json", "notes.txt", "table.json")]
+    known = [digest()]
+    for text in ("1", "2"):
+        for file in files:
+            file.write_text(text)
+            known.append(digest())
+    assert [before != after for before, after in itertools.pairwise(known)] == [True, False, False] * 2
+    monkeypatch.setattr(provenance, "LARGEST", 0)
+    assert digest() == known[0]

@@ -5,6 +5,8 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from typing import Any
 PACKAGE = Path(__file__).parents[1]
 INSTALLED = {"site-packages", "dist-packages"}  # where pip and Debian install packages
 
+LARGEST = 16_000_000  # bytes of a data file; a larger one, such as weights, is not read for every command
 AFTERWARDS = (  # code that starts runs or uses finished ones, and cannot change a result
     *("project/", "report/", "use/", "__main__.py", "cli.py", "main.py", "python.py", "terminal.py"),
     *("testing.py", "config/overrides.py"),
@@ -26,7 +29,7 @@ def code_digest(targets: frozenset[str] = frozenset()) -> str:
     """SHA-256 over the source files that can change a result, and the versions of installed packages.
 
     targets: the classes and functions of a run, by their import paths. For those of a project, its whole package
-        counts, and whatever else of the project it imports.
+        counts, with data files in it that its sources name, and whatever else of the project it imports.
     """
     sha = hashlib.sha256()
     for file in sorted(PACKAGE.rglob("*.py")):
@@ -57,7 +60,10 @@ def _collect(package: str, found: dict[str, bytes]) -> None:
         return
     files = [file for place in places for file in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
     sources = [file.read_bytes() for file in files if file.is_file()]
-    found[package] = b"\0".join(sources)
+    words = set(re.findall(rb"[\w-]+(?:\.[\w-]+)+", b"\0".join(sources)))  # "table.json"
+    data = [file for place in places for file in sorted(place.rglob("*.*")) if os.fsencode(file.name) in words]
+    small = [file for file in data if file.is_file() and file not in files and file.stat().st_size <= LARGEST]
+    found[package] = b"\0".join((*sources, *(file.read_bytes() for file in small)))
     for source in sources:
         for name in _imported(source):
             _collect(name, found)
