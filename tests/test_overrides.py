@@ -268,8 +268,11 @@ def test_an_option_file_in_another_place_is_refused(own, word, said):
         check_overrides([word])
 
 
-@pytest.mark.parametrize("word", ["experiment=deep/net", "experiment=deep/acc", "model=deep/net"])
-def test_wherever_it_is_chosen(own, word):
+@pytest.mark.parametrize("word", ["experiment=deep/net", "experiment=deep/acc", "model=deep/net", "metrics=deep/top1"])
+def test_wherever_it_is_chosen(own, word, tmp_path):
+    if "acc" not in word:
+        (tmp_path / "conf" / "metrics" / "placeless.yaml").unlink()
+        (tmp_path / "conf" / "metrics" / "copied.yaml").unlink()
     with pytest.raises(UserError, match=r"Move the file|must begin with"):
         check(configuration(["data=shapes", word]))
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from cnnlab.config.identity import NOT_OWN, chosen, defaults_of, limits_of, run_id
 from cnnlab.config.limits import check_value, named_in, refuse_unknown_names, siblings
 from cnnlab.config.objects import check_targets, checked_source, num_trained_on
-from cnnlab.config.options import GROUPS, LISTED, UserError, leaves, option_file, options, refuse_folder
+from cnnlab.config.options import GROUPS, LISTED, UserError, folders, leaves, option_file, options, refuse_folder
 from cnnlab.config.paths import expand, make_folder
 from cnnlab.config.processes import place
 from cnnlab.config.values import as_typed, job_config, without_hydra
@@ -49,8 +49,12 @@ def check(config: DictConfig) -> None:
     for group, names in chosen(config).items():
         for name in names:
             refuse_folder(group, str(name))
-        for name in options(group) if group in LISTED and set(names) - set(options(group)) else ():
-            option_file(f"{group}/{name}")  # refuses a file that was composed into another place
+        if group in LISTED and (others := set(names) - set(options(group))):  # maybe composed into another place
+            for name in options(group):
+                option_file(f"{group}/{name}")
+            for file in (file for folder in folders() for file in folder.glob(f"{group}/*/**/*.yaml")):
+                if file.stem in others:
+                    refuse_folder(group, f"{file.parent.name}/{file.stem}")
     for prefix, node in nodes(job):
         if not isinstance(node, dict) or "_target_" not in node:
             group = prefix.partition(".")[0]
