@@ -1,5 +1,6 @@
 """Optimizers, schedules and knobs of the training step, against torch used by hand."""
 
+import copy
 import math
 from functools import partial
 from types import SimpleNamespace
@@ -165,6 +166,25 @@ def test_decay_spares_biases_and_norms_if_asked():
     assert spared["weight_decay"] == 0
     optimizer = torch.optim.SGD([decayed, spared], lr=0.1, weight_decay=0.5)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0]
+
+
+def test_lbfgs_steps_convolutions_in_channels_last_as_in_any_layout():
+    images, targets = torch.randn(6, 3, 4, 4, dtype=torch.float64), torch.arange(6) % 3
+    first = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Tanh(), nn.Flatten(), nn.Linear(20, 3)).double()
+    second = copy.deepcopy(first)
+    first.to(memory_format=torch.channels_last)
+    make = partial(torch.optim.LBFGS, lr=0.1, max_iter=3)
+    for network, optimizer in ((first, make_optimizer(make, first, True)), (second, make(second.parameters()))):
+
+        def closure(network=network, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(network(images.to(memory_format=torch.channels_last)), targets)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    for found, expected in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def plain(**options) -> Classifier:

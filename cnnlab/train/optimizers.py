@@ -23,6 +23,9 @@ def make_optimizer(
     for group in optimizer.param_groups:
         if (scale := group.pop("lr_scale", 1.0)) != 1.0:
             group["lr"] = group["lr"] * scale
+    if hasattr(optimizer, "_gather_flat_grad"):  # L-BFGS flattens gradients, which have the layout of their weights
+        for weight in network.parameters():
+            weight.data = weight.data.contiguous()
     return optimizer
 
 
