@@ -9,6 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
+from lightning import LightningModule
+from lightning.pytorch.callbacks import Timer
+from omegaconf import OmegaConf
 from torch import nn
 
 from cnnlab.config.objects import instantiate
@@ -106,7 +109,9 @@ def test_it_is_known_which_schedules_a_warm_up_can_multiply(kind):
 
 def test_a_warm_up_that_a_schedule_would_overwrite_is_refused():
     data = SimpleNamespace(num_batches=10, batch_size=8, train_index=range(80))
-    parts = SimpleNamespace(network=nn.Linear(2, 2), higher=True, select_on="val/acc", data=data)
+    parts = SimpleNamespace(
+        network=nn.Linear(2, 2), higher=True, select_on="val/acc", data=data, module=LightningModule()
+    )
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", ["sched=onecycle", "warmup_epochs=1"])
     with pytest.raises(UserError, match=r"OneCycleLR sets every rate anew.* Use warmup_epochs=0"):
@@ -115,6 +120,15 @@ def test_a_warm_up_that_a_schedule_would_overwrite_is_refused():
     check_parts(config, parts, {})
     config.sched.pct_start = 0.01  # of 100 steps, which are not those of the run, it would rise in none
     check_parts(config, parts, {})
+
+
+@pytest.mark.parametrize("own", [Timer(), [Timer(), Timer()]])
+def test_callbacks_of_a_module_are_refused_as_nothing_checks_them(own):
+    config = OmegaConf.create({"module": {"_target_": "own.modules.GAN"}})
+    module = LightningModule()
+    module.configure_callbacks = lambda: own
+    with pytest.raises(UserError, match=r"own.modules.GAN.configure_callbacks returns Timer.*callbacks=NAME"):
+        check_parts(config, SimpleNamespace(module=module), {})
 
 
 def test_onecycle_rises_to_the_rate_and_falls_over_the_whole_training():

@@ -3,7 +3,7 @@
 import inspect
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -150,7 +150,15 @@ def with_graph(
 
 
 def check_parts(config: DictConfig, parts: Parts, callbacks: Mapping[str, Callback]) -> None:
-    """Raises: UserError for a metric that is not measured, and for what the optimizer or its schedule refuses."""
+    """Raises: UserError for callbacks that the module brings, metrics that are not measured, and what the optimizer or
+    its schedule refuses.
+    """
+    if own := parts.module.configure_callbacks():
+        names = ", ".join(type(callback).__name__ for callback in (own if isinstance(own, Sequence) else [own]))
+        raise UserError(
+            f"{config.module['_target_']}.configure_callbacks returns {names}, which nothing would check. Choose them "
+            f"with callbacks=NAME instead."
+        )
     for name, callback in callbacks.items():
         if monitor := getattr(callback, "monitor", None):
             mode = getattr(callback, "mode", "max" if parts.higher else "min")
