@@ -331,6 +331,17 @@ def test_what_only_watches_is_no_part_of_the_run(zygote, own, tmp_path):
     assert "callbacks=swa is not supported: its average is neither tested nor in the checkpoints" in said(output)
 
 
+def test_a_callback_sees_the_metrics_of_the_epoch_before_in_a_resumed_run_too(zygote, own, tmp_path):
+    kept = []
+    command = (*FAST, "optim=adafactor", "data=four_channels", "model=tower", "callbacks=keep")
+    for output, faults in ((tmp_path / "plain", []), (tmp_path / "killed", [("step", 14, "SIGKILL")])):
+        for given in [faults, []] if faults else [[]]:
+            words = {"command": (*command, "+callbacks.keep.monitor=train/loss"), "environment": own, "faults": given}
+            assert zygote.run(output, **words)["status"] == (-9 if given else 0), said(output)
+        kept.append(sorted(path.name for path in (only_run(output) / "keep").glob("*.ckpt")))
+    assert kept == [[f"epoch=1-step={step}.ckpt" for step in (12, 15, 18)]] * 2
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [

@@ -87,6 +87,7 @@ class Records(Checkpoint):
             "lr": self.lr,
             "elapsed": time.perf_counter() - self.started,
             "processes": gather(mine),
+            "metrics": {name: value.cpu().clone() for name, value in trainer.callback_metrics.items()},
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -140,6 +141,8 @@ class Records(Checkpoint):
             if not state["epoch_done"]:
                 self.logged_before = epochs.restore_epoch_state(mine, pl_module)
             self.lr, self.started = state["lr"], time.perf_counter() - state["elapsed"]
+            earlier = {name: value.to(pl_module.device) for name, value in state.get("metrics", {}).items()}
+            trainer.callback_metrics.update(earlier)  # callbacks may look at them at any step
 
     # ---------------------------------------------------------------------------------------------- training
 
