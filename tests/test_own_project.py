@@ -331,15 +331,36 @@ def test_what_only_watches_is_no_part_of_the_run(zygote, own, tmp_path):
     assert "callbacks=swa is not supported: its average is neither tested nor in the checkpoints" in said(output)
 
 
-def test_a_callback_sees_the_metrics_of_the_epoch_before_in_a_resumed_run_too(zygote, own, tmp_path):
-    kept = []
-    command = (*FAST, "optim=adafactor", "data=four_channels", "model=tower", "callbacks=keep")
-    for output, faults in ((tmp_path / "plain", []), (tmp_path / "killed", [("step", 14, "SIGKILL")])):
+WATCH = """
+from lightning import Callback
+
+class Watch(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        for name in ("train/twice", "gan/d_loss"):
+            module.log(name, outputs["loss"], on_step=True, on_epoch=True)
+        module.log("train/per_step", 1.0)
+        module.log("watched", 1.0, logger=False)
+"""
+
+
+def test_callbacks_log_values_and_see_those_of_the_epoch_before_in_a_resumed_run_too(zygote, own, project, tmp_path):
+    (project / "own" / "watch.py").write_text(WATCH)
+    (project / "conf" / "callbacks" / "watch.yaml").write_text(
+        "# @package callbacks.watch\n_target_: own.watch.Watch\n"
+    )
+    command = (*FAST, "optim=adafactor", "data=four_channels", "model=tower", "callbacks=[keep,watch]")
+    kept, outputs = [], [tmp_path / "plain", tmp_path / "killed"]
+    for output, faults in zip(outputs, ([], [("step", 14, "SIGKILL")]), strict=True):
         for given in [faults, []] if faults else [[]]:
             words = {"command": (*command, "+callbacks.keep.monitor=train/loss"), "environment": own, "faults": given}
             assert zygote.run(output, **words)["status"] == (-9 if given else 0), said(output)
         kept.append(sorted(path.name for path in (only_run(output) / "keep").glob("*.ckpt")))
     assert kept == [[f"epoch=1-step={step}.ckpt" for step in (12, 15, 18)]] * 2
+    first, second = map(left_by, outputs)
+    assert differences(first["rows"], second["rows"]) == []
+    named = {f"{part}/{kind}" for part in ("train", "val") for kind in ("loss", "acc")}
+    assert first["rows"][0].keys() == named | {"epoch", "lr", "train/twice", "train/per_step"}
+    assert said(outputs[0]).count("Not in metrics.csv: gan/d_loss. Log values as train/NAME, val/NAME or") == 1
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,18 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def line(row: Mapping[str, float], max_epochs: int) -> str:
+    """One epoch in one line."""
+    parts = [
+        f"{part} " + " ".join(f"{name.removeprefix(f'{part}/')} {row[name]:.4f}" for name in names)
+        for part in ("train", "val", "test")
+        if (names := [name for name in row if name.startswith(f"{part}/")])
+    ]
+    return "  ".join(
+        (f"epoch {row['epoch']:>{len(str(max_epochs))}}/{max_epochs}", *parts, f"{row['epoch_seconds']:.1f} s")
+    )
+
+
 def recall(path: Path, summary: dict[str, Any], code: str, data: str) -> str:
     """One line for a run that was finished before; it says whether code or data have changed since."""
     changed = ["source code"] if summary.get("code_digest") != code else []

@@ -21,6 +21,7 @@ from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.log import log
 from cnnlab.runs.readers import Row
 from cnnlab.runs.signals import Interrupted, Pruned
+from cnnlab.runs.wording import line
 from cnnlab.train import checkpoint
 from cnnlab.train import epoch_state as epochs
 from cnnlab.train.checkpoint import CheckpointFiles
@@ -206,6 +207,8 @@ class Records(Checkpoint):
                 self.files.then(checkpoint.copy, self.last, self.run.checkpoints / "best.ckpt")
             self.files.then(self.run.write_metrics, list(self.rows))
             log.info(line(row, trainer.max_epochs or 0))
+            if len(self.rows) == 1 and (names := ", ".join(unrecorded(trainer))):
+                log.warning(f"Not in metrics.csv: {names}. Log values as train/NAME, val/NAME or test/NAME.")
         log_row(trainer, row, self.filters[-1])
         self.stop_if_requested(trainer)
 
@@ -270,28 +273,25 @@ def log_row(trainer: Trainer, row: Row, filters: Tensor | None) -> None:
 
 
 PARTS = ("train", "val", "test")
+RECORDED = re.compile(f"({'|'.join(PARTS)})[/_](.+)")
 
 
 def measured(trainer: Trainer, held_out: str) -> dict[str, float]:
     """What the module has logged in the epoch: {"train/loss": ..., "val/acc": ...}; train_loss counts as train/loss.
 
-    With held_out="test", val/ is renamed to test/.
+    With held_out="test", val/ is renamed to test/. A value that is logged by step and by epoch has two more names.
     """
     found = {}
-    for name, value in trainer.callback_metrics.items():
-        part, slash, kind = re.sub("^(train|val|test)_", r"\1/", name).partition("/")
-        if part in PARTS and slash and value.numel() == 1 and not name.endswith("_step"):
+    for name, value in (logged := trainer.callback_metrics).items():
+        again = re.sub("_(step|epoch)$", "", name) in logged.keys() - {name}
+        if (known := RECORDED.fullmatch(name)) and value.numel() == 1 and not again:
+            part, kind = known.groups()
             found[f"{held_out if part == 'val' else part}/{kind}"] = value.item()
     return dict(sorted(found.items(), key=lambda item: PARTS.index(item[0].partition("/")[0])))
 
 
-def line(row: Row, max_epochs: int) -> str:
-    """One epoch in one line."""
-    parts = [
-        f"{part} " + " ".join(f"{name.removeprefix(f'{part}/')} {row[name]:.4f}" for name in names)
-        for part in PARTS
-        if (names := [name for name in row if name.startswith(f"{part}/")])
-    ]
-    return "  ".join(
-        (f"epoch {row['epoch']:>{len(str(max_epochs))}}/{max_epochs}", *parts, f"{row['epoch_seconds']:.1f} s")
-    )
+def unrecorded(trainer: Trainer) -> list[str]:
+    """The names of values that were given to `self.log` for loggers, and that `measured` leaves out."""
+    loop = trainer.fit_loop.epoch_loop
+    logged = [result.meta for part in (loop, loop.val_loop) for result in part._results.values()]
+    return sorted({meta.name for meta in logged if meta.logger and not RECORDED.fullmatch(meta.name)})
