@@ -16,7 +16,7 @@ from scipy import stats
 
 from cnnlab.config.identity import configuration, run_path
 from cnnlab.config.options import UserError
-from cnnlab.report import compare, page, run_figures, tables
+from cnnlab.report import compare, figures, page, run_figures, tables
 from cnnlab.report.answer import answer
 from cnnlab.report.effects import effects
 from cnnlab.report.listing import handle, labels, print_list, print_table
@@ -340,6 +340,19 @@ def test_a_default_is_a_value_too(tmp_path):
     lines = figures["axis-1-curves"].chart["lines"]
     assert [line["name"] for line in lines] == ["optim.lr=0.01", "optim.lr=0.1"]
     assert lines[0]["values"]["loss"]["training"]["mean"] == pytest.approx([2, 1, 2 / 3], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("logged", "first"), [("val/loss", "Loss"), ("train/loss", "Loss"), ("val/f1", "Accuracy (%)")]
+)
+def test_curves_are_of_what_was_logged_and_have_a_legend(tmp_path, logged, first):
+    for rate in (0.01, 0.1):
+        run = RunDirectory(make_run(tmp_path, 0, 0.6 + rate, changes={"optim.lr": rate}))
+        run.write_metrics([{"epoch": epoch, "val/acc": 0.6 + rate, logged: 1.0} for epoch in (1, 2)])
+    found = next(figure for figure in document(sweep_of(tmp_path)).figures() if figure.name == "axis-1-curves")
+    assert found.caption.startswith(f"{first} over epochs for every value of optim.lr.")
+    [legend] = figures._curves(found.chart).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["optim.lr=0.01", "optim.lr=0.1"]
 
 
 def test_bad_directories_are_named_and_left_out(two_by_two):

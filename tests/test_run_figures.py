@@ -35,6 +35,11 @@ def test_curves_differ_without_color_and_mark_the_best_epoch(drawn):
         assert list(lines["best epoch, 2"].get_xdata()) == [2, 2]
 
 
+def test_there_is_no_axis_for_a_loss_that_was_not_logged(drawn):
+    run_figures.curves(Path("curves.png"), [{"epoch": 1.0, "val/err": 0.1}], "a run", best_epoch=1, metric="err")
+    assert [axis.get_ylabel() for axis in drawn[0].axes] == ["err"]
+
+
 def test_mistakes_name_what_is_true_and_what_was_predicted(drawn):
     labels, predicted, confidence = np.array([0, 1, 1]), np.array([2, 1, 0]), np.array([0.44, 0.9, 0.5])
     images = np.zeros((3, 8, 8, 3), dtype=np.uint8)

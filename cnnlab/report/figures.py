@@ -63,7 +63,7 @@ def _curves(chart: Chart) -> matplotlib.figure.Figure:
             for part, style in (("held out", "-"), ("training", "--")):
                 if found := line["values"][metric["key"]][part]:
                     values = {key: np.array(numbers, dtype=float) for key, numbers in found.items()}
-                    label = name if style == "-" else None
+                    label = name if style == "-" or not line["values"][metric["key"]]["held out"] else None
                     axis.plot(epochs, values["mean"], style, color=color, lw=1.4, label=label)
                     if "low" in values:
                         axis.fill_between(epochs, values["low"], values["high"], color=color, alpha=0.15, lw=0)

@@ -72,8 +72,12 @@ def drawable(classes: Sequence[str], longest: int = 24) -> list[str]:
 
 @figure
 def curves(path: Path, rows: Sequence[Mapping[str, float]], title: str, best_epoch: int, metric: str = "acc") -> None:
-    """Loss and a metric over epochs, training (dashed) against held-out, with the best epoch. rows: of metrics.csv."""
-    names = list(dict.fromkeys(("loss", metric)))
+    """Loss, if there is one, and a metric over epochs, training (dashed) against held-out, with the best epoch.
+
+    rows: of metrics.csv.
+    """
+    logged = {name for row in rows for name in row}
+    names = [name for name in dict.fromkeys(("loss", metric)) if any(f"{part}/{name}" in logged for part in PARTS)]
     figure = matplotlib.figure.Figure(figsize=(5 * len(names), 4), layout="constrained")
     epochs = [row["epoch"] for row in rows]
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):

@@ -83,16 +83,20 @@ def _figure(name: str, caption: str, chart: dict[str, object]) -> Figure:
 
 
 def _by_value(sweep: Sweep, axis: str, number: int) -> list[Block]:
-    """The score against the values of a numeric axis, and losses over epochs, all else as in the best setting."""
+    """The score against the values of a numeric axis, and its curves over epochs, all else as in the best setting."""
     alike = sweep.alike(axis)
     rest = "all else is as in the best setting" if len(alike) > 1 else "all settings"
     caption = f"{sweep.name.capitalize()} against {axis}; {rest}.{_left_out(sweep)}"
     blocks: list[Block] = [_figure(f"axis-{number}", caption, charts.by_value(sweep, axis))]
     if len(alike) > 1:
         settings = [(f"{axis}={group.value(axis)}", group) for group in alike]
-        caption = f"Loss over epochs for every value of {axis}. Solid: held-out images; dashed: training."
-        caption += _early(settings)
-        blocks.append(_figure(f"axis-{number}-curves", caption, charts.curves(sweep.measure, settings, "loss")))
+        chart = charts.curves(sweep.measure, settings, "loss")
+        first = str(chart["metrics"][0]["name"])  # not the loss if none was logged
+        caption = (
+            f"{first[0].upper()}{first[1:]} over epochs for every value of {axis}. Solid: held-out images; dashed: "
+        )
+        caption += f"training.{_early(settings)}"
+        blocks.append(_figure(f"axis-{number}-curves", caption, chart))
     return blocks
 
 
