@@ -550,8 +550,18 @@ class Payload:
 
 def test_a_checkpoint_that_could_not_be_loaded_is_not_written(tmp_path):
     with pytest.raises(UserError, match=r"would contain .*scalar.*, and could not be loaded again"):
-        CheckpointFiles().save_checkpoint({"callbacks": {"Own": {"best": np.float64(0.5)}}}, tmp_path / "last.ckpt")
+        CheckpointFiles().save_checkpoint({"callbacks": {"Own": {"best": np.float32(0.5)}}}, tmp_path / "last.ckpt")
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_numpy_are_saved_as_those_of_python_with_the_same_bits(tmp_path):
+    rates = [np.float64(0.1), (np.int64(2**53 + 1), np.bool_(True))]
+    weights = torch.nn.Linear(2, 2).state_dict()
+    save({"lr_schedulers": [{"rates": rates}], "state_dict": weights}, tmp_path / "last.ckpt")
+    found = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert str(found["lr_schedulers"]) == "[{'rates': [0.1, (9007199254740993, True)]}]"
+    assert found["state_dict"]._metadata == weights._metadata
+    assert type(rates[0]) is np.float64  # training goes on with it
 
 
 def test_a_checkpoint_that_would_run_something_is_not_used(zygote, tmp_path, monkeypatch):

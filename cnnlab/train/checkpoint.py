@@ -17,10 +17,12 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy as copy_of
 from errno import EINVAL, ENOENT
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor
@@ -46,7 +48,7 @@ class CheckpointFiles(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         self.wait()  # at most one is kept in memory
         content = io.BytesIO()
-        torch.save(checkpoint, content)
+        torch.save(with_python_numbers(checkpoint), content)
         with zipfile.ZipFile(content) as archive:
             [pickled] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             if named := named_in(archive.read(pickled)):
@@ -227,6 +229,18 @@ def named_in(content: bytes) -> str:
         if "GLOBAL" in operation.name and not PARTS_OF_TENSORS.fullmatch(str(argument)):
             return str(argument)
     return ""
+
+
+def with_python_numbers(content: Any) -> Any:
+    """A copy of nested containers in which NumPy's numbers are Python's, where these have the same bits."""
+    if isinstance(content, np.float64 | np.integer | np.bool_):
+        return content.item()
+    if type(content) in (list, tuple):
+        return type(content)(map(with_python_numbers, content))
+    if isinstance(content, dict):
+        content = copy_of(content)  # with the attributes of an ordered dictionary of weights
+        content.update({key: with_python_numbers(value) for key, value in content.items()})
+    return content
 
 
 def tensors_in(content: Any) -> Iterator[Tensor]:
