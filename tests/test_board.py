@@ -66,14 +66,16 @@ def tags_and_values(folder: Path) -> list[tuple[str, int, float]]:
 
 def test_a_resumed_run_has_every_point_once_and_keeps_those_of_callbacks(tmp_path):
     rows = [{"val/loss": loss, "lr": 0.1, "epoch_seconds": 1.0} for loss in (3.0, 1.0, 2.0)]
-    for written in (2, 3):  # killed after the second epoch, and then after all had been written
+    saved = 0.0
+    for written in (2, 3):  # killed before its summary was written, and resumed from an earlier checkpoint
         logger = TensorBoard(str(tmp_path))
         logger.open_run(ABOUT, "val", ("loss",))
-        logger.go_on(time.time() + 60, {"val/loss", "lr", "epoch_seconds"})
+        logger.go_on(saved, {"val/loss", "lr", "epoch_seconds"})
         for epoch, row in enumerate(rows[:written], 1):
             logger.log_metrics(row, epoch)
         if written == 2:
-            logger.log_metrics({"val/rate": 7.0}, 1)
+            logger.log_metrics({"val/rate": 7.0, "rate/test": 8.0}, 1)
+        saved = time.time()
         logger.close_run({"optim": "sgd"}, {"val/loss": 1.0, "test/loss": 1.5, "last/test/loss": 1.6}, written)
     found = tags_and_values(tmp_path)
     assert sorted(found) == [
@@ -81,8 +83,9 @@ def test_a_resumed_run_has_every_point_once_and_keeps_those_of_callbacks(tmp_pat
         *[("loss/test", epoch, 1.5) for epoch in (1, 3)],
         *[("loss/val", epoch, row["val/loss"]) for epoch, row in enumerate(rows, 1)],
         *[("lr", epoch, pytest.approx(0.1)) for epoch in (1, 2, 3)],
+        ("rate/test", 1, 8.0),  # not in a row of metrics.csv
         *[("speed/epoch_seconds", epoch, 1.0) for epoch in (1, 2, 3)],
-        ("val/rate", 1, 7.0),  # not a row of metrics.csv
+        ("val/rate", 1, 7.0),
     ]
 
 

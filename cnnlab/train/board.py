@@ -93,7 +93,8 @@ class TensorBoard(TensorBoardLogger):
     def go_on(self, until: float, rewritten: Collection[str]) -> None:
         """Copy the scalars that callbacks had logged up to a time, except for those that are logged again.
 
-        A damaged file is read as far as possible.
+        until: when the checkpoint was written; `close_run` had logged the metrics on the test images later. A damaged
+        file is read as far as possible.
         """
         from google.protobuf.message import DecodeError
         from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
@@ -103,8 +104,7 @@ class TensorBoard(TensorBoardLogger):
             try:
                 for event in LegacyEventFileLoader(str(file)).Load():
                     scalars = [value.tag for value in event.summary.value if value.HasField("simple_value")]
-                    again = any(tag in tags or tag.endswith("/test") for tag in scalars)
-                    if scalars and not again and event.wall_time <= until:
+                    if scalars and tags.isdisjoint(scalars) and event.wall_time <= until:
                         self.experiment._get_file_writer().event_writer.add_event(event)
             except (DecodeError, MemoryError, OverflowError, OSError) as error:  # a damaged record may claim any size
                 log.warning(f"{file} is damaged ({type(error).__name__}): some of what callbacks had logged is lost.")
