@@ -16,7 +16,7 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LinearLR, LRScheduler
 from torchmetrics import Metric
 
 from cnnlab.config.options import UserError
@@ -214,9 +214,6 @@ class Classifier(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.publish("train", self.sums)
-        for config in self.trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, ReduceLROnPlateau):
-                config.scheduler.step(self.trainer.callback_metrics[self.monitor])
 
     def release(self) -> None:
         """Free the memory that training uses on the device, except for the weights."""

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -111,8 +110,7 @@ def schedule(
 
     A class with an argument for the length of the training (`total_steps`, `T_max`) gets it in steps, and is stepped
     after every step; others are stepped after every epoch. `max_lr` or `base_lr` is multiplied for each group of
-    weights as the optimizer's rate is. ReduceLROnPlateau is stepped by `Classifier`, before the epoch's checkpoint is
-    saved: Lightning would do it afterwards, and a resumed run would miss it.
+    weights as the optimizer's rate is.
 
     Raises: UserError for a length that is given.
     """
@@ -132,8 +130,8 @@ def schedule(
                 )
             return {"scheduler": scheduler(optimizer, **{name: num_steps}), "interval": "step"}
     made = scheduler(optimizer)
-    never = {"monitor": monitor, "frequency": sys.maxsize} if isinstance(made, ReduceLROnPlateau) else {}
-    return {"scheduler": made, "interval": "epoch"} | never
+    monitored = {"monitor": monitor} if isinstance(made, ReduceLROnPlateau) else {}
+    return {"scheduler": made, "interval": "epoch"} | monitored
 
 
 def keeps_factors(scheduler: LRScheduler) -> bool:
