@@ -14,8 +14,11 @@ from PIL import Image
 from torch import nn
 
 import cnnlab
+from cnnlab.config.options import UserError
 from cnnlab.config.shape import Shape
 from cnnlab.normalize import Unchanged
+from cnnlab.train.checkpoint import CheckpointFiles
+from cnnlab.train.weights import below
 from cnnlab.use import explain
 from cnnlab.use.evaluation import Evaluation, as_dictionary, print_evaluation
 from cnnlab.use.opened import opened, with_other_data
@@ -212,6 +215,22 @@ def test_code_that_changed_since_the_training_is_mentioned(runs, verb, tmp_path)
         assert result.returncode == 0
         assert f"{runs['stickers']}: the source code changed since: rerun=true trains it again." in result.stderr
         file.write_text(json.dumps(summary))
+
+
+def test_a_network_is_found_wherever_its_module_keeps_it(runs):
+    best = runs["teacher"] / "checkpoints" / "best.ckpt"
+    saved, images = torch.load(best, weights_only=True), np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    expected, files = cnnlab.load(runs["teacher"]).logits(images), CheckpointFiles()
+    weights = below("network.", saved["state_dict"])
+    for parts in (["backbone"], ["model.0"], ["student", "teacher"]):
+        places = {f"{part}.{name}": values for part in parts for name, values in weights.items()}
+        files.save_checkpoint(saved | {"state_dict": places | {"head.bias": torch.zeros(1)}}, best)
+        files.wait()
+        if len(parts) == 2:
+            with pytest.raises(UserError, match=r"keeps its network neither as self.network nor in exactly one"):
+                cnnlab.load(runs["teacher"])
+        else:
+            assert cnnlab.load(runs["teacher"]).logits(images).equal(expected)
 
 
 def test_a_training_that_tested_some_of_the_images_is_not_contradicted(runs, verb):

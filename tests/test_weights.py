@@ -47,8 +47,15 @@ def other() -> dict[str, torch.Tensor]:
             },
             "lightning.ckpt",
         ),
+        (
+            lambda weights: {
+                "state_dict": {f"model.backbone.{name}": values for name, values in weights.items()}
+                | {"model.head.weight": torch.ones(3)}
+            },
+            "foreign.ckpt",
+        ),
     ],
-    ids=["state_dict", "safetensors", "holder", "DistributedDataParallel", "LightningModule"],
+    ids=["state_dict", "safetensors", "holder", "DistributedDataParallel", "LightningModule", "another attribute"],
 )
 def test_all_weights_of_a_file(form, name):
     network = small()

@@ -1,5 +1,6 @@
 """Initial weights from a file or a finished run."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def load_weights(network: nn.Module, path: Path) -> frozenset[str]:
     Raises: UserError if the file cannot be read, or nothing in it matches.
     """
     found, own = read(path), network.state_dict()
+    found = below(place_of(network, found), found) or found
     try:
         network.load_state_dict(found)
         new: list[str] = []
@@ -39,6 +41,21 @@ def load_weights(network: nn.Module, path: Path) -> frozenset[str]:
     used = len(own) - len(new)
     log.info(f"{used} of {len(own)} tensors loaded from {path}" + (f"; new: {some(new, 6)}" if new else ""))
     return frozenset(own.keys() - set(new))
+
+
+def place_of(network: nn.Module, names: Collection[str]) -> str:
+    """Where a module keeps a network, as the beginning of the names of its tensors: "network.", or another place if it
+    is the only one that has all tensors of the network.
+    """
+    own = list(network.state_dict())
+    places = {name.removesuffix(own[0]) for name in names if name.endswith(own[0])} if own else set()
+    whole = [place for place in places if place[-1:] in ("", ".") and all(f"{place}{name}" in names for name in own)]
+    return whole[0] if len(whole) == 1 else "network."
+
+
+def below(place: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors whose names begin with a place, by the rest of their names."""
+    return {name.removeprefix(place): values for name, values in tensors.items() if name.startswith(place)}
 
 
 def some(names: Any, num: int = 3) -> str:
@@ -67,9 +84,9 @@ def read(path: Path) -> dict[str, Tensor]:
             content = content[key]
     tensors = {str(n): v for n, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     for prefix in PREFIXES:
-        named = {name: values for name, values in tensors.items() if name.startswith(prefix)}
+        named = below(prefix, tensors)
         if len(named) == len(tensors) or (named and prefix == "network."):  # a module also has other tensors
-            tensors = {name.removeprefix(prefix): values for name, values in named.items()}
+            tensors = named
     if not tensors:
         raise UserError(f"weights={path} contains no named tensors. Use a state_dict that torch.save wrote.")
     return tensors

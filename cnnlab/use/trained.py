@@ -29,10 +29,10 @@ from cnnlab.text import say
 from cnnlab.train.checkpoint import CheckpointFiles
 from cnnlab.train.machine import computes_in_bf16
 from cnnlab.train.parts import MISFITS, make_augmentations, make_loss, make_metrics, make_network
+from cnnlab.train.weights import below, place_of
 from cnnlab.use.bounded import bounded
 from cnnlab.use.opened import OpenedRun, code_changed, opened
 
-USED_WEIGHTS = ("network.", "loss.")  # the beginnings of the keys of a module that has no further parts
 ImageInput: TypeAlias = Tensor | np.ndarray | Image.Image | Sequence[Image.Image]
 
 
@@ -211,7 +211,8 @@ def open_run(path: Path, epoch: str = "best") -> tuple[Trained, DictConfig, dict
         raise CheckpointError(
             f"{checkpoint} does not fit the configuration and the summary of {path}: {error}"
         ) from error
-    if others := sorted({key.partition(".")[0] for key in saved["state_dict"] if not key.startswith(USED_WEIGHTS)}):
+    used = (place_of(model.network, saved["state_dict"]), "loss.")
+    if others := sorted({key.partition(".")[0] for key in saved["state_dict"] if not key.startswith(used)}):
         say(f"cnnlab: {checkpoint} also has weights of {', '.join(others)}; only the network is used.", sys.stderr)
     if code_changed(run):
         say(f"cnnlab: {path}: the source code {CHANGED}", sys.stderr)
@@ -229,12 +230,17 @@ def _made(run: OpenedRun, saved: dict[str, Any]) -> Trained:
     if list(shape.size) != data["input_size"]:
         raise ValueError(f"the network's input is {data['input_size']} pixels, but augmentations give {shape.size}")
     state = saved["state_dict"]
-    weights = {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
-    with bounded(sum(values.nbytes for values in weights.values() if isinstance(values, Tensor))):
+    with bounded(sum(values.nbytes for values in state.values() if isinstance(values, Tensor))):
         network = make_network(config.model, shape, try_it=False)
+        weights = below(place_of(network, state), state)
+        if network.state_dict() and not weights:
+            raise UserError(
+                f"The module of {run.path} keeps its network neither as self.network nor in exactly one other part. "
+                f"Rename it to self.network, and use rerun=true."
+            )
         network.load_state_dict(weights)
         loss, metrics = make_loss(config.loss, shape), make_metrics(config.metrics, shape)
-        kept = {key.removeprefix("loss."): value for key, value in state.items() if key.startswith("loss.")}
+        kept = below("loss.", state)
         if isinstance(loss, nn.Module) and kept.keys() == loss.state_dict().keys():
             loss.load_state_dict(kept)
     norm = instantiate(filled(config.norm, stored.facts()))
