@@ -11,6 +11,7 @@ Those of torchmetrics.classification are given log-probabilities of classes, or 
 `unmistakable`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -183,3 +184,18 @@ def scalar(name: str, metric: Metric) -> float:
         what = f"{value.numel()} numbers" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise UserError(f"metrics.{name} computes {what} instead of one number. Average them, e.g. with average=macro.")
     return value.item()
+
+
+def try_metric(name: str, metric: Metric, outputs: Tensor, targets: Tensor) -> None:
+    """Raises: UserError if a metric is not one number, or another one if the images are divided into two batches."""
+    num, found = len(outputs), []
+    for sizes in ([num], [num // 3, num - num // 3]):
+        for batch in zip(outputs.split(sizes), targets.split(sizes), strict=True):
+            metric.update(*batch)
+        found.append(scalar(name, metric))
+        metric.reset()
+    if all(map(math.isfinite, found)) and not math.isclose(*found, rel_tol=1e-3, abs_tol=1e-6):
+        raise UserError(
+            f"metrics.{name} depends on how images are divided into batches, or on chance: it is {found[0]:.4g} for "
+            f"{num} random images, and {found[1]:.4g} for the same in two batches. Use one that adds up over images."
+        )

@@ -101,7 +101,9 @@ def check_resumes(*overrides: str, step: int = 2) -> None:
         assert plain.metrics == resumed.metrics, f"{plain.metrics}, and when resumed {resumed.metrics}"
         for name in ("best", "last"):
             for key, values in _weights(plain, name).items():
-                assert values.equal(_weights(resumed, name)[key]), f"{key} of {name}.ckpt differs when resumed"
+                other = _weights(resumed, name)[key]  # an extra state may be anything
+                same = values.equal(other) if hasattr(values, "equal") else repr(values) == repr(other)
+                assert same, f"{key} of {name}.ckpt differs when resumed"
         written = (resumed.path / "summary.json").stat().st_mtime_ns
         cnnlab.train(again)
         assert (resumed.path / "summary.json").stat().st_mtime_ns == written, "A finished run was trained again"

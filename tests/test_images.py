@@ -11,10 +11,11 @@ from cnnlab.config.options import UserError
 from cnnlab.config.paths import expand
 from cnnlab.config.shape import Shape
 from cnnlab.data import images as module
-from cnnlab.data.images import DataSet, Images, cached_data, fingerprint, load_once, stratified_split
+from cnnlab.data.images import DataSet, Images, cached_data, fingerprint, load_once
 from cnnlab.data.pipeline import ImageData
 from cnnlab.data.plan import of_process
 from cnnlab.data.shapes import Shapes
+from cnnlab.data.split import stratified_split
 from cnnlab.normalize import Standard
 
 LABELS = np.repeat(np.arange(5), [100, 200, 300, 50, 10])

@@ -136,7 +136,13 @@ def data_source(node: DictConfig) -> Any:
     """The object of conf/data, one per data set and process: it remembers what it has read from the disk."""
     key = json.dumps(plain(node), sort_keys=True)
     if key not in _sources:
-        _sources[key] = instantiate(node)
+        source = instantiate(node)
+        if not (hasattr(source, "digest") and hasattr(source, "load")):
+            raise UserError(
+                f"{node['_target_']} has no digest() and load(), which return what identifies the data, and a DataSet "
+                f"(docs/howto/data.md): a class of another package needs a small one of your own around it."
+            )
+        _sources[key] = source
     return _sources[key]
 
 

@@ -1,4 +1,4 @@
-"""Images in memory: uint8 pixels, targets, class names; their fingerprint, cache file and stratified split.
+"""Images in memory: uint8 pixels, targets, class names; their fingerprint and cache file.
 
 Needs NumPy only, which is imported when images are read, so that a configuration is checked without it. Pixels have the
 shape (N, C, H, W) and the memory layout (N, H, W, C), which image files decode to, torch calls channels_last, and
@@ -51,6 +51,11 @@ class Images:
     def problem(self) -> str:
         """What contradicts the description above, in words; empty if nothing does."""
         pixels, targets = self.pixels, self.targets
+        for name, given in (("pixels", pixels), ("targets", targets)):
+            if not hasattr(given, "batches") and type(given).__module__ != "numpy":
+                return f"{name} are a {type(given).__name__}, not a NumPy array"
+        if wrong := [name for name in self.classes if not isinstance(name, str)]:
+            return f"the class name {wrong[0]!r} is not text"
         if str(pixels.dtype) != "uint8" or pixels.ndim != 4 or not pixels.shape[1]:
             return f"pixels are {pixels.dtype} of shape {pixels.shape}, not (N, C, H, W) uint8"
         if len(targets) != len(pixels):
@@ -112,11 +117,13 @@ class DataSet:
 
 
 def fingerprint(*parts: Images) -> str:
-    """SHA-256 over shapes, pixels, targets and class names."""
+    """SHA-256 over shapes, pixels, targets and class names. Raises: UserError for what are no Images."""
     import numpy as np
 
     sha = hashlib.sha256()
     for images in parts:
+        if problem := images.problem():
+            raise UserError(f"The images cannot be used: {problem}.")
         sha.update(repr((images.pixels.shape, images.classes)).encode())
         for chunk in _chunks(images):
             sha.update(chunk.data)
@@ -197,51 +204,6 @@ def _mapped(file: BinaryIO) -> np.ndarray:
     return array
 
 
-def stratified_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the images kept and held out: `fraction` of each class, rounded, is held out.
-
-    targets: (N,) int64; or (N, K), which is treated as a single class -> two sorted int64 arrays, together 0 ... N-1.
-
-    Raises: UserError if no image would be held out, but a fraction is to be.
-    """
-    import numpy as np
-
-    generator = np.random.default_rng(seed)
-    labels = targets if targets.ndim == 1 else np.zeros(len(targets), dtype=np.int64)
-    held_out = [
-        generator.permutation(indices)[: round(fraction * len(indices))]
-        for indices in (np.flatnonzero(labels == label) for label in np.unique(labels))
-    ]
-    mask = np.zeros(len(labels), dtype=bool)
-    mask[np.concatenate(held_out)] = True
-    if fraction and not mask.any():
-        raise UserError(
-            f"val_fraction={fraction} of {len(labels)} images in {len(held_out)} classes holds out none. Use a larger "
-            f"val_fraction, or val_fraction=0 to evaluate the test images after every epoch."
-        )
-    return np.flatnonzero(~mask), np.flatnonzero(mask)
-
-
-def subset(indices: np.ndarray, num: int, seed: int) -> np.ndarray:
-    """`num` random ones of the training images that are not held out, sorted. Raises: UserError if there are fewer."""
-    import numpy as np
-
-    if num > len(indices):
-        raise UserError(
-            f"num_train_images={num} is more than the {len(indices)} training images that are not held out. Use "
-            f"{len(indices)} or less."
-        )
-    return np.sort(np.random.default_rng(seed).permutation(indices)[:num])
-
-
-def training_split(
-    targets: np.ndarray, val_fraction: float, num_train_images: int | None, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of the images that a run trains on, and of those that it holds out. Raises: UserError."""
-    train, held_out = stratified_split(targets, val_fraction, seed)
-    return train if num_train_images is None else subset(train, num_train_images, seed), held_out
-
-
 class Source(Protocol):
     """What a data set option must offer, without importing torch before `load`.
 
@@ -270,6 +232,13 @@ def load_once(source: Source) -> DataSet:
         kind = type(source).__name__
         if problem := data.train.problem() or data.test.problem():
             raise UserError(f"{kind} returns data that cannot be used: {problem}.")
+        for images in (data.train, data.test):
+            some = list(range(min(4, len(images.targets)))) if is_fetched(images) else []
+            if some and (images.at(some) != images.at(some)).any():
+                raise UserError(
+                    f"{kind} returns other images each time they are fetched with the same seed. Draw random numbers "
+                    f"from the global generators of torch, NumPy or Python, which are seeded for each image."
+                )
         if not len(data.test.targets):
             raise UserError(f"{kind} returns no test images.")
         if data.train.targets.ndim != data.test.targets.ndim:

@@ -19,10 +19,11 @@ from torch import Tensor
 from cnnlab.augment.base import Augmentation, Crop, Stage, center_digest, in_order, output_size
 from cnnlab.config.options import UserError
 from cnnlab.config.paths import expand
-from cnnlab.data.images import DataSet, for_evaluation, is_fetched, training_split
+from cnnlab.data.images import DataSet, for_evaluation, is_fetched
 from cnnlab.data.loaders import EpochSteps, Part, Slices
 from cnnlab.data.plan import Plan, draw_epoch, generator, of_process, sampling_weights, split_drawn
 from cnnlab.data.resident import _uploaded, evaluated_together, on_device, taken, upload
+from cnnlab.data.split import training_split
 from cnnlab.normalize import Normalization, fit_once
 
 STEPS_PER_PASS = {"cpu": 8, "cuda": 32}  # on a GPU enough to make the cost of launching a pass negligible

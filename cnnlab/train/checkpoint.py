@@ -47,16 +47,7 @@ class CheckpointFiles(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         self.wait()  # at most one is kept in memory
-        content = io.BytesIO()
-        torch.save(with_python_numbers(checkpoint), content)
-        with zipfile.ZipFile(content) as archive:
-            [pickled] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            if named := named_in(archive.read(pickled)):
-                raise UserError(
-                    f"A checkpoint would contain {named}, and could not be loaded again. The states of callbacks, "
-                    f"optimizers, schedules and the module (save_hyperparameters) may consist of tensors, numbers of "
-                    f"Python, text, lists and dictionaries."
-                )
+        content = serialized(checkpoint)
         self.then(_write, content.getbuffer(), Path(path))
 
     def then(self, work: Callable[..., None], *arguments: Any) -> None:
@@ -97,6 +88,21 @@ class CheckpointFiles(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def serialized(checkpoint: dict[str, Any]) -> io.BytesIO:
+    """A checkpoint as a file. Raises: UserError for one that could not be loaded again."""
+    content = io.BytesIO()
+    torch.save(with_python_numbers(checkpoint), content)
+    with zipfile.ZipFile(content) as archive:
+        [pickled] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        if named := named_in(archive.read(pickled)):
+            raise UserError(
+                f"A checkpoint would contain {named}, and could not be loaded again. The states of callbacks, "
+                f"optimizers, schedules and the module (save_hyperparameters) may consist of tensors, numbers of "
+                f"Python, text, lists and dictionaries."
+            )
+    return content
 
 
 def _write(content: memoryview, path: Path) -> None:

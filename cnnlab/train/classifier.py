@@ -58,6 +58,8 @@ class Classifier(LightningModule):
         compile: whether torch.compile fuses operations of the network and its loss in training.
     """
 
+    counted: int  # the last batch that is in the sums
+
     def __init__(
         self,
         network: nn.Module,
@@ -131,12 +133,19 @@ class Classifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
         loss, logits = self.train_loss(images, targets)
-        self.sums.add(loss, logits, targets)
+        if batch_idx != self.counted:  # an optimizer may evaluate a batch several times
+            self.sums.add(loss, logits, targets)
+            self.counted = batch_idx
         return loss
 
     def loss_of(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The training loss of a batch, (), and its logits (B, num_classes)."""
         logits = self.network(images)
+        if not isinstance(logits, Tensor):
+            raise UserError(
+                f"{type(self.network).__name__} returns a {type(logits).__name__} in training, where one tensor is "
+                f"needed. Switch off auxiliary outputs, or use a module of your own."
+            )
         return self.loss(logits, targets), logits
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -183,6 +192,7 @@ class Classifier(LightningModule):
 
     def begin_epoch(self) -> None:
         self.sums, self.evaluation_sums = (EpochMetrics(kept, self.task, self.device) for kept in self.kept)
+        self.counted = -1
 
     def on_train_epoch_start(self) -> None:
         self.begin_epoch()

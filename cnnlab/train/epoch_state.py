@@ -1,6 +1,8 @@
 """The state of a process in the middle of an epoch, besides the weights: sums, metrics, random generators."""
 
+import copy
 import random
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -8,7 +10,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.trainer import call
 from torch import Tensor
+from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from cnnlab.metrics import restore, states_of
@@ -59,6 +63,17 @@ def take_over(trainer: Trainer, module: LightningModule) -> Callable[[], None]:
     return partial(update, "epoch", update_plateau_schedulers=True)
 
 
+def add_to_hook(module: LightningModule, name: str, work: Callable[..., None]) -> None:
+    """Do something after a hook of a module, which Lightning calls after those of the callbacks."""
+    hook = getattr(module, name)
+
+    def both(*given: Any) -> None:
+        hook(*given)
+        work(*given)
+
+    setattr(module, name, both)
+
+
 def restore_epoch_state(states: list[dict[str, Any]], module: LightningModule) -> dict[str, tuple[Tensor, Tensor]]:
     """Restore a module from the states of some processes; return their logged values, for `add_logged`."""
     if (sums := sums_of(module)) is not None:
@@ -72,6 +87,71 @@ def restore_epoch_state(states: list[dict[str, Any]], module: LightningModule) -
     return logged
 
 
+def unsaved_state(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """What modules and optimizers leave out of their `state_dict`; the same in all processes.
+
+    frozen, evaluating: names of weights without gradients, and of layers in evaluation mode, which callbacks change
+    during the training; gradients: of manual optimization, which may accumulate them; within: see `optimizers_within`.
+    """
+    weights = module.named_parameters()
+    return {
+        "frozen": [name for name, weight in weights if not weight.requires_grad],
+        "evaluating": [name for name, layer in module.named_modules() if not layer.training],
+        "gradients": {}
+        if module.automatic_optimization
+        else {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None},
+        "within": [optimizer.state_dict() for optimizer in optimizers_within(trainer)],
+    }
+
+
+def restore_unsaved_state(state: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+    for name, weight in module.named_parameters():
+        weight.requires_grad_(name not in state["frozen"])
+        if name in state["gradients"]:
+            weight.grad = state["gradients"][name].to(weight.device)
+    for name, layer in module.named_modules():
+        layer.training = name not in state["evaluating"]
+    for optimizer, saved in zip(optimizers_within(trainer), state["within"], strict=True):
+        groups = optimizer.param_groups  # they may be those of the outer optimizer
+        optimizer.load_state_dict(saved)
+        optimizer.param_groups = groups
+
+
+def restore_for_evaluation(checkpoint: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
+    """Load the weights of a checkpoint, and the states of callbacks: some replace the weights by an average."""
+    module.load_state_dict(checkpoint["state_dict"])
+    for callback in cast(Any, trainer).callbacks:
+        if state := checkpoint["callbacks"].get(callback.state_key):
+            callback.load_state_dict(state)
+
+
+def optimizers_within(trainer: Trainer) -> list[Optimizer]:
+    """Optimizers that are attributes of others, as in SAM, and have a state of their own."""
+    return [
+        inner
+        for optimizer in trainer.optimizers
+        for inner in vars(optimizer).values()
+        if isinstance(inner, Optimizer) and inner.state is not optimizer.state
+    ]
+
+
+def begin_epoch_again(trainer: Trainer, module: LightningModule) -> None:
+    """Call the hooks for the start of an epoch that is resumed, which Lightning does not do, and undo what they do to
+    saved states: others, such as attributes, are not in the checkpoint.
+    """
+    schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+    parts = [module, *trainer.optimizers, *schedules, *cast(Any, trainer).callbacks]
+    states = copy.deepcopy([part.state_dict() for part in parts])
+    call._call_callback_hooks(trainer, "on_train_epoch_start")
+    call._call_lightning_module_hook(trainer, "on_train_epoch_start")
+    for part, state in zip(parts, states, strict=True):
+        if state:
+            part.load_state_dict(state)
+    for result in trainer.fit_loop.epoch_loop._results.values():
+        result.reset()
+    trainer.fit_loop._load_combined_loader_states()  # if configure_optimizers has made the loaders, too early
+
+
 def metrics_in(module: LightningModule) -> dict[str, Metric]:
     return {name: part for name, part in module.named_modules() if isinstance(part, Metric)}
 
@@ -81,6 +161,8 @@ def add_logged(trainer: Trainer, logged: dict[str, tuple[Tensor, Tensor]]) -> No
     for key, (value, count) in logged.items():
         if (result := trainer.fit_loop.epoch_loop._results.get(key)) is not None:
             value, meta = value.to(result.value.device), result.meta
+            result.has_reset = False
+            result._update_count += 1
             one = torch.max if meta.is_max_reduction else torch.min if meta.is_min_reduction else torch.add
             result.value = one(result.value, value)
             if meta.is_mean_reduction:
@@ -107,3 +189,28 @@ def restore_random_states(states: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy(), *rest))
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))
+
+
+PARTS = ("train", "val", "test")
+RECORDED = re.compile(f"({'|'.join(PARTS)})[/_](.+)")
+
+
+def measured(trainer: Trainer, held_out: str) -> dict[str, float]:
+    """What the module has logged in the epoch: {"train/loss": ..., "val/acc": ...}; train_loss counts as train/loss.
+
+    With held_out="test", val/ is renamed to test/. A value that is logged by step and by epoch has two more names.
+    """
+    found = {}
+    for name, value in (logged := trainer.callback_metrics).items():
+        again = re.sub("_(step|epoch)$", "", name) in logged.keys() - {name}
+        if (known := RECORDED.fullmatch(name)) and value.numel() == 1 and not again:
+            part, kind = known.groups()
+            found[f"{held_out if part == 'val' else part}/{kind}"] = value.item()
+    return dict(sorted(found.items(), key=lambda item: PARTS.index(item[0].partition("/")[0])))
+
+
+def unrecorded(trainer: Trainer) -> list[str]:
+    """The names of values that were given to `self.log` for loggers, and that `measured` leaves out."""
+    loop = trainer.fit_loop.epoch_loop
+    logged = [result.meta for part in (loop, loop.val_loop) for result in part._results.values()]
+    return sorted({meta.name for meta in logged if meta.logger and not RECORDED.fullmatch(meta.name)})

@@ -115,6 +115,8 @@ def schedule(
     Raises: UserError for a length that is given.
     """
     parameters = inspect.signature(scheduler).parameters
+    if any("lr" not in group for group in [optimizer.defaults, *optimizer.param_groups]):
+        raise UserError(f"{type(optimizer).__name__} has no learning rate called lr, which schedules change.")
     multiples = [group["lr"] / optimizer.defaults["lr"] for group in optimizer.param_groups]
     if set(multiples) != {1.0}:
         given = {name: parameters[name].default for name in ("max_lr", "base_lr") if name in parameters}

@@ -23,7 +23,7 @@ from cnnlab.config.shape import Shape
 from cnnlab.config.values import plain, selection
 from cnnlab.data.images import DataSet
 from cnnlab.data.pipeline import ImageData
-from cnnlab.metrics import scalar
+from cnnlab.metrics import try_metric
 from cnnlab.networks import in_evaluation_mode
 from cnnlab.train.weights import load_weights
 
@@ -95,7 +95,7 @@ class Parts:
         if better != mode:
             side = "higher" if better == "max" else "lower"
             where = "select_mode" if option == "select_on" else "mode"
-            raise UserError(f"{option}={name} with {where}={mode}: {side} values are better. Use {where}={better}.")
+            raise UserError(f"{option}={name}: {side} values are better. Use {where}={better}.")
 
 
 def assemble(
@@ -226,9 +226,7 @@ def make_metrics(node: DictConfig | Mapping[str, Any], shape: Shape) -> dict[str
             )
         fits = misfits_as_user_errors(f"metrics.{name} cannot be computed for data that are {shape.task}")
         with fits, warnings.catch_warnings(action="ignore"):  # about classes without images
-            metric.update(outputs, targets)
-            scalar(name, metric)
-            metric.reset()
+            try_metric(name, metric, outputs, targets)
     return made
 
 

@@ -1,7 +1,6 @@
 """The records of a run: metrics and checkpoints of every epoch, and stopping in between."""
 
 import math
-import re
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -74,7 +73,10 @@ class Records(Checkpoint):
     # ------------------------------------------------------------------------------------- saving and restoring
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        mine = epochs.epoch_state(trainer, pl_module) | {"random": epochs.random_states()}
+        mine = epochs.epoch_state(trainer, pl_module) | {
+            "random": epochs.random_states(),
+            "random_at_start": self.random_at_start,
+        }
         checkpoint["records"] = {
             "rows": self.rows,
             "filters": self.filters,
@@ -88,6 +90,7 @@ class Records(Checkpoint):
             "lr": self.lr,
             "elapsed": time.perf_counter() - self.started,
             "processes": gather(mine),
+            "unsaved": epochs.unsaved_state(trainer, pl_module),
             "metrics": {name: value.cpu().clone() for name, value in trainer.callback_metrics.items()},
         }
 
@@ -114,6 +117,8 @@ class Records(Checkpoint):
         """Write all other files anew from the checkpoint, whatever was written before the run was killed."""
         self.began = time.perf_counter()
         self.step_plateau = epochs.take_over(trainer, pl_module)
+        epochs.add_to_hook(pl_module, "on_train_start", lambda *_: self.resume(trainer, pl_module))
+        epochs.add_to_hook(pl_module, "on_train_batch_end", lambda *_: self.save_if_due(trainer))
         if self.restored and trainer.is_global_zero:
             best = self.run.checkpoints / "best.ckpt"
             if self.restored["epoch_done"] and self.best is self.rows[-1]:
@@ -132,24 +137,33 @@ class Records(Checkpoint):
         self.saved_at = time.monotonic()
         if rank := trainer.global_rank:  # dropout differs between processes
             torch.manual_seed(generator(torch.initial_seed(), 0, f"process {rank}").initial_seed())
+
+    def resume(self, trainer: Trainer, module: LightningModule) -> None:
+        """Continue from where the checkpoint was saved, after all hooks for the start of the training."""
         if state := self.restored:
+            epochs.restore_unsaved_state(state["unsaved"], trainer, module)
             processes = state["processes"]
             if len(processes) == trainer.world_size:  # otherwise the first process continues from all of them
                 mine = [processes[trainer.global_rank]]
-                epochs.restore_random_states(mine[0]["random"])
+                epochs.restore_random_states(mine[0]["random" if state["epoch_done"] else "random_at_start"])
             else:
                 mine = processes if trainer.is_global_zero else []
-            if not state["epoch_done"]:
-                self.logged_before = epochs.restore_epoch_state(mine, pl_module)
-            self.lr, self.started = state["lr"], time.perf_counter() - state["elapsed"]
-            earlier = {name: value.to(pl_module.device) for name, value in state.get("metrics", {}).items()}
+            earlier = {name: value.to(module.device) for name, value in state.get("metrics", {}).items()}
             trainer.callback_metrics.update(earlier)  # callbacks may look at them at any step
+        self.random_at_start = epochs.random_states()
+        if state and not state["epoch_done"]:
+            epochs.begin_epoch_again(trainer, module)
+            self.logged_before = epochs.restore_epoch_state(mine, module)
+            self.lr, self.started = state["lr"], time.perf_counter() - state["elapsed"]
+            if len(processes) == trainer.world_size:
+                epochs.restore_random_states(mine[0]["random"])
 
     # ---------------------------------------------------------------------------------------------- training
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started, self.epoch_done = time.perf_counter(), False
-        self.lr = float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else 0.0
+        groups = trainer.optimizers[0].param_groups if trainer.optimizers else [{}]
+        self.lr = float(groups[0].get("lr", 0.0))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -157,6 +171,9 @@ class Records(Checkpoint):
         if self.logged_before:
             epochs.add_logged(trainer, self.logged_before)
             self.logged_before = {}
+
+    def save_if_due(self, trainer: Trainer) -> None:
+        """Between two steps, after all hooks for the end of the first. Raises: Interrupted for a signal."""
         if trainer.fit_loop.epoch_loop.batch_progress.current.ready == trainer.num_training_batches:
             return  # the end of the epoch saves and stops
         if trainer.fit_loop._should_accumulate():
@@ -187,7 +204,7 @@ class Records(Checkpoint):
         self.trained = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        row: Row = {"epoch": trainer.current_epoch + 1} | measured(trainer, data_of(trainer).held_out)
+        row: Row = {"epoch": trainer.current_epoch + 1} | epochs.measured(trainer, data_of(trainer).held_out)
         if self.monitor not in row:
             known = ", ".join(name for name in row if "/" in name) or "nothing"
             raise UserError(f"select_on={self.monitor} is not logged by {type(pl_module).__name__}. It logs {known}.")
@@ -207,9 +224,10 @@ class Records(Checkpoint):
                 self.files.then(checkpoint.copy, self.last, self.run.checkpoints / "best.ckpt")
             self.files.then(self.run.write_metrics, list(self.rows))
             log.info(line(row, trainer.max_epochs or 0))
-            if len(self.rows) == 1 and (names := ", ".join(unrecorded(trainer))):
+            if len(self.rows) == 1 and (names := ", ".join(epochs.unrecorded(trainer))):
                 log.warning(f"Not in metrics.csv: {names}. Log values as train/NAME, val/NAME or test/NAME.")
         log_row(trainer, row, self.filters[-1])
+        self.random_at_start = epochs.random_states()
         self.stop_if_requested(trainer)
 
     def stop_if_requested(self, trainer: Trainer) -> None:
@@ -270,28 +288,3 @@ def log_row(trainer: Trainer, row: Row, filters: Tensor | None) -> None:
         if (draw := getattr(logger, "add_filters", None)) and filters is not None and trainer.is_global_zero:
             draw(filters, int(row["epoch"]))
         logger.log_metrics({name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"]))
-
-
-PARTS = ("train", "val", "test")
-RECORDED = re.compile(f"({'|'.join(PARTS)})[/_](.+)")
-
-
-def measured(trainer: Trainer, held_out: str) -> dict[str, float]:
-    """What the module has logged in the epoch: {"train/loss": ..., "val/acc": ...}; train_loss counts as train/loss.
-
-    With held_out="test", val/ is renamed to test/. A value that is logged by step and by epoch has two more names.
-    """
-    found = {}
-    for name, value in (logged := trainer.callback_metrics).items():
-        again = re.sub("_(step|epoch)$", "", name) in logged.keys() - {name}
-        if (known := RECORDED.fullmatch(name)) and value.numel() == 1 and not again:
-            part, kind = known.groups()
-            found[f"{held_out if part == 'val' else part}/{kind}"] = value.item()
-    return dict(sorted(found.items(), key=lambda item: PARTS.index(item[0].partition("/")[0])))
-
-
-def unrecorded(trainer: Trainer) -> list[str]:
-    """The names of values that were given to `self.log` for loggers, and that `measured` leaves out."""
-    loop = trainer.fit_loop.epoch_loop
-    logged = [result.meta for part in (loop, loop.val_loop) for result in part._results.values()]
-    return sorted({meta.name for meta in logged if meta.logger and not RECORDED.fullmatch(meta.name)})

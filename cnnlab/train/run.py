@@ -34,6 +34,7 @@ from cnnlab.runs.provenance import code_digest, git_state, source_changes
 from cnnlab.runs.wording import headline
 from cnnlab.train import checkpoint, machine
 from cnnlab.train.checkpoint import CheckpointFiles
+from cnnlab.train.epoch_state import measured, restore_for_evaluation
 from cnnlab.train.parts import (
     NOT_DETERMINISTIC,
     Parts,
@@ -42,7 +43,7 @@ from cnnlab.train.parts import (
     refuse_bf16_of_single_pixels,
     try_alone,
 )
-from cnnlab.train.records import Records, measured
+from cnnlab.train.records import Records
 from cnnlab.train.trainer import check_parts, make_callbacks, make_trainer, with_graph
 
 FITTED_ON = 10_000  # training images for the `fit` of a network, before training
@@ -201,8 +202,8 @@ def write_answers(run: RunDirectory, datamodule: ImageData, answers: list[Any]) 
 
 
 def test(trainer: Trainer, parts: Parts, path: Path) -> dict[str, float]:
-    """The metrics on the test images, with the weights of a checkpoint."""
-    parts.module.load_state_dict(CheckpointFiles().load_checkpoint(path)["state_dict"])
+    """The metrics on the test images, with the weights of a checkpoint, and the states of callbacks in it."""
+    restore_for_evaluation(CheckpointFiles().load_checkpoint(path), trainer, parts.module)
     trainer.test(parts.module, parts.data, verbose=False)
     return {name: value for name, value in measured(trainer, "test").items() if name.startswith("test/")}
 

@@ -16,11 +16,13 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
+    ModelPruning,
     StochasticWeightAveraging,
 )
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cnnlab.config.check import refuse_no_step
@@ -30,7 +32,7 @@ from cnnlab.config.values import plain
 from cnnlab.data.pipeline import ImageData
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.log import log
-from cnnlab.train import graph, graphable
+from cnnlab.train import checkpoint, graph, graphable
 from cnnlab.train.machine import computes_in_bf16
 from cnnlab.train.optimizers import keeps_factors, make_optimizer, schedule
 from cnnlab.train.parts import Parts, misfits_as_user_errors
@@ -103,6 +105,7 @@ UNSUPPORTED = {  # callbacks that break what a run promises: why, and what to us
     StochasticWeightAveraging: "its average is neither tested nor in the checkpoints. Use callbacks=ema",
     LearningRateFinder: "the learning rate would differ from that in the run's name. Use -m optim.lr=A,B,...",
     BatchSizeFinder: "the batch size would differ from that in the run's name. Use -m batch_size=A,B,...",
+    ModelPruning: "which weights are pruned is not in the checkpoints. Prune in a module of your own",
     GradientAccumulationScheduler: "learning rate schedules assume steps of a constant size. Use batch_size",
 }
 
@@ -140,13 +143,30 @@ def with_graph(
     if not config.cuda_graph or not isinstance(kind, type):
         return kind
     with misfits_as_user_errors("Invalid arguments for the optimizer"):
-        optimizer = make_optimizer([nn.Parameter(torch.zeros(1))])
+        optimizer = make_optimizer([nn.Parameter(torch.zeros(1, 1))])
     if reason := graphable.unsupported(trainer, optimizer, make_scheduler, datamodule, plain(config.trainer), kind):
         if trainer.strategy.root_device.type == "cuda":
             log.info(f"No CUDA graph: {reason}.")
         return kind
     datamodule.passes_are_batches = not any(map(graphable.looks_at_every_step, cast(Any, trainer).callbacks))
     return graph.graphed(kind)
+
+
+def on_copies(make: Any) -> Any:
+    """Makes an optimizer for copies of the weights: some constructors change weights, or register hooks on them."""
+
+    def made(groups: list[dict[str, Any]]) -> Any:
+        return make(
+            [group | {"params": [nn.Parameter(w.detach().clone()) for w in group["params"]]} for group in groups]
+        )
+
+    return made
+
+
+OF_THE_DATA = (  # hooks that Lightning calls on the data alone
+    *("train_dataloader", "val_dataloader", "test_dataloader"),
+    *("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"),
+)
 
 
 def check_parts(config: DictConfig, parts: Parts, callbacks: Mapping[str, Callback]) -> None:
@@ -159,6 +179,16 @@ def check_parts(config: DictConfig, parts: Parts, callbacks: Mapping[str, Callba
             f"{config.module['_target_']}.configure_callbacks returns {names}, which nothing would check. Choose them "
             f"with callbacks=NAME instead."
         )
+    if ignored := [name for name in OF_THE_DATA if graphable.overrides(type(parts.module), LightningModule, name)]:
+        raise UserError(
+            f"{config.module['_target_']} has {', '.join(ignored)}, which would not be called: batches come from the "
+            f"options data, aug and norm. Change them there, or in the training step."
+        )
+    if not graphable.overrides(type(parts.module), LightningModule, "test_step"):
+        raise UserError(f"{config.module['_target_']} has no test_step, which evaluates the test images at the end.")
+    if lazy := [name for name, weight in parts.module.named_parameters() if is_lazy(weight)]:
+        raise UserError(f"{config.module['_target_']}: {lazy[0]} has no size yet. Use a layer of a given size there.")
+    checkpoint.serialized(dict(parts.module.hparams))  # else refused when the first epoch is over
     for name, callback in callbacks.items():
         if monitor := getattr(callback, "monitor", None):
             mode = getattr(callback, "mode", "max" if parts.higher else "min")
@@ -167,7 +197,7 @@ def check_parts(config: DictConfig, parts: Parts, callbacks: Mapping[str, Callba
     refuse_no_step(data.batch_size, together, len(data.train_index))  # data may not tell their number before
     make_scheduler, num_steps = instantiate(config.sched), data.num_batches // together * config.trainer.max_epochs
     try:
-        optimizer = make_optimizer(instantiate(config.optim), parts.network, config.decay_all)
+        optimizer = make_optimizer(on_copies(instantiate(config.optim)), parts.network, config.decay_all)
         made = schedule(make_scheduler, optimizer, num_steps=max(1, num_steps), monitor="")
     except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"Invalid arguments for the optimizer or its schedule: {error}.") from error

@@ -34,7 +34,7 @@ from cnnlab.runs.provenance import code_digest
 from cnnlab.runs.readers import BrokenFileError
 
 GROUPS = ("data", "norm", "aug", "model", "loss", "metrics")  # of a run's configuration, used after training
-SPLIT = ("seed", "val_fraction", "num_train_images")  # the arguments of cnnlab.data.images.training_split
+SPLIT = ("seed", "val_fraction", "num_train_images")  # the arguments of cnnlab.data.split.training_split
 USED = (*GROUPS, "test_flips", "test_shifts", *SPLIT)
 OURS = ("cache_dir", "sources", "sha256", "timeout")  # keys of `data` that are never taken from a run directory
 WORD = re.compile(r"[\w#][\w#.+ -]*", re.ASCII)  # neither a path nor an address

@@ -132,8 +132,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     announce("Importing torch")
     import torch
 
-    from cnnlab.data.images import for_evaluation, load_once, training_split
+    from cnnlab.data.images import for_evaluation, load_once
     from cnnlab.data.loaders import pixel_batches
+    from cnnlab.data.split import training_split
     from cnnlab.report import run_figures
     from cnnlab.runs.files import write_text
     from cnnlab.use import evaluation

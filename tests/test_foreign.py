@@ -1,0 +1,309 @@
+"""Parts of other origin than ours are stopped within an epoch and resumed like ours, or refused in one sentence."""
+
+import sys
+
+import pytest
+
+import cnnlab
+from cnnlab import testing
+from cnnlab.config.options import UserError
+
+PARTS = '''
+import copy
+import torch
+import torch.nn.functional as F
+from lightning import Callback, LightningModule
+from lightning.pytorch.callbacks import BaseFinetuning
+from torchmetrics import MeanMetric
+from cnnlab.train.classifier import Classifier
+
+
+class Net(torch.nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.body = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3, 2), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 4, 3, 2)
+        )
+        self.head = torch.nn.LazyLinear(num_classes)
+        self.aux = False
+
+    def forward(self, images):
+        outputs = self.head(self.body(images).flatten(1))
+        return (outputs, outputs) if self.aux and self.training else outputs
+
+
+class Auxiliary(Net):
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+        self.aux = True
+
+
+class Teacher(Classifier):
+    """Its teacher follows after every step, and is asked in the next one."""
+
+    def __init__(self, *parts, **more):
+        super().__init__(*parts, **more)
+        self.teacher = copy.deepcopy(self.network).requires_grad_(False)
+
+    def loss_of(self, images, targets):
+        loss, logits = super().loss_of(images, targets)
+        return loss + F.mse_loss(logits, self.teacher(images)), logits
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        for own, taught in zip(self.network.parameters(), self.teacher.parameters(), strict=True):
+            taught.data.lerp_(own.data, 0.5)
+
+
+class Annealed(Classifier):
+    """What is set when an epoch begins: an attribute, a buffer, random numbers, and logged values."""
+
+    def __init__(self, *parts, **more):
+        super().__init__(*parts, **more)
+        self.register_buffer("factor", torch.ones(()))
+
+    def on_train_start(self):
+        torch.rand(())
+
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        self.share, self.noise = 0.1 * self.current_epoch, torch.rand(())
+        self.factor *= 0.5
+        self.log("train/share", self.share, reduce_fx="sum")
+
+    def loss_of(self, images, targets):
+        loss, logits = super().loss_of(images, targets)
+        return loss * self.factor + self.share * logits.square().mean() * self.noise, logits
+
+
+class Estimating(Classifier):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, self.trainer.estimated_stepping_batches)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class Manual(LightningModule):
+    """Steps every third batch, also across epochs."""
+
+    def __init__(self, network, held_out):
+        super().__init__()
+        self.network, self.held_out, self.automatic_optimization = network, held_out, False
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    def training_step(self, batch, batch_idx):
+        images, targets = batch
+        loss = F.cross_entropy(self.network(images), targets)
+        self.manual_backward(loss)
+        self.batches += 1
+        if self.batches % 3 == 0:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+        self.log("train/loss", loss)
+
+    def validation_step(self, batch, batch_idx):
+        images, targets = batch
+        self.log(f"{self.held_out}/loss", F.cross_entropy(self.network(images), targets))
+
+    def test_step(self, batch, batch_idx):
+        images, targets = batch
+        self.log("test/loss", F.cross_entropy(self.network(images), targets))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class OwnBatches(Classifier):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch
+
+
+class Untested(Manual):
+    test_step = LightningModule.test_step
+
+
+class Lazy(Classifier):
+    def __init__(self, *parts, **more):
+        super().__init__(*parts, **more)
+        self.projection = torch.nn.LazyLinear(2)
+
+
+class Remembers(Classifier):
+    def __init__(self, *parts, **more):
+        super().__init__(*parts, **more)
+        self.save_hyperparameters({"of": Net})
+
+
+class TwoSteps(torch.optim.Optimizer):
+    """As sharpness-aware minimization: has an optimizer within, and evaluates every batch twice."""
+
+    def __init__(self, params, lr: float = 0.1):
+        super().__init__(params, {"lr": lr})
+        self.within = torch.optim.SGD(self.param_groups, lr, momentum=0.9)
+        self.param_groups = self.within.param_groups
+
+    def step(self, closure):
+        closure()
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        moves = [0.05 * weight.grad.sign() for weight in weights]
+        with torch.no_grad():
+            torch._foreach_add_(weights, moves)
+        loss = closure()
+        with torch.no_grad():
+            torch._foreach_sub_(weights, moves)
+        self.within.step()
+        return loss
+
+
+class Hooked(torch.optim.SGD):
+    calls = {}
+
+    def __init__(self, params, lr: float = 0.1):
+        super().__init__(params, lr)
+        for weight in (weight for group in self.param_groups for weight in group["params"]):
+            weight.register_post_accumulate_grad_hook(self.count)
+
+    def count(self, weight):
+        self.calls[weight] = self.calls.get(weight, 0) + 1
+
+
+class Rateless(torch.optim.Optimizer):
+    def __init__(self, params):
+        super().__init__(params, {"speed": 0.1})
+
+
+class Freeze(Callback):
+    def on_train_epoch_start(self, trainer, module):
+        module.network.body.requires_grad_(trainer.current_epoch != 1)
+        module.network.body.train(trainer.current_epoch != 1)
+
+
+class Unfreeze(BaseFinetuning):
+    def freeze_before_training(self, module):
+        self.freeze(module.network.body)
+
+    def finetune_function(self, module, epoch, optimizer):
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(module.network.body, optimizer)
+
+
+class Average(Callback):
+    """An average of its own, whose age is seen in the tests."""
+
+    tested = []
+
+    def __init__(self):
+        self.epochs = 0
+
+    def on_validation_epoch_end(self, trainer, module):
+        self.epochs += 1
+        module.log("val/fresh", 1 / self.epochs)
+
+    def on_test_start(self, trainer, module):
+        self.tested.append(self.epochs)
+
+    def state_dict(self):
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state):
+        self.epochs = state["epochs"]
+
+
+class Another:
+    def __init__(self, num_train: int, num_test: int):
+        pass
+
+
+class OfBatches(MeanMetric):
+    higher_is_better = True
+
+    def update(self, outputs, targets):
+        super().update(outputs.max())
+'''
+
+FILES = {
+    "model/net": "_target_: parts.Net\nnum_classes: data.num_classes\n",
+    "model/auxiliary": "_target_: parts.Auxiliary\nnum_classes: data.num_classes\n",
+    **{
+        f"module/{name.lower()}": f"_target_: parts.{name}\n"
+        for name in ("Teacher", "Annealed", "Estimating", "Manual")
+    },
+    **{
+        f"module/{name.lower()}": f"_target_: parts.{name}\n"
+        for name in ("OwnBatches", "Remembers", "Untested", "Lazy")
+    },
+    "optim/twosteps": "_target_: parts.TwoSteps\n_partial_: true\nlr: 0.05\n",
+    "optim/hooked": "_target_: parts.Hooked\n_partial_: true\nlr: 0.1\n",
+    "optim/rateless": "_target_: parts.Rateless\n_partial_: true\n",
+    **{
+        f"callbacks/{name.lower()}": f"# @package callbacks.{name.lower()}\n_target_: parts.{name}\n"
+        for name in ("Freeze", "Unfreeze", "Average")
+    },
+    "metrics/ofbatches": "# @package metrics.ofbatches\n_target_: parts.OfBatches\n",
+    "data/another": "_target_: parts.Another\nnum_train: 20\nnum_test: 10\n",
+}
+SMALL = ("data=shapes", "data.num_train=60", "data.num_test=20", "batch_size=10", "norm=standard", "model=net")
+LOSS = ("metrics=none", "select_on=val/loss")
+SMALL = (*SMALL, "trainer.precision=32-true", "trainer.max_epochs=3")
+
+
+@pytest.fixture(autouse=True)
+def parts(tmp_path, monkeypatch):
+    (tmp_path / "parts.py").write_text(PARTS)
+    for name, text in FILES.items():
+        file = tmp_path / "conf" / f"{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.setenv("CNNLAB_CONF", str(tmp_path / "conf"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("parts", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [
+        pytest.param(("module=teacher",), 7, id="a teacher that follows after every step"),
+        pytest.param(("module=annealed",), 7, id="what is set when an epoch begins"),
+        pytest.param(("module=estimating",), 7, id="a schedule of the estimated length"),
+        pytest.param(("module=manual", *LOSS), 1, id="gradients that wait for their step"),
+        pytest.param(("optim=twosteps",), 7, id="an optimizer within another"),
+        pytest.param(("callbacks=freeze",), 7, id="a body that is frozen for an epoch"),
+        pytest.param(("callbacks=unfreeze",), 7, id="a body that is trained from an epoch on, in this epoch"),
+        pytest.param(("callbacks=unfreeze",), 12, id="a body that is trained from an epoch on, later"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The provided params to be frozen already exist")
+def test_it_is_stopped_within_an_epoch_and_resumed_bit_for_bit(options, step):
+    testing.check_resumes(*options, *SMALL, step=step)
+
+
+def test_the_state_of_a_callback_is_tested_with_the_weights_of_its_epoch(tmp_path):
+    own = ("callbacks=average", "module=manual", "metrics=none", "select_on=val/fresh", "select_mode=max")
+    run = cnnlab.train(testing.words(*own, *SMALL, folder=str(tmp_path)))
+    assert run.summary["best_epoch"] == 1
+    assert sys.modules["parts"].Average.tested == [3, 1]
+
+
+def test_an_optimizer_is_made_once_for_the_weights_that_are_trained(tmp_path):
+    run = cnnlab.train(testing.words("optim=hooked", *SMALL, folder=str(tmp_path)))
+    calls = sys.modules["parts"].Hooked.calls
+    assert len(calls) == 8
+    assert set(calls.values()) == {5 * run.summary["epochs_done"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("model=auxiliary",), "Auxiliary returns a tuple in training, where one tensor is needed"),
+        (("module=ownbatches",), "parts.OwnBatches has on_after_batch_transfer, which would not be called"),
+        (("module=remembers",), "would contain parts Net, and could not be loaded again.*save_hyperparameters"),
+        (("module=untested", *LOSS), "parts.Untested has no test_step"),
+        (("module=lazy",), "parts.Lazy: projection.weight has no size yet"),
+        (("optim=rateless",), "Rateless has no learning rate called lr"),
+        (("metrics=[acc,ofbatches]",), "metrics.ofbatches depends on how images are divided into batches"),
+        (("data=another",), "parts.Another has no digest.. and load.."),
+    ],
+)
+def test_it_is_refused_in_one_sentence(options, sentence, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        cnnlab.train(testing.words(*options, *SMALL, folder=str(tmp_path)))
