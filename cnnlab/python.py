@@ -92,6 +92,7 @@ def compose(overrides: Words = (), config_dir: Name | None = None) -> DictConfig
     except ValueError as error:
         raise UserError(f"{overrides} cannot be split into words: {error}.") from error
     forget_sources()
+    code_digest.cache_clear()  # the code may have been edited
     try:
         if config_dir is not None:
             use_folders([os.fspath(config_dir)])
