@@ -34,6 +34,7 @@ from cnnlab.launch.job import Job
 from cnnlab.report.runs import Run, read
 from cnnlab.runs.directory import BusyError, RunDirectory
 from cnnlab.runs.named import HERE, find, named
+from cnnlab.runs.provenance import code_digest
 from cnnlab.runs.readers import BrokenFileError
 from cnnlab.runs.wording import headline
 

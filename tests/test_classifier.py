@@ -22,7 +22,7 @@ from cnnlab.networks import ConvNet
 from cnnlab.train.classifier import Classifier
 from cnnlab.train.epoch_state import take_over
 from cnnlab.train.optimizers import keeps_factors, make_optimizer, schedule, weight_groups
-from cnnlab.train.trainer import check_parts
+from cnnlab.train.trainer import check_parts, clip_gradients
 
 NUM_EPOCHS, STEPS_PER_EPOCH = 4, 5
 
@@ -304,14 +304,10 @@ def test_gradients_of_float16_are_clipped_before_a_fused_optimizer_steps():
     weights, reference = (nn.Parameter(torch.tensor([3.0, 4.0])) for _ in range(2))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     optimizer = torch.optim.SGD([weights], lr=1.0, fused=True)
-    classifier = plain()
-    classifier.trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler), callbacks=[])
-    classifier.trainer.precision_plugin.main_params = lambda optimizer: [weights]
-    classifier.trainer.precision_plugin.clip_grad_by_norm = lambda optimizer, norm: nn.utils.clip_grad_norm_(
-        weights, norm
-    )
+    plugin = SimpleNamespace(scaler=scaler, main_params=lambda optimizer: [weights])
+    plugin.clip_grad_by_norm = lambda optimizer, norm: nn.utils.clip_grad_norm_(weights, norm)
     scaler.scale(weights.square().sum() / 2).backward()  # the gradient is the weights, of norm 5
-    classifier.configure_gradient_clipping(optimizer, 1.0, "norm")
+    clip_gradients(plugin, optimizer, 1.0)
     scaler.step(optimizer)
     torch.testing.assert_close(weights, reference - torch.tensor([0.6, 0.8]), rtol=1e-5, atol=1e-5)
 

@@ -32,6 +32,24 @@ class Net(torch.nn.Module):
         return (outputs, outputs) if self.aux and self.training else outputs
 
 
+class Fits(Net):
+    def fit(self, images, targets=None):
+        pass
+
+
+class Uneven(Net):
+    """Has a buffer that is not saved with the weights."""
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+        self.register_buffer("steps", torch.zeros(()), persistent=False)
+
+    def forward(self, images):
+        if self.training:
+            self.steps += 1
+        return super().forward(images) * (1 + 0.1 * self.steps)
+
+
 class Auxiliary(Net):
     def __init__(self, num_classes: int):
         super().__init__(num_classes)
@@ -222,7 +240,10 @@ class OfBatches(MeanMetric):
 
 FILES = {
     "model/net": "_target_: parts.Net\nnum_classes: data.num_classes\n",
-    "model/auxiliary": "_target_: parts.Auxiliary\nnum_classes: data.num_classes\n",
+    **{
+        f"model/{name.lower()}": f"_target_: parts.{name}\nnum_classes: data.num_classes\n"
+        for name in ("Auxiliary", "Fits", "Uneven")
+    },
     **{
         f"module/{name.lower()}": f"_target_: parts.{name}\n"
         for name in ("Teacher", "Annealed", "Estimating", "Manual")
@@ -267,6 +288,7 @@ def parts(tmp_path, monkeypatch):
         pytest.param(("module=estimating",), 7, id="a schedule of the estimated length"),
         pytest.param(("module=manual", *LOSS), 1, id="gradients that wait for their step"),
         pytest.param(("optim=twosteps",), 7, id="an optimizer within another"),
+        pytest.param(("model=uneven",), 7, id="a buffer that is not saved with the weights"),
         pytest.param(("callbacks=freeze",), 7, id="a body that is frozen for an epoch"),
         pytest.param(("callbacks=unfreeze",), 7, id="a body that is trained from an epoch on, in this epoch"),
         pytest.param(("callbacks=unfreeze",), 12, id="a body that is trained from an epoch on, later"),
@@ -284,6 +306,14 @@ def test_the_state_of_a_callback_is_tested_with_the_weights_of_its_epoch(tmp_pat
     assert sys.modules["parts"].Average.tested == [3, 1]
 
 
+def test_gradients_are_clipped_for_any_module_and_optimizer(tmp_path):
+    """In bfloat16, where Lightning refuses to clip gradients for a fused optimizer."""
+    words = testing.words("module=annealed", *(w for w in SMALL if "precision" not in w), folder=str(tmp_path))
+    for own in ("trainer.precision=bf16-mixed", "trainer.precision=32-true"):
+        run = cnnlab.train([*words, "+trainer.gradient_clip_val=0.01", own])
+        assert run.summary["status"] == "done"
+
+
 def test_an_optimizer_is_made_once_for_the_weights_that_are_trained(tmp_path):
     run = cnnlab.train(testing.words("optim=hooked", *SMALL, folder=str(tmp_path)))
     calls = sys.modules["parts"].Hooked.calls
@@ -295,6 +325,7 @@ def test_an_optimizer_is_made_once_for_the_weights_that_are_trained(tmp_path):
     ("options", "sentence"),
     [
         (("model=auxiliary",), "Auxiliary returns a tuple in training, where one tensor is needed"),
+        (("model=fits",), "parts.Fits.fit takes images, targets"),
         (("module=ownbatches",), "parts.OwnBatches has on_after_batch_transfer, which would not be called"),
         (("module=remembers",), "would contain parts Net, and could not be loaded again.*save_hyperparameters"),
         (("module=untested", *LOSS), "parts.Untested has no test_step"),

@@ -32,7 +32,7 @@ def check_targets(config: Any, path: str = "") -> None:
             place = f"{path}.{key}".lstrip(".")
             if key == "_target_":
                 _check_target(place, value)
-            elif not isinstance(key, str) or (key != "_partial_" and re.fullmatch("_.*_", key)):
+            elif key != "_partial_" and re.fullmatch("_.*_", str(key)):
                 raise UserError(f"{place} is not allowed: the keys of an option are the arguments of its class.")
             else:
                 check_targets(value, place)

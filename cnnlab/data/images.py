@@ -230,6 +230,8 @@ def load_once(source: Source) -> DataSet:
         _loaded.clear()
         data = source.load()
         kind = type(source).__name__
+        if not isinstance(data, DataSet):
+            raise UserError(f"{kind}.load returns a {type(data).__name__}, not a DataSet of training and test images.")
         if problem := data.train.problem() or data.test.problem():
             raise UserError(f"{kind} returns data that cannot be used: {problem}.")
         for images in (data.train, data.test):

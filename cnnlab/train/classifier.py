@@ -12,8 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
-from lightning.pytorch.plugins import Precision
-from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
@@ -166,20 +164,6 @@ class Classifier(LightningModule):
             rise = LinearLR(optimizer, start_factor=1 / warmup_steps, total_iters=warmup_steps)
             schedules.append({"scheduler": rise, "interval": "step"})
         return [optimizer], schedules
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
-    ) -> None:
-        """Clip gradients also for fused optimizers in float16, which Lightning refuses.
-
-        Such an optimizer unscales gradients in its step, unless they have been unscaled before, as they are here.
-        """
-        plugin = self.trainer.precision_plugin
-        scaler = getattr(plugin, "scaler", None)
-        if scaler is not None and gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
-            scaler.unscale_(optimizer)
-        algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
-        Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
 
     def num_steps(self) -> int:
         """Steps of the whole training.

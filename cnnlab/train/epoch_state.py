@@ -91,10 +91,12 @@ def unsaved_state(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     """What modules and optimizers leave out of their `state_dict`; the same in all processes.
 
     frozen, evaluating: names of weights without gradients, and of layers in evaluation mode, which callbacks change
-    during the training; gradients: of manual optimization, which may accumulate them; within: see `optimizers_within`.
+    during the training; buffers: those that are not persistent; gradients: of manual optimization, which may accumulate
+    them; within: see `optimizers_within`.
     """
-    weights = module.named_parameters()
+    weights, saved = module.named_parameters(), module.state_dict().keys()
     return {
+        "buffers": {name: values for name, values in module.named_buffers() if name not in saved},
         "frozen": [name for name, weight in weights if not weight.requires_grad],
         "evaluating": [name for name, layer in module.named_modules() if not layer.training],
         "gradients": {}
@@ -109,6 +111,9 @@ def restore_unsaved_state(state: dict[str, Any], trainer: Trainer, module: Light
         weight.requires_grad_(name not in state["frozen"])
         if name in state["gradients"]:
             weight.grad = state["gradients"][name].to(weight.device)
+    for name, values in module.named_buffers():
+        if name in state["buffers"]:
+            values.copy_(state["buffers"][name])
     for name, layer in module.named_modules():
         layer.training = name not in state["evaluating"]
     for optimizer, saved in zip(optimizers_within(trainer), state["within"], strict=True):

@@ -3,8 +3,8 @@
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from cnnlab.augment.base import Augmentation
-from cnnlab.config.objects import filled, instantiate, mentioned
+from cnnlab.config.objects import filled, instantiate
 from cnnlab.config.options import UserError, default_option, option_file
 from cnnlab.config.shape import Shape
 from cnnlab.config.values import plain, selection
@@ -25,6 +25,7 @@ from cnnlab.data.images import DataSet
 from cnnlab.data.pipeline import ImageData
 from cnnlab.metrics import try_metric
 from cnnlab.networks import in_evaluation_mode
+from cnnlab.train.refusals import misfits_as_user_errors
 from cnnlab.train.weights import load_weights
 
 # Options of train.yaml that are arguments of a module if it has them, with the values that have no effect.
@@ -36,12 +37,6 @@ MODULE_OPTIONS: dict[str, Any] = {
     "test_shifts": 0,
     "compile": False,
 }
-
-# What torch and classes of any origin raise if parts do not fit together.
-MISFITS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
-
-NOT_DETERMINISTIC = "does not have a deterministic implementation"  # torch's words
-NO_MEMORY = "can't allocate memory"
 
 
 @dataclass(frozen=True)
@@ -161,19 +156,6 @@ def assemble(
     return parts
 
 
-@contextmanager
-def misfits_as_user_errors(problem: str, node: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Turn what a class raises for its arguments, `node`, in a block into a UserError that begins with `problem`."""
-    try:
-        yield
-    except MISFITS as error:
-        if isinstance(error, UserError | torch.AcceleratorError | torch.OutOfMemoryError):
-            raise
-        if NOT_DETERMINISTIC in str(error) or NO_MEMORY in str(error):
-            raise
-        raise UserError(f"{problem}{mentioned(node or {}, error)}: {' '.join(str(error).split())[:600]}.") from error
-
-
 def make_data(config: DictConfig, data: DataSet) -> ImageData:
     """The batches that a configuration makes from a data set."""
     facts = data.shape.facts()
@@ -233,6 +215,7 @@ def make_metrics(node: DictConfig | Mapping[str, Any], shape: Shape) -> dict[str
 def check_task(name: str, part: Any, shape: Shape) -> None:
     """Raises: UserError if a part declares `tasks`, and that of the data is not among them."""
     tasks = getattr(part, "tasks", (shape.task,))
+    tasks = (tasks,) if isinstance(tasks, str) else tasks
     if shape.task not in tasks:
         raise UserError(
             f"{name} is for data that are {' or '.join(tasks)}, and these are {shape.task}. Use another one."

@@ -1,11 +1,11 @@
 """One run, from its configuration to its summary: open, resume, fit, test, close. Imports torch."""
 
+import inspect
 import os
 import platform
 import secrets
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import lightning
 import torch
 import torchvision
 from lightning import Trainer, seed_everything
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from cnnlab.config.check import refuse_uneven
@@ -36,14 +35,13 @@ from cnnlab.train import checkpoint, machine
 from cnnlab.train.checkpoint import CheckpointFiles
 from cnnlab.train.epoch_state import measured, restore_for_evaluation
 from cnnlab.train.parts import (
-    NOT_DETERMINISTIC,
     Parts,
     assemble,
-    misfits_as_user_errors,
     refuse_bf16_of_single_pixels,
     try_alone,
 )
 from cnnlab.train.records import Records
+from cnnlab.train.refusals import explained, misfits_as_user_errors
 from cnnlab.train.trainer import check_parts, make_callbacks, make_trainer, with_graph
 
 FITTED_ON = 10_000  # training images for the `fit` of a network, before training
@@ -116,6 +114,11 @@ def fit_network(config: DictConfig, parts: Parts) -> None:
     network, data = parts.network, parts.data
     if not (fit := getattr(network, "fit", None)) or parts.loaded == network.state_dict().keys():
         return
+    if len(taken := inspect.signature(fit).parameters) != 1:
+        raise UserError(
+            f"{config.model._target_}.fit takes {', '.join(taken)}. A network's fit(images) is called with training "
+            f"images before the training; give one that does something else another name."
+        )
     before = {name: values.clone() for name, values in network.state_dict().items()}
     mixed = torch.randperm(len(data.train_index))[:FITTED_ON]
     with misfits_as_user_errors(f"{config.model._target_}.fit"):
@@ -123,22 +126,6 @@ def fit_network(config: DictConfig, parts: Parts) -> None:
     fitted = {name for name, values in network.state_dict().items() if not values.equal(before[name])}
     if fitted <= parts.loaded:
         network.load_state_dict(before)
-
-
-@contextmanager
-def explained(trainer: Trainer) -> Iterator[None]:
-    """In a block, turn Lightning's refusals, and torch's of what deterministic=true forbids, into UserErrors."""
-    try:
-        yield
-    except MisconfigurationException as error:
-        raise UserError(" ".join(str(error).split())) from error
-    except RuntimeError as error:
-        if NOT_DETERMINISTIC not in str(error):
-            raise
-        raise UserError(
-            f"deterministic=true, and {str(error).split(' does not')[0]} has no deterministic implementation on "
-            f"{trainer.strategy.root_device.type}. Use deterministic=false, or another layer."
-        ) from error
 
 
 def newest_checkpoint(config: DictConfig, run: RunDirectory, trainer: Trainer) -> Path | None:

@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from lightning.pytorch.callbacks import (
     ModelPruning,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 from torch import nn
@@ -35,9 +37,10 @@ from cnnlab.runs.log import log
 from cnnlab.train import checkpoint, graph, graphable
 from cnnlab.train.machine import computes_in_bf16
 from cnnlab.train.optimizers import keeps_factors, make_optimizer, schedule
-from cnnlab.train.parts import Parts, misfits_as_user_errors
+from cnnlab.train.parts import Parts
 from cnnlab.train.progress import progress
 from cnnlab.train.records import Records
+from cnnlab.train.refusals import misfits_as_user_errors
 
 warnings.filterwarnings("ignore", module=r"lightning\.")  # deprecations in torch
 warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")  # Lightning prepares DDP on another one
@@ -81,11 +84,23 @@ def make_trainer(
         log_every_n_steps=1,
     )
     trainer._signal_connector.register_signal_handlers = lambda: None  # they would replace ours
+    trainer.precision_plugin.clip_gradients = partial(clip_gradients, trainer.precision_plugin)
     # `Records` passes metrics to the loggers, by epoch; Lightning would do it again, by step
     connector = trainer._logger_connector
     connector.log_eval_end_metrics = lambda metrics: None
     connector.update_train_epoch_metrics = connector.reset_results
     return trainer
+
+
+def clip_gradients(plugin: Precision, optimizer: Any, clip_val: float = 0.0, *algorithm: Any, **named: Any) -> None:
+    """Clip gradients also for fused optimizers in float16, which Lightning refuses.
+
+    Such an optimizer unscales gradients in its step, unless they have been unscaled before, as they are here.
+    """
+    scaler = getattr(plugin, "scaler", None)
+    if scaler is not None and clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
+        scaler.unscale_(optimizer)
+    Precision.clip_gradients(plugin, optimizer, clip_val, *algorithm, **named)
 
 
 def make_logger(node: DictConfig, run: RunDirectory, run_key: str = "") -> Any:

@@ -28,7 +28,8 @@ from cnnlab.runs.wording import CHANGED
 from cnnlab.text import say
 from cnnlab.train.checkpoint import CheckpointFiles
 from cnnlab.train.machine import computes_in_bf16
-from cnnlab.train.parts import MISFITS, make_augmentations, make_loss, make_metrics, make_network
+from cnnlab.train.parts import make_augmentations, make_loss, make_metrics, make_network
+from cnnlab.train.refusals import MISFITS
 from cnnlab.train.weights import below, place_of
 from cnnlab.use.bounded import bounded
 from cnnlab.use.opened import OpenedRun, code_changed, opened
