@@ -38,7 +38,7 @@ study: .venv/ready ## reproduce the figures of the lab report; make study DATA="
 	.venv/bin/python -m study $(DATA)
 
 board: .venv/ready ## TensorBoard for all runs
-	.venv/bin/tensorboard --logdir outputs
+	.venv/bin/python -m cnnlab board
 
 sheets: .venv/ready ## docs/aug: a figure of every augmentation
 	for aug in $(basename $(notdir $(filter-out %/none.yaml,$(wildcard conf/aug/*.yaml)))); do \

@@ -18,6 +18,7 @@ from cnnlab.project.new import new
 from cnnlab.project.rename import rename
 from cnnlab.runs.directory import CheckpointError
 from cnnlab.runs.named import HERE
+from cnnlab.use.board import board
 from cnnlab.use.verbs import SHEET, anatomy, compare, evaluate, export, fetch, ls, predict, report, show, status
 
 RUN = "a run directory, its name or the beginning of its hash, as 'cnnlab ls' shows them; latest; best"
@@ -61,6 +62,10 @@ def parser() -> argparse.ArgumentParser:
     argument("--by", metavar="METRIC", nargs="?", const="", help=by)
     argument("--num", type=int, default=50, help="maximum number of runs (default %(default)s)")
     add(status)("folder", **folder)
+    argument = add(board)
+    argument("folder", **folder)
+    argument("--port", type=int, help="default: 6006, or the next free one")
+    argument("--host", default="localhost", help="0.0.0.0: reachable from other machines (default %(default)s)")
     add(new)("folder", type=Path, metavar="NAME", help="its folder, whose name becomes the name of the package")
     add(rename)("name", metavar="NAME", help="new package name")
     add(fetch)("overrides", **overrides)

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from signal import SIGINT
 
 import pytest
 from conftest import BROWSER
@@ -18,9 +19,11 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from test_report import make_run
 from test_resume import Zygote, said
 
 from cnnlab.train.board import TensorBoard
+from cnnlab.use.board import links_to_runs
 
 COMMAND = (
     *("-m", "data=shapes", "data.num_train=400", "data.num_test=60", "batch_size=40", "model.channels=[8,8,8]"),
@@ -120,8 +123,10 @@ def board(sweep) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["-m", "tensorboard.main", "--logdir", str(sweep), "--port", str(port), "--reload_interval", "1"]
-    process = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
+    links = sweep.parent / "links"
+    links.mkdir()
+    words = [sys.executable, "-m", "cnnlab", "board", str(sweep), "--port", str(port)]
+    process = subprocess.Popen(words, env=os.environ | {"TMPDIR": str(links)}, stderr=subprocess.PIPE, text=True)
     address = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 120
@@ -136,8 +141,9 @@ def board(sweep) -> Iterator[str]:
             time.sleep(0.2)
         yield address
     finally:
-        process.terminate()
+        process.send_signal(SIGINT)
         process.communicate()
+        assert (process.returncode, list(links.iterdir())) == (130, [])
 
 
 def asked(address: str, path: str, body: dict | None = None):
@@ -151,8 +157,7 @@ def asked(address: str, path: str, body: dict | None = None):
 
 def test_scalars_of_training_and_held_out_images_share_a_chart(board, sweep):
     runs = asked(board, "data/runs")
-    assert sorted(runs) == sorted(f"runs/{file.parent.name}" for file in sweep.glob("runs/*/summary.json"))
-    assert any("crop_flip-cnn-adam" in run for run in runs)  # named by their choices
+    assert sorted(runs) == ["optim=adam", "optim=sgd"]  # what differs
     tags = asked(board, "data/plugin/scalars/tags")
     for run in runs:
         accuracies, losses = (
@@ -193,8 +198,9 @@ def test_choices_and_final_metrics_of_every_run(board, sweep):
         {"colParams": [], "startIndex": 0, "sliceSize": 10, "allowedStatuses": ["STATUS_SUCCESS", "STATUS_UNKNOWN"]},
     )
     assert {group["hparams"]["optim"] for group in groups["sessionGroups"]} == {"sgd", "adam"}
+    links = links_to_runs(sweep)
     for group in groups["sessionGroups"]:
-        summary = json.loads((sweep / group["name"] / "summary.json").read_text())
+        summary = json.loads((links[group["name"]] / "summary.json").read_text())
         shown = {metric["name"]["tag"]: metric["value"] for metric in group["metricValues"]}
         assert shown["acc/best_val"] == pytest.approx(summary["metrics"]["val/acc"])
         assert shown["acc/test"] == pytest.approx(summary["metrics"]["test/acc"])
@@ -209,6 +215,27 @@ def test_pictures(board):
         assert min(pictures) > "lr"  # after accuracies and losses
         shown = asked(board, f"data/plugin/images/images?run={run}&tag=weights/filters&sample=0")
         assert [picture["step"] for picture in shown] == [1, 2, 3]
+
+
+def test_runs_are_named_by_what_differs_and_by_the_hash_where_that_is_not_enough(tmp_path):
+    for folder, digest in (("a", "0123abcd"), ("b", "4567abcd")):
+        make_run(tmp_path / folder, 0, 0.5).rename(tmp_path / folder / f"shapes-{digest}")
+    assert set(links_to_runs(tmp_path / "a")) == {"shapes"}
+    make_run(tmp_path, 0, 0.5, {"optim": "adam"})
+    make_run(tmp_path, 0, 0.5, {"optim": "nadam"}, changes={"weights": "a/b.pt"})
+    assert sorted(links_to_runs(tmp_path)) == [
+        "optim=adam weights=-",
+        "optim=nadam weights=a_b.pt",
+        "optim=sgd weights=- 0123abcd",
+        "optim=sgd weights=- 4567abcd",
+    ]
+
+
+def test_a_port_that_cannot_be_used_is_one_paragraph(tmp_path, command):
+    make_run(tmp_path, 0, 0.5)
+    result = command("-m", "cnnlab", "board", str(tmp_path), "--port", "99999")
+    assert result.returncode == 2
+    assert result.stderr.endswith("TensorBoard cannot bind to port 99999 > 65535. Use another --port or --host.\n")
 
 
 @pytest.mark.browser
