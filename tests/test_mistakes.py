@@ -97,7 +97,7 @@ MISTAKES = {
         ["image_size=1.5 is not a whole number from 1"],
     ),
     "an option that is chosen twice": ("optim=sgd optim=adam", ["optim=sgd and optim=adam: the second would replace"]),
-    "help on nothing": ("--help foo", ["there is no group foo. Use one of data, norm, aug"]),
+    "help on nothing": ("--help foo", ["there is no group or option foo. Use an option or one of data, norm, aug"]),
     "negative rate": ("optim.lr=-1", ["optim.lr=-1", "lr > 0", "optim.lr=0.01"]),
     "infinite rate": ("optim.lr=inf", ["optim.lr=", "number", "optim.lr=0.01"]),
     "dropout": ("model.dropout=1.5", ["model.dropout=1.5", "0 <= dropout < 1", "model.dropout=0.0"]),

@@ -209,6 +209,34 @@ def test_help_on_one_group(capsys):
     assert "optim" not in said.replace("optim.lr", "")
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_help_has_one_line_for_every_option_and_argument(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_help([])
+    said = capsys.readouterr().out.splitlines()
+    assert max(map(len, said)) <= min(width, 100)
+    for group in GROUPS:
+        start = next(number for number, line in enumerate(said) if line.startswith(f"{group}=OPTION")) + 1
+        assert [line[2:].split()[0] for line in said[start : start + len(options(group))]] == options(group)
+    assert next(line for line in said if "cifar10 " in line).endswith("\N{HORIZONTAL ELLIPSIS}")
+    arguments = said[said.index("Arguments of the run itself") + 1 :]
+    assert [line.split("=")[0] for line in arguments[:3]] == ["  seed", "  batch_size", "  num_train_images"]
+
+
+def test_help_on_one_option_has_its_whole_text(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    print_help(["timm", "ema"])
+    said = capsys.readouterr().out
+    assert [said.count(name) for name in ("\nmodel=timm\n", "\noptim=timm\n", "\ncallbacks=ema\n")] == [1, 1, 1]
+    assert "OPTION" not in said
+    monkeypatch.setenv("COLUMNS", "100")
+    print_help(["muon", "run", "cifar10"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "35 s on one that emulates it. Arguments of optim=muon" in said
+    assert "0: the test images are evaluated after every epoch [0 <= val_fraction <= 0.5]" in said
+    assert "tried in turn, https only [changes nothing]" in said
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_option_says_what_it_is(group):
     assert [option for option in options(group) if not description(f"{group}/{option}").endswith((".", ")", ":"))] == []

@@ -205,10 +205,15 @@ def comments_of_file(name: str) -> dict[str, str]:
     return {path: comment for file in _with_inherited(name) for path, comment in _comments(file).items()}
 
 
+def head(name: str) -> list[str]:
+    """The lines of the comment that an option's file begins with."""
+    comment = itertools.takewhile(lambda line: line.startswith("#"), _path(name).read_text("utf-8").splitlines())
+    return [line.removeprefix("#").removeprefix(" ") for line in comment if not line.startswith("# @package")]
+
+
 def description(name: str) -> str:
     """The comment that an option's file begins with, up to the end of the sentence that its first line ends in."""
-    comment = itertools.takewhile(lambda line: line.startswith("#"), _path(name).read_text("utf-8").splitlines())
-    first, *more = [line.lstrip("# ") for line in comment if not line.startswith("# @package")] or [""]
+    first, *more = [line.lstrip() for line in head(name)] or [""]
     if more and not first.endswith("."):
         first = f"{first} {more[0].partition('. ')[0].removesuffix('.')}."
     return first
