@@ -22,6 +22,7 @@ from cnnlab import testing
 from cnnlab.config.identity import identity
 from cnnlab.data.decode import read_image
 from cnnlab.python import overrides_of
+from cnnlab.report.plan import past_speeds
 from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.named import named
 
@@ -166,6 +167,8 @@ def test_it_fails_and_is_interrupted_as_on_the_command_line():
         cnnlab.train(WORDS)
     assert reached == [3]
     assert cnnlab.runs()["status"].tolist() == ["diverged", "not finished"]
+    [speed] = past_speeds(Path("outputs")).values()  # of three steps
+    assert speed > 0
     assert cnnlab.train(WORDS).summary["epochs_done"] == 2
 
 

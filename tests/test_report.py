@@ -459,6 +459,17 @@ def test_speeds_of_the_past_are_those_of_the_same_network_in_runs_that_are_not_s
     assert speeds == {("cnn",): 1500.0, ("cnn", ("model.hidden", "7")): 500.0}
 
 
+def test_without_a_finished_run_the_speed_is_that_of_an_unfinished_one(tmp_path):
+    begun = {"status": "interrupted", "train_seconds": 0.0, "images_per_second": 70.0}
+    run = RunDirectory(make_run(tmp_path, 0, 0.7, {"model": "cnn"}, **begun))
+    (run.path / "metrics.csv").unlink()  # in its first epoch
+    assert past_speeds(tmp_path) == {("cnn",): 70.0}
+    run.write_metrics([{"epoch": 1, "images_per_second": 60.0}, {"epoch": 2, "images_per_second": 80.0}])
+    assert past_speeds(tmp_path) == {("cnn",): 80.0}
+    make_run(tmp_path, 1, 0.7, {"model": "cnn"}, images_per_second=1000.0)
+    assert past_speeds(tmp_path) == {("cnn",): 1000.0}
+
+
 def test_plan_of_a_mistake_is_a_mistake(command):
     result = command("train.py", "-m", "optim.lr=0.1,0.2,-1", "plan=true")
     assert (result.returncode, result.stdout) == (2, "")

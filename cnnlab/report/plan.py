@@ -70,15 +70,20 @@ def in_words(settings: Mapping[str, str]) -> str:
 
 
 def past_speeds(output_dir: Path) -> dict[Network, float]:
-    """Images per second of the finished runs below a folder, by network; short runs, which are slower, do not count."""
-    images, seconds = Counter[Network](), Counter[Network]()
+    """Images per second of the runs below a folder, by network.
+
+    Short runs, which are slower, do not count; unfinished runs only if no finished one has that network.
+    """
+    images, seconds, unfinished = Counter[Network](), Counter[Network](), dict[Network, float]()
     for run in read(find([output_dir]))[0]:
         took, speed = run.summary.get("train_seconds", 0), run.summary.get("images_per_second", 0)
+        network = network_of(run.summary["choices"], run.summary["changes"])
         if run.done and took * speed >= SHORT:
-            network = network_of(run.summary["choices"], run.summary["changes"])
             images[network] += took * speed
             seconds[network] += took
-    return {network: images[network] / seconds[network] for network in images}
+        elif not run.done and (speed := run.rows[-1].get("images_per_second", 0) if run.rows else speed):
+            unfinished[network] = speed
+    return unfinished | {network: images[network] / seconds[network] for network in images}
 
 
 def network_of(choices: Mapping[str, str], changed: Mapping[str, Any]) -> Network:

@@ -181,6 +181,10 @@ class Records(Checkpoint):
         due, signal = self.due(trainer)
         if due or signal:
             self.save(trainer)
+            if trainer.is_global_zero and not self.rows:  # plan=true estimates by it until there is a row
+                done = trainer.fit_loop.epoch_loop.batch_progress.current.ready * data_of(trainer).batch_size
+                speed = round(done / (time.perf_counter() - self.started), 1)
+                self.run.write_summary(self.run.summary() | {"images_per_second": speed})
         if signal:
             self.files.wait()
             raise Interrupted(signal)
