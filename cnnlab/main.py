@@ -18,7 +18,7 @@ from cnnlab import __version__
 from cnnlab.config.check import check_single
 from cnnlab.config.errors import refuse, refusing
 from cnnlab.config.options import CONF, UserError, folders, use_folders
-from cnnlab.config.overrides import check_flags, check_overrides, flags_last, own_folders
+from cnnlab.config.overrides import check_flags, check_overrides, flags_last, note_repeats, own_folders
 from cnnlab.console import announce, outlive_terminal
 from cnnlab.launch.job import Job
 from cnnlab.runs.directory import RunDirectory
@@ -71,6 +71,7 @@ def main(*conf: str) -> None:
                 announce("Composing the configuration")
                 check_flags(words)
                 check_overrides(words)
+                note_repeats(words)
                 single()
     except OSError as error:
         if RunDirectory(Path()).is_lost:

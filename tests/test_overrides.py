@@ -180,6 +180,15 @@ def test_what_replaces_without_loss_may_be_typed_twice(words):
     check_overrides(list(words))
 
 
+def test_a_value_that_is_set_twice_is_said(command):
+    words = ("+trainer.benchmark=true", "seed=0", "optim.lr=0.1", "seed=1", "++optim.lr=0.1")
+    result = command("train.py", "data=shapes", "plan=true", *words)
+    assert (result.returncode, result.stdout.count("seed=1")) == (0, 1)
+    assert result.stderr == (
+        "cnnlab: seed=0 and seed=1: the second replaces the first. Use -m 'seed=0,1' to train a run for each.\n"
+    )
+
+
 def test_several_values_without_m_is_said_in_our_words(command):
     result = command("train.py", "data=shapes", "aug=cutmix,crop_flip")
     assert result.returncode == 2

@@ -390,8 +390,8 @@ def test_callbacks_log_values_and_see_those_of_the_epoch_before_in_a_resumed_run
 )
 def test_what_does_not_fit_together_is_one_sentence(zygote, own, tmp_path, words, what):
     output = tmp_path / "outputs"
-    sized = (*FAST, "data.num_train=1200") if "data=gray" in words else FAST
-    assert zygote.run(output, command=(*sized, *words), environment=own)["status"] == 2, said(output)
+    size = "data.num_train=1200" if "data=gray" in words else FAST[0]
+    assert zygote.run(output, command=(size, *FAST[1:], *words), environment=own)["status"] == 2, said(output)
     assert what in said(output)
     assert said(output).count("\n") == 1
     assert not list(output.rglob("summary.json"))

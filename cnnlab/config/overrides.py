@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, zip_longest
 from typing import Any
@@ -23,6 +24,7 @@ from cnnlab.config.options import (
     options,
     refuse_folder,
 )
+from cnnlab.text import say
 
 NEEDED = (*GROUPS, "trainer", "logger")
 OPTIONAL = ("experiment", "debug", "launcher")
@@ -139,6 +141,20 @@ def check_overrides(words: Sequence[str]) -> None:
             refuse_folder(group, str(name))
         for name in files(group).keys() & set(names):
             option_file(f"{group}/{name}")  # Hydra's errors for a file that cannot be read are tracebacks
+
+
+def note_repeats(words: Sequence[str]) -> None:
+    """Say which values are set twice; Hydra takes the last one, by which scripts replace their own defaults."""
+    before = dict[str, str]()
+    for word in words:
+        key, equals, value = word.lstrip("+").partition("=")
+        if equals and key[:1] not in ("-", "~") and before.setdefault(key, value) != value:
+            first, before[key] = before[key], value
+            say(
+                f"cnnlab: {key}={first} and {key}={value}: the second replaces the first. Use -m "
+                f"'{key}={first},{value}' to train a run for each.",
+                sys.stderr,
+            )
 
 
 def chosen(value: Any) -> Iterator[Any]:
