@@ -21,6 +21,7 @@ from cnnlab.runs.named import HERE
 from cnnlab.use.board import board
 from cnnlab.use.verbs import SHEET, anatomy, compare, evaluate, export, fetch, ls, predict, report, show, status
 
+TAKE_OVERRIDES = ("train", "fetch", "anatomy", "show", "evaluate")
 RUN = "a run directory, its name or the beginning of its hash, as 'cnnlab ls' shows them; latest; best"
 
 
@@ -111,7 +112,26 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    """The commands of `cnnlab` other than `train`, with their parsers."""
+    return dict(next(action for action in parser()._actions if isinstance(action, argparse._SubParsersAction)).choices)
+
+
+def complete() -> None:
+    """Print what may follow in COMP_LINE, which bash completes: a verb; or, by Hydra, groups, options and keys."""
+    program, _, line = os.environ.get("COMP_LINE", "").lstrip().partition(" ")
+    verb, space, line = line.lstrip().partition(" ")
+    os.environ["COMP_LINE"] = f"{program} {line}"
+    if not space:
+        print("train", *verbs())
+    if not space or verb not in TAKE_OVERRIDES:
+        sys.exit()
+    sys.argv.insert(1, "train")
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["-sc"]:
+        complete()
     if sys.argv[1:2] == ["train"]:
         from cnnlab.main import main as train
 
@@ -121,7 +141,7 @@ def main() -> None:
     outlive_terminal()
     os.environ["MPLBACKEND"] = "agg"  # a notebook's backend cannot be imported here
     own = own_folders(words := sys.argv[1:])
-    if words[:1] and words[0] in ("fetch", "anatomy", "show", "evaluate"):
+    if words[:1] and words[0] in TAKE_OVERRIDES:
         words = [words[0], *flags_last(words[1:])]  # argparse takes overrides only if they are together
     arguments = parser().parse_args(words)
     try:

@@ -12,6 +12,7 @@ from conftest import ROOT
 from PIL import Image
 from zygote import differences, left_by, only_run, said
 
+from cnnlab.cli import verbs
 from cnnlab.config.options import _folders, folders
 from cnnlab.runs.wording import headline, in_words, reported
 
@@ -138,13 +139,22 @@ def test_help_lists_what_a_project_brings(project):
     ] == []
 
 
-def test_completion_offers_what_a_project_brings(project):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COMP_LINE": "python train.py model=t", "COMP_POINT": "22"}
-    command = [sys.executable, "train.py", "-sc", "query=bash"]
+@pytest.mark.parametrize(
+    ("program", "line", "offered"),
+    [
+        ("train.py", "python train.py model=t", "model=timm model=timm_resnet18 model=torchvision model=tower"),
+        ("cnnlab", "cnnlab train -m model=to", "model=torchvision model=tower"),
+        ("cnnlab", "cnnlab anatomy model=to", "model=torchvision model=tower"),
+        ("cnnlab", "cnnlab ev", f"train {' '.join(verbs())}"),  # bash takes those that begin with ev
+        ("cnnlab", "cnnlab predict la", ""),
+    ],
+)
+def test_completion_offers_what_a_project_brings(project, program, line, offered):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    words = [program] if program == "train.py" else ["-m", program]
+    command = [sys.executable, *words, "-sc", "query=bash"]
     result = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=60)
-    assert result.stdout.split() == ["model=timm", "model=timm_resnet18", "model=torchvision", "model=tower"], (
-        result.stderr
-    )
+    assert result.stdout.split() == offered.split(), result.stderr
 
 
 def test_elsewhere_there_is_no_such_option(project, tmp_path):

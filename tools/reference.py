@@ -5,13 +5,12 @@
 `make docs` runs it before it builds the site. The folder is not in git. Does not import torch.
 """
 
-import argparse
 import re
 from pathlib import Path
 
 import yaml
 
-from cnnlab.cli import parser
+from cnnlab.cli import verbs
 from cnnlab.config.options import (
     CONF,
     LISTED,
@@ -121,11 +120,6 @@ def options() -> str:
             prefix = f"{group.replace('/', '.')}.{path.stem}." if group in LISTED else f"{group.replace('/', '.')}."
             lines += table(f"{group}/{path.stem}", "" if group in OVERLAYS else prefix)
     return "\n".join(lines)
-
-
-def verbs() -> dict[str, argparse.ArgumentParser]:
-    """The commands of `cnnlab` other than `train`, with their parsers."""
-    return dict(next(action for action in parser()._actions if isinstance(action, argparse._SubParsersAction)).choices)
 
 
 def commands() -> str:
