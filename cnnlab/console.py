@@ -4,6 +4,7 @@ A closed terminal, or a reader that ends (`| head`), makes every later print fai
 has what it prints. Does not import torch.
 """
 
+import functools
 import io
 import os
 import select
@@ -30,6 +31,9 @@ def announce(what: str) -> None:
     """Tell the user at a terminal what is being done, if the next line takes seconds to come."""
     if os.isatty(2):
         print(f"{what} ...", file=sys.stderr, flush=True)
+
+
+announce_once = functools.cache(announce)  # in this process
 
 
 def outlive_terminal() -> None:

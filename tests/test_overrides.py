@@ -101,6 +101,8 @@ def test_what_hydra_says_is_translated(word):
         (("norm.foo=1",), "norm has no values."),
         (("output_dir=/proc/x",), "/proc/x cannot be written"),
         (("+trainer.benchmark=maybe",), "trainer.benchmark=maybe is not true or false"),
+        (("+trainer.min_epochs=few",), "trainer.min_epochs=few is not a whole number"),
+        (("+trainer.model_registry=1",), "trainer.model_registry is set by cnnlab and cannot be changed"),
         (("trainer.limit_train_batches=0.0001",), "trainer.limit_train_batches=0.0001 is not allowed"),
     ],
     ids=lambda words: words[-1] if isinstance(words, tuple) else "",

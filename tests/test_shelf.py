@@ -74,7 +74,13 @@ REFUSED = {  # what is typed, and what the answer says
     "aug=crop_flip aug.crop_flip.alternating_flips=true aug.crop_flip.flip_probability=0.3": ["flip_probability=0.3"],
 }
 if not torch.accelerator.is_available():
-    REFUSED["trainer.accelerator=gpu"] = ["this machine has no GPU that torch can use. Use trainer=auto."]
+    for typed, instead in {
+        "trainer.accelerator=gpu": "trainer=auto.",
+        "trainer.accelerator=mps": "trainer=auto.",
+        "trainer.devices=-1": "trainer.devices=1,",
+        "trainer.precision=16-mixed": "trainer.precision=auto.",
+    }.items():
+        REFUSED[typed] = [f"{typed}: this machine has no GPU that torch can use. Use {instead}"]
 
 
 def words(typed: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from PIL import EpsImagePlugin, Image
 from torchvision import datasets
 
 from cnnlab.config.options import UserError
+from cnnlab.console import announce_once
 from cnnlab.data.guard import only_data
 from cnnlab.data.torchvision_class import TorchvisionClass, class_names
 
@@ -36,6 +37,14 @@ def test_images_and_labels_of_a_class_without_files():
         assert np.array_equal(images.pixels.transpose(0, 2, 3, 1), [np.asarray(image) for image, _ in expected])
         assert images.targets.tolist() == [int(label) for _, label in expected]
         assert images.classes == ("0", "1", "2")
+
+
+def test_listing_many_files_takes_long_and_is_announced_once(monkeypatch, capsys):
+    monkeypatch.setattr("cnnlab.console.os.isatty", lambda descriptor: True)
+    announce_once.cache_clear()
+    for _ in range(2):
+        source("FakeData", **FAKE).digest()
+    assert capsys.readouterr().err.count("Listing the files of TorchvisionClass ...\n") == 1
 
 
 def write_kmnist(root: Path) -> dict[str, np.ndarray]:

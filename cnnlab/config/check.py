@@ -29,6 +29,7 @@ RESERVED = {"callbacks": "callbacks=", "logger": "logger=", "deterministic": "de
     (
         *("plugins", "default_root_dir", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"),
         *("num_sanity_val_steps", "log_every_n_steps", "barebones", "reload_dataloaders_every_n_epochs"),
+        *("limit_predict_batches", "model_registry"),
     ),
     "",
 )
@@ -181,9 +182,11 @@ def check_arguments(job: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
                 f"{prefix}.{wrong[0]}: {node['_target_']} takes no argument {wrong[0]}. It takes "
                 f"{', '.join(parameters)}."
             )
-        switches = [key for key in added if key in parameters and parameters[key].annotation in (bool, bool | None)]
-        if wrong := [key for key in switches if not isinstance(node[key], bool | None)]:
-            raise UserError(f"{prefix}.{wrong[0]}={as_typed(node[wrong[0]])} is not true or false.")
+        for key in added:
+            for kind, in_words in ((bool, "true or false"), (int, "a whole number")):
+                declared = key in parameters and parameters[key].annotation in (kind, kind | None)
+                if declared and not isinstance(node[key], kind | None):
+                    raise UserError(f"{prefix}.{key}={as_typed(node[key])} is not {in_words}.")
     if refused := [name for name in UNSUPPORTED if trainer.get(name) is not None and trainer[name] is not False]:
         raise UserError(
             f"trainer.{refused[0]} is not supported: every epoch is trained and evaluated whole, once. Use "

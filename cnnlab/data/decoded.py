@@ -18,6 +18,7 @@ from rich.filesize import decimal
 
 from cnnlab.config.options import UserError
 from cnnlab.config.shape import sides
+from cnnlab.console import announce_once
 from cnnlab.data import decode
 from cnnlab.data.content import AnyPath, content_digest, progress
 from cnnlab.data.decode import UNREADABLE, Decoded
@@ -57,6 +58,7 @@ class EncodedImages(ABC):
 
     @functools.cached_property
     def _digest(self) -> str:
+        announce_once(f"Listing the files of {type(self).__name__}")
         return content_digest(*self._content(), self.folder)
 
     def digest(self) -> str:

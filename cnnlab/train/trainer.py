@@ -48,6 +48,13 @@ for name in ("lightning.pytorch", "lightning.fabric"):  # which announce what `d
     logging.getLogger(name).setLevel(logging.WARNING)
 
 
+NEEDS_GPU = (  # and what to use without one
+    ("accelerator", ("gpu", "cuda", "mps"), "trainer=auto"),
+    ("devices", (-1,), "trainer.devices=1, or another number of processes"),
+    ("precision", ("16-mixed",), "trainer.precision=auto"),  # Lightning would compute in bfloat16
+)
+
+
 def make_trainer(
     config: DictConfig, run: RunDirectory, records: Records, chosen: Mapping[str, Callback], run_key: str = ""
 ) -> Trainer:
@@ -59,10 +66,12 @@ def make_trainer(
     node = plain(config.trainer)
     if node["precision"] == "auto":
         node["precision"] = "bf16-mixed" if computes_in_bf16(node["accelerator"]) else "32-true"
-    if node["accelerator"] in ("gpu", "cuda") and not torch.accelerator.is_available():
-        raise UserError(
-            f"trainer.accelerator={node['accelerator']}: this machine has no GPU that torch can use. Use trainer=auto."
-        )
+    if not torch.accelerator.is_available():
+        for key, values, instead in NEEDS_GPU:
+            if node[key] in values:
+                raise UserError(
+                    f"trainer.{key}={node[key]}: this machine has no GPU that torch can use. Use {instead}."
+                )
     devices = node["devices"] if node["devices"] > 0 else torch.cuda.device_count()
     if node["strategy"] in ("auto", "ddp") and devices * node["num_nodes"] > 1:
         node["strategy"] = ddp()
