@@ -34,6 +34,11 @@ def test_a_contender_trains(name, monkeypatch, tmp_path):
     assert second > first
 
 
+def test_two_processes_share_a_training(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    assert importlib.import_module("threads").measured({"OMP_NUM_THREADS": "1"}, "ddp", 4, 0.1) > 0
+
+
 def test_the_pages_have_the_numbers_of_the_results(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     page = importlib.import_module("page")
