@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +37,7 @@ PAGES = [ROOT / "README.md", *(path for path in sorted((ROOT / "docs").rglob("*.
 PAGES = [path for path in PAGES if "example" not in path.parts]  # a report is no text of ours
 TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
 COMMAND = re.compile(r"(?:\w+=\S+ )*(?:python train\.py|(?:python -m )?cnnlab|torchrun \S+ train\.py)(?: |$)")
+SCRIPT = re.compile(r"python (?:((?:benchmarks|study|tools)/\w+\.py)|-m (study|tools\.\w+))\b([^`\n]*)")
 CHOSEN = (*GROUPS, *OVERLAYS, "trainer", "logger", "launcher", "hydra/sweeper")
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"\n]+)")?\n(.*?)^```', re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"(?:cnnlab|conf|docs|tests|benchmarks|examples|study|tools|hydra_plugins)/[\w./-]*")
@@ -193,6 +195,19 @@ def test_files_and_targets_that_are_named_exist(page):
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"(?:^    |`)make (\w+)", text, re.MULTILINE)) - {"install"}:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page}: make {target}"
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_other_scripts_have_the_flags_that_are_shown_and_extras_exist(page):
+    text = TEXTS[page].replace("\\\n", " ")
+    for script, module, words in SCRIPT.findall(text):
+        path = ROOT / (script or f"{module.replace('.', '/')}{'/__main__' * (module == 'study')}.py")
+        source = path.read_text(encoding="utf-8")
+        for flag in re.findall(r"--[\w-]+", words):
+            assert f'"{flag}"' in source, f"{page}: {path.name} {flag}"
+    offered = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extras in re.findall(r"'(?:cnnlab|\.)\[([\w,]+)\]'", text):
+        assert set(extras.split(",")) <= set(offered), f"{page}: {extras}"
 
 
 def test_every_file_of_the_layout_exists():
