@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = Parser("cnnlab", description="Everything besides training, which is `cnnlab train` or `python train.py`.")
+    parser = Parser("cnnlab", description="Everything except training (`cnnlab train`, `python train.py`).")
     own: dict[str, Any] = {"metavar": "FOLDER", "help": "folder of your own option files"}  # see `own_folders`
     parser.add_argument("--config-dir", **own)
     parser.add_argument("--version", action="version", version=f"cnnlab {__version__}")

@@ -116,7 +116,7 @@ def _by_name(group: str) -> str:
     found = []
     for option in options(group):
         needed = [key for key, value in option_file(f"{group}/{option}").items() if value == "???"]
-        found += [f"{group}={option} {group}.{key}=..." for key in needed[:1]]
+        found += [f"{group}={option} {group}.{key}=VALUE" for key in needed[:1]]
     return f" Others by name: {', '.join(found)}." if found else ""
 
 

@@ -19,9 +19,9 @@ NAME = "my_project"  # in the texts and paths of the template
 
 
 def new(arguments: argparse.Namespace) -> None:
-    """Write a new project: a repository that uses cnnlab, with an option of its own of every kind, and their tests."""
+    """Create a project: a repository that uses cnnlab, with a few options of its own and their tests."""
     make(arguments.folder.absolute())
-    say(f"{arguments.folder}: cd there, then make demo (four runs and their report) and make test. See README.md.")
+    say(f"Created {arguments.folder}. Next, in it: make demo (four runs and a report), make test. See README.md.")
 
 
 def make(folder: Path) -> None:

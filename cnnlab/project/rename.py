@@ -17,7 +17,7 @@ from cnnlab.text import say
 
 
 def rename(arguments: argparse.Namespace) -> None:
-    """Rename a fork of cnnlab, the checkout that this is run from, everywhere in its files."""
+    """Rename a fork of cnnlab, the checkout that this command belongs to, in all of its files."""
     renamed(PACKAGE.parent, arguments.name)
     say(f"{PACKAGE.name} is now {arguments.name}. Check git diff, install it (rm -r .venv; make test), and commit.")
 

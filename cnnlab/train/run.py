@@ -283,5 +283,5 @@ def close_records(run: RunDirectory, summary: dict[str, Any], trainer: Trainer, 
     at_last = {name.removeprefix("last/"): value for name, value in summary["metrics"].items() if "last/" in name}
     log.info(
         f"done: {headline(summary)} at epoch {summary['best_epoch']}, the best by {summary['selected_on']}; "
-        f"{headline(summary | {'metrics': at_last}).rpartition(' ')[2]} at the last"
+        f"{headline(summary | {'metrics': at_last}).rpartition(' ')[2]} after the last"
     )

@@ -20,7 +20,7 @@ EVERY = 30  # seconds between looking for new runs
 
 
 def board(arguments: argparse.Namespace) -> None:
-    """Start TensorBoard, in which each run is named by the settings that differ."""
+    """Start TensorBoard, with runs named by the settings that differ."""
     folder = named(arguments.folder)
     links = links_to_runs(folder)
     if not links:

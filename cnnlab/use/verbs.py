@@ -178,7 +178,7 @@ def result_folder(overrides: Sequence[str]) -> str:
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """Label images, or all images in folders, with a trained run."""
+    """Predict the labels of images, or of all images in folders, with a trained run."""
     from_1("--top", arguments.top)
     from cnnlab.data.decode import described, images_in
 
