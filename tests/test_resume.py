@@ -447,7 +447,9 @@ def test_a_divergence_keeps_the_checkpoint_before(tmp_path):
         records.check_finite({"epoch": 4.0, "val/late": math.nan, "train/loss": 0.5, "val/loss": math.inf})
     with pytest.raises(UserError, match=r"val/late is nan in epoch 4\. A metric must be"):
         records.check_finite({"epoch": 4.0, "train/loss": 0.5, "val/late": math.nan})
-    records.check_finite({"epoch": 4.0, "train/loss": 0.5})
+    records.check_finite({"epoch": 4.0, "train/loss": 0.5, "val/acc": 1.0})
+    with pytest.raises(UserError, match=r"val/acc is 91\.3 in epoch 4, but an accuracy is a share from 0 to 1"):
+        records.check_finite({"epoch": 4.0, "train/loss": 0.5, "val/acc": 91.3})
 
 
 # -------------------------------------------------------------------------------------------------------------- files

@@ -260,6 +260,12 @@ class Records(Checkpoint):
         for name, problem in wrong.items():
             if name.endswith("loss"):
                 self.diverged(problem)
+        for name, value in row.items():
+            if name.endswith("/acc") and not 0 <= value <= 1:
+                raise UserError(
+                    f"{name} is {value:g} in epoch {row['epoch']:.0f}, but an accuracy is a share from 0 to 1. Log it "
+                    f"as one, or under another name."
+                )
         for problem in wrong.values():
             raise UserError(f"{problem}. A metric must be a finite number in every epoch; leave this one out.")
 
