@@ -760,3 +760,18 @@ def test_a_class_within_a_list_can_be_moved(stack, width):
 def test_numbers_within_lists_of_dictionaries_do_not_depend_on_their_notation():
     ids = [identity(composed(f"lr_scale=[{{fc: {number}}}]")) for number in ("10", "10.0", "1e1", "11")]
     assert len(set(ids[:3])) == 1 < len(set(ids))
+
+
+def test_an_option_inherits_dictionaries_key_by_key(stack, tmp_path):
+    """As Hydra composes it, so that only what differs from both files is a change; keys may be quoted."""
+    text = '"_target_": own.networks.Tall\ndefaults: [stack, _self_]\nact: {size: 3}\n'
+    stacked = "_target_: own.networks.Stack\nact: {size: 2, kind: relu}\n"
+    (tmp_path / "conf" / "model" / "stack.yaml").write_text(stacked)
+        "_target_: own.networks.Stack\nact: {size: 2, kind: relu}\n"
+    )
+    (tmp_path / "conf" / "model" / "tall.yaml").write_text(text)
+    _content.cache_clear()
+    config = configuration(["data=shapes", "model=tall", "model.act.kind=gelu"])
+    assert changes(config) == {"model.act.kind": "gelu"}
+    assert option_file("model/tall")["act"] == {"size": 3, "kind": "relu"}
+    assert "own.networks.Tall" in allowed_targets("model")

@@ -177,7 +177,7 @@ def option_file(name: str) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for file in _with_inherited(name):
-        values |= _content(file)
+        values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(values, _content(file))))
     group, place = name.partition("/")[0], name.replace("/", ".")
     stated = re.compile(rf"#\s*@package\s+{re.escape(place)}\s*$", re.MULTILINE)
     if group in LISTED and not name.endswith("/none") and not stated.match(_path(name).read_text("utf-8")):
@@ -269,7 +269,7 @@ def allowed_targets(group: str = "*") -> frozenset[str]:
 @functools.cache
 def _targets(file: Path) -> tuple[str, ...]:
     text = re.sub(r"#.*", "", file.read_text(encoding="utf-8", errors="replace"))
-    return tuple(found.strip("\"'") for found in re.findall(r"_target_:\s*([^\s,}\]]+)", text))
+    return tuple(found.strip("\"'") for found in re.findall(r"_target_[\"']?:\s*([^\s,}\]]+)", text))
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
