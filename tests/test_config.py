@@ -767,8 +767,6 @@ def test_an_option_inherits_dictionaries_key_by_key(stack, tmp_path):
     text = '"_target_": own.networks.Tall\ndefaults: [stack, _self_]\nact: {size: 3}\n'
     stacked = "_target_: own.networks.Stack\nact: {size: 2, kind: relu}\n"
     (tmp_path / "conf" / "model" / "stack.yaml").write_text(stacked)
-        "_target_: own.networks.Stack\nact: {size: 2, kind: relu}\n"
-    )
     (tmp_path / "conf" / "model" / "tall.yaml").write_text(text)
     _content.cache_clear()
     config = configuration(["data=shapes", "model=tall", "model.act.kind=gelu"])
