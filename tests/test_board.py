@@ -23,7 +23,7 @@ from test_report import make_run
 from test_resume import Zygote, said
 
 from cnnlab.train.board import TensorBoard
-from cnnlab.use.board import links_to_runs
+from cnnlab.use.board import link, links_to_runs
 
 COMMAND = (
     *("-m", "data=shapes", "data.num_train=400", "data.num_test=60", "batch_size=40", "model.channels=[8,8,8]"),
@@ -255,3 +255,14 @@ def test_pages_open_in_a_browser(board, page, tmp_path):
         browser.close()
     assert errors == []
     assert (tmp_path / "page.png").stat().st_size > 20_000
+
+
+def test_links_that_are_right_stay(tmp_path):
+    """TensorBoard, which reads the folder at any time, would drop a run whose link is missing."""
+    link(tmp_path, {"a": Path("/1"), "b": Path("/2")})
+    kept = (tmp_path / "a").lstat().st_ino
+    link(tmp_path, {"a": Path("/1"), "b": Path("/3"), "c": Path("/4")})
+    assert {path.name: str(path.readlink()) for path in tmp_path.iterdir()} == {"a": "/1", "b": "/3", "c": "/4"}
+    link(tmp_path, {"a": Path("/1")})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").lstat().st_ino == kept

@@ -56,7 +56,10 @@ def links_to_runs(folder: Path) -> dict[str, Path]:
 
 def link(root: Path, links: dict[str, Path]) -> None:
     """Make a folder's only entries links of these names."""
-    for old in root.iterdir():
-        old.unlink()
+    present = {old.name: old.readlink() for old in root.iterdir()}
+    for name, path in present.items():
+        if links.get(name) != path:
+            (root / name).unlink()
     for name, path in links.items():
-        (root / name).symlink_to(path)
+        if present.get(name) != path:
+            (root / name).symlink_to(path)
