@@ -364,7 +364,7 @@ def test_figures_of_an_earlier_command_are_neither_listed_nor_left(runs, verb):
     assert result.returncode == 0, result.stderr
     assert "occlusion.png" in result.stdout
     assert "confused.png" not in result.stdout
-    assert not (run / "pictures" / "confused.png").exists()
+    assert not (run / "figures" / "confused.png").exists()
     change_data(run, fingerprint=None)
     assert verb("show", run).returncode == 0
 

@@ -1,4 +1,7 @@
-"""The state of a process in the middle of an epoch, besides the weights: sums, metrics, random generators."""
+"""What an interrupted run needs to continue, besides Lightning's checkpoint, and what modules have logged in an epoch.
+
+In the middle of an epoch: sums, metrics, random generators. At any time: frozen layers and the like.
+"""
 
 import copy
 import random
@@ -94,14 +97,13 @@ def unsaved_state(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     during the training; buffers: those that are not persistent; gradients: of manual optimization, which may accumulate
     them; within: see `optimizers_within`.
     """
-    weights, saved = module.named_parameters(), module.state_dict().keys()
+    weights, saved = dict(module.named_parameters()), module.state_dict().keys()
+    accumulated = {} if module.automatic_optimization else {name: weight.grad for name, weight in weights.items()}
     return {
         "buffers": {name: values for name, values in module.named_buffers() if name not in saved},
-        "frozen": [name for name, weight in weights if not weight.requires_grad],
+        "frozen": [name for name, weight in weights.items() if not weight.requires_grad],
         "evaluating": [name for name, layer in module.named_modules() if not layer.training],
-        "gradients": {}
-        if module.automatic_optimization
-        else {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None},
+        "gradients": {name: gradient for name, gradient in accumulated.items() if gradient is not None},
         "within": [optimizer.state_dict() for optimizer in optimizers_within(trainer)],
     }
 

@@ -141,11 +141,13 @@ class Records(Checkpoint):
     def resume(self, trainer: Trainer, module: LightningModule) -> None:
         """Continue from where the checkpoint was saved, after all hooks for the start of the training."""
         if state := self.restored:
-            epochs.restore_unsaved_state(state["unsaved"], trainer, module)
+            if unsaved := state.get("unsaved"):  # older checkpoints have none
+                epochs.restore_unsaved_state(unsaved, trainer, module)
             processes = state["processes"]
             if len(processes) == trainer.world_size:  # otherwise the first process continues from all of them
                 mine = [processes[trainer.global_rank]]
-                epochs.restore_random_states(mine[0]["random" if state["epoch_done"] else "random_at_start"])
+                at_start = mine[0].get("random_at_start", mine[0]["random"])
+                epochs.restore_random_states(mine[0]["random"] if state["epoch_done"] else at_start)
             else:
                 mine = processes if trainer.is_global_zero else []
             earlier = {name: value.to(module.device) for name, value in state.get("metrics", {}).items()}
@@ -262,10 +264,7 @@ class Records(Checkpoint):
                 self.diverged(problem)
         for name, value in row.items():
             if name.endswith("/acc") and not 0 <= value <= 1:
-                raise UserError(
-                    f"{name} is {value:g} in epoch {row['epoch']:.0f}, but an accuracy is a share from 0 to 1. Log it "
-                    f"as one, or under another name."
-                )
+                raise UserError(f"{name} is {value:g}, but an accuracy is from 0 to 1. Log it so, or by another name.")
         for problem in wrong.values():
             raise UserError(f"{problem}. A metric must be a finite number in every epoch; leave this one out.")
 

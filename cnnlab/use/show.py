@@ -39,7 +39,7 @@ def show_run(run: OpenedRun, file: Path | None, pixels: np.ndarray | None) -> No
     values = model.probabilities(image)[0]
     place = 0 if task == "regression" else int(values.argmax())
 
-    folder = run.path / "pictures"
+    folder = run.path / "figures"
     folder.mkdir(exist_ok=True)
     drawn = {figure: folder / f"{figure}.png" for figure in FIGURES}
     for path in drawn.values():  # of an earlier command
