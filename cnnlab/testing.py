@@ -117,7 +117,7 @@ def _weights(run: Any, name: str) -> dict[str, Any]:
 
 @contextmanager
 def stopped_after(step: int) -> Iterator[list[int]]:
-    """Within the block, the first run gets SIGINT, as by Ctrl-C, after this many steps; yields their list."""
+    """Within the block, the first run gets SIGTERM after this many steps; yields their list."""
     from cnnlab.train.records import Records
 
     original, reached = Records.on_train_batch_end, list[int]()
@@ -125,7 +125,7 @@ def stopped_after(step: int) -> Iterator[list[int]]:
     def on_train_batch_end(self: Records, trainer: Any, *arguments: Any) -> None:
         if trainer.global_step >= step and not reached:
             reached.append(trainer.global_step)
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)  # SIGINT may be ignored, as in a background job
         original(self, trainer, *arguments)
 
     with patch.object(Records, "on_train_batch_end", on_train_batch_end):

@@ -93,6 +93,33 @@ class Annealed(Classifier):
         return loss * self.factor + self.share * logits.square().mean() * self.noise, logits
 
 
+class Rarely(Annealed):
+    """Logs a value in the first step of an epoch, and the largest of some."""
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == 0:
+            self.log("train/first", batch[0].mean(), on_epoch=True, on_step=False)
+        self.log("train/largest", batch[0].max(), on_epoch=True, on_step=False, reduce_fx="max")
+        return super().training_step(batch, batch_idx)
+
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        self.log("train/epoch", float(self.current_epoch))
+
+
+class Lean(Classifier):
+    """Leaves the body out of its checkpoints, which is always the same."""
+
+    strict_loading = False
+
+    def __init__(self, *parts, **more):
+        super().__init__(*parts, **more)
+        self.network.body.requires_grad_(False)
+
+    def state_dict(self):
+        return {name: values for name, values in super().state_dict().items() if "body" not in name}
+
+
 class Estimating(Classifier):
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), 0.1)
@@ -149,6 +176,21 @@ class Remembers(Classifier):
     def __init__(self, *parts, **more):
         super().__init__(*parts, **more)
         self.save_hyperparameters({"of": Net})
+
+
+class Marked(torch.optim.SGD):
+    """Needs a mark on every weight."""
+
+    def __init__(self, params, lr: float = 0.1):
+        super().__init__(params, lr)
+        assert all(weight.mark for group in self.param_groups for weight in group["params"])
+
+
+class Named(Net):
+    def parameter_groups(self):
+        for weight in self.parameters():
+            weight.mark = True
+        return [{"params": self.named_parameters()}]
 
 
 class TwoSteps(torch.optim.Optimizer):
@@ -242,7 +284,7 @@ FILES = {
     "model/net": "_target_: parts.Net\nnum_classes: data.num_classes\n",
     **{
         f"model/{name.lower()}": f"_target_: parts.{name}\nnum_classes: data.num_classes\n"
-        for name in ("Auxiliary", "Fits", "Uneven")
+        for name in ("Auxiliary", "Fits", "Uneven", "Named")
     },
     **{
         f"module/{name.lower()}": f"_target_: parts.{name}\n"
@@ -250,15 +292,17 @@ FILES = {
     },
     **{
         f"module/{name.lower()}": f"_target_: parts.{name}\n"
-        for name in ("OwnBatches", "Remembers", "Untested", "Lazy")
+        for name in ("OwnBatches", "Remembers", "Untested", "Lazy", "Rarely", "Lean")
     },
     "optim/twosteps": "_target_: parts.TwoSteps\n_partial_: true\nlr: 0.05\n",
+    "optim/marked": "_target_: parts.Marked\n_partial_: true\nlr: 0.1\n",
     "optim/hooked": "_target_: parts.Hooked\n_partial_: true\nlr: 0.1\n",
     "optim/rateless": "_target_: parts.Rateless\n_partial_: true\n",
     **{
         f"callbacks/{name.lower()}": f"# @package callbacks.{name.lower()}\n_target_: parts.{name}\n"
         for name in ("Freeze", "Unfreeze", "Average")
     },
+    "callbacks/again": "# @package callbacks.again\n_target_: parts.Average\n",
     "metrics/ofbatches": "# @package metrics.ofbatches\n_target_: parts.OfBatches\n",
     "data/another": "_target_: parts.Another\nnum_train: 20\nnum_test: 10\n",
 }
@@ -285,6 +329,9 @@ def parts(tmp_path, monkeypatch):
     [
         pytest.param(("module=teacher",), 7, id="a teacher that follows after every step"),
         pytest.param(("module=annealed",), 7, id="what is set when an epoch begins"),
+        pytest.param(("module=rarely",), 7, id="values that are logged before the interruption only"),
+        pytest.param(("module=lean",), 7, id="weights that are left out of checkpoints"),
+        pytest.param(("model=named", "optim=marked"), 7, id="groups of named weights, with marks"),
         pytest.param(("module=estimating",), 7, id="a schedule of the estimated length"),
         pytest.param(("module=manual", *LOSS), 1, id="gradients that wait for their step"),
         pytest.param(("optim=twosteps",), 7, id="an optimizer within another"),
@@ -325,6 +372,7 @@ def test_an_optimizer_is_made_once_for_the_weights_that_are_trained(tmp_path):
     ("options", "sentence"),
     [
         (("model=auxiliary",), "Auxiliary returns a tuple in training, where one tensor is needed"),
+        (("callbacks=[average,again]",), "callbacks=again and average are the same class with the same settings"),
         (("model=fits",), "parts.Fits.fit takes images, targets"),
         (("module=ownbatches",), "parts.OwnBatches has on_after_batch_transfer, which would not be called"),
         (("module=remembers",), "would contain parts Net, and could not be loaded again.*save_hyperparameters"),

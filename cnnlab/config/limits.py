@@ -118,4 +118,4 @@ def _as_object(node: Any) -> Any:
     """Mappings as objects with attributes."""
     if not isinstance(node, Mapping):
         return node
-    return SimpleNamespace(**{key: _as_object(value) for key, value in node.items()})
+    return SimpleNamespace(**{str(key): _as_object(value) for key, value in node.items()})

@@ -1,11 +1,10 @@
-"""What an interrupted run needs to continue, besides Lightning's checkpoint, and what modules have logged in an epoch.
+"""What an interrupted run needs to continue, besides Lightning's checkpoint.
 
-In the middle of an epoch: sums, metrics, random generators. At any time: frozen layers and the like.
+In the middle of an epoch: sums, metrics, logged values, random generators. At any time: frozen layers and the like.
 """
 
 import copy
 import random
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -14,29 +13,23 @@ import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.trainer import call
-from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from cnnlab.metrics import restore, states_of
+from cnnlab.train import logged
 
 
 def epoch_state(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     """What this process has accumulated in the epoch.
 
-    sums: of a module that has some; metrics: torchmetrics among its submodules; logged: sum and count of each value
-    that was given to `self.log`.
+    sums: of a module that has some; metrics: torchmetrics among its submodules; logged: see cnnlab.train.logged.
     """
     sums = sums_of(module)
-    results = trainer.fit_loop.epoch_loop._results
     return {
         "sums": sums.state_dict() if sums is not None else None,
         "metrics": states_of(metrics_in(module)),
-        "logged": {
-            key: (result.value.cpu(), getattr(result, "cumulated_batch_size", torch.zeros((), dtype=torch.long)).cpu())
-            for key, result in results.items()
-            if result.is_tensor and result.meta.on_epoch and not result.has_reset
-        },
+        "logged": logged.state_of(trainer),
     }
 
 
@@ -77,17 +70,12 @@ def add_to_hook(module: LightningModule, name: str, work: Callable[..., None]) -
     setattr(module, name, both)
 
 
-def restore_epoch_state(states: list[dict[str, Any]], module: LightningModule) -> dict[str, tuple[Tensor, Tensor]]:
-    """Restore a module from the states of some processes; return their logged values, for `add_logged`."""
+def restore_epoch_state(states: list[dict[str, Any]], module: LightningModule) -> dict[str, logged.Value]:
+    """Restore a module from the states of some processes; return their logged values, for `logged.add`."""
     if (sums := sums_of(module)) is not None:
         sums.load_state_dicts([state["sums"] for state in states], module.device)
     restore(metrics_in(module), [state["metrics"] for state in states], module.device)
-    logged: dict[str, tuple[Tensor, Tensor]] = {}
-    for state in states:
-        for key, (value, count) in state["logged"].items():
-            before = logged.get(key, (torch.zeros(()), torch.zeros((), dtype=count.dtype)))
-            logged[key] = before[0] + value, before[1] + count
-    return logged
+    return logged.merged([state["logged"] for state in states])
 
 
 def unsaved_state(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
@@ -126,7 +114,8 @@ def restore_unsaved_state(state: dict[str, Any], trainer: Trainer, module: Light
 
 def restore_for_evaluation(checkpoint: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
     """Load the weights of a checkpoint, and the states of callbacks: some replace the weights by an average."""
-    module.load_state_dict(checkpoint["state_dict"])
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
     for callback in cast(Any, trainer).callbacks:
         if state := checkpoint["callbacks"].get(callback.state_key):
             callback.load_state_dict(state)
@@ -152,7 +141,9 @@ def begin_epoch_again(trainer: Trainer, module: LightningModule) -> None:
     call._call_callback_hooks(trainer, "on_train_epoch_start")
     call._call_lightning_module_hook(trainer, "on_train_epoch_start")
     for part, state in zip(parts, states, strict=True):
-        if state:
+        if part is module:
+            module.load_state_dict(state, strict=module.strict_loading)
+        elif state:
             part.load_state_dict(state)
     for result in trainer.fit_loop.epoch_loop._results.values():
         result.reset()
@@ -161,20 +152,6 @@ def begin_epoch_again(trainer: Trainer, module: LightningModule) -> None:
 
 def metrics_in(module: LightningModule) -> dict[str, Metric]:
     return {name: part for name, part in module.named_modules() if isinstance(part, Metric)}
-
-
-def add_logged(trainer: Trainer, logged: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """Add values that were logged before an interruption to those logged since."""
-    for key, (value, count) in logged.items():
-        if (result := trainer.fit_loop.epoch_loop._results.get(key)) is not None:
-            value, meta = value.to(result.value.device), result.meta
-            result.has_reset = False
-            result._update_count += 1
-            one = torch.max if meta.is_max_reduction else torch.min if meta.is_min_reduction else torch.add
-            result.value = one(result.value, value)
-            if meta.is_mean_reduction:
-                result.cumulated_batch_size = result.cumulated_batch_size + count.to(result.value.device)
-            result._computed = None
 
 
 def random_states() -> dict[str, Any]:
@@ -196,28 +173,3 @@ def restore_random_states(states: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy(), *rest))
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))
-
-
-PARTS = ("train", "val", "test")
-RECORDED = re.compile(f"({'|'.join(PARTS)})[/_](.+)")
-
-
-def measured(trainer: Trainer, held_out: str) -> dict[str, float]:
-    """What the module has logged in the epoch: {"train/loss": ..., "val/acc": ...}; train_loss counts as train/loss.
-
-    With held_out="test", val/ is renamed to test/. A value that is logged by step and by epoch has two more names.
-    """
-    found = {}
-    for name, value in (logged := trainer.callback_metrics).items():
-        again = re.sub("_(step|epoch)$", "", name) in logged.keys() - {name}
-        if (known := RECORDED.fullmatch(name)) and value.numel() == 1 and not again:
-            part, kind = known.groups()
-            found[f"{held_out if part == 'val' else part}/{kind}"] = value.item()
-    return dict(sorted(found.items(), key=lambda item: PARTS.index(item[0].partition("/")[0])))
-
-
-def unrecorded(trainer: Trainer) -> list[str]:
-    """The names of values that were given to `self.log` for loggers, and that `measured` leaves out."""
-    loop = trainer.fit_loop.epoch_loop
-    logged = [result.meta for part in (loop, loop.val_loop) for result in part._results.values()]
-    return sorted({meta.name for meta in logged if meta.logger and not RECORDED.fullmatch(meta.name)})

@@ -7,7 +7,6 @@ from typing import Any, cast
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from torch.optim import Optimizer
 
 from cnnlab.data.pipeline import ImageData
 
@@ -22,7 +21,7 @@ BETWEEN = ("accumulate_grad_batches", "detect_anomaly", "max_steps", "overfit_ba
 
 def unsupported(
     trainer: Trainer,
-    optimizer: Optimizer,
+    optimizer: Any,
     make_scheduler: Callable[..., Any],
     data: ImageData,
     arguments: Mapping[str, Any],
@@ -30,8 +29,10 @@ def unsupported(
 ) -> str:
     """Why this run's steps cannot be recorded; empty if they can.
 
-    optimizer: of the run's class. arguments: of Lightning's Trainer. module: the class that is trained.
+    optimizer: of the run's class, or what else makes it. arguments: of Lightning's Trainer. module: the class that is
+    trained.
     """
+    name = getattr(optimizer, "__name__", type(optimizer).__name__)
     cycle = inspect.signature(make_scheduler).parameters.get("cycle_momentum")
     callbacks = cast(Any, trainer).callbacks
     within = [name for name in WITHIN if any(overrides(type(callback), Callback, name) for callback in callbacks)]
@@ -43,10 +44,13 @@ def unsupported(
         (not isinstance(trainer.strategy, SingleDeviceStrategy), "processes wait for each other in every step"),
         (data.resident != "device", f"resident={data.resident} gathers the images elsewhere"),
         (
-            not isinstance(optimizer, OPTIMIZERS) or not optimizer.defaults["fused"],
-            f"it needs SGD, Adam or AdamW with fused=true, and the optimizer is {type(optimizer).__name__}",
+            type(optimizer) not in OPTIMIZERS or not optimizer.defaults["fused"],
+            f"it needs SGD, Adam or AdamW with fused=true, and the optimizer is {name}",
         ),
-        (optimizer.defaults.get("dampening"), "with optim.dampening the first step differs from the others"),
+        (
+            getattr(optimizer, "defaults", {}).get("dampening"),
+            "with optim.dampening the first step differs from the others",
+        ),
         (cycle and cycle.default, "sched.cycle_momentum=true changes the momentum, which is part of the recording"),
         (trainer.precision_plugin.precision == "16-mixed", "float16 checks gradients before it uses them"),
         (added, f"trainer.{', trainer.'.join(added)} needs control between two steps"),

@@ -79,10 +79,10 @@ def weight_groups(
     """
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     declared = cast(Any, network).parameter_groups() if hasattr(network, "parameter_groups") else [{"params": trained}]
-    groups = [
-        group | {"params": [weight for weight in group["params"] if weight.requires_grad]}
-        for group in (group | {"params": list(group["params"])} for group in declared)
-    ]
+    groups: list[dict[str, Any]] = []
+    for group in declared:
+        given = [entry[1] if isinstance(entry, tuple) else entry for entry in group["params"]]  # named_parameters()
+        groups.append(group | {"params": [weight for weight in given if weight.requires_grad]})
     held = [id(weight) for group in groups for weight in group["params"]]
     if sorted(held) != sorted(map(id, trained)):
         raise UserError(

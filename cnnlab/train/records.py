@@ -21,7 +21,7 @@ from cnnlab.runs.log import log
 from cnnlab.runs.readers import Row
 from cnnlab.runs.signals import Interrupted, Pruned
 from cnnlab.runs.wording import line
-from cnnlab.train import checkpoint
+from cnnlab.train import checkpoint, logged
 from cnnlab.train import epoch_state as epochs
 from cnnlab.train.checkpoint import CheckpointFiles
 from cnnlab.train.machine import AGREE_EVERY_N_STEPS, agreed, gather
@@ -62,12 +62,11 @@ class Records(Checkpoint):
         self.rows: list[Row] = []
         self.filters: list[Tensor | None] = []  # of the first layer, as images, after every epoch
         self.restored: dict[str, Any] | None = None
-        self.logged_before: dict[str, tuple[Tensor, Tensor]] = {}  # in an epoch that is resumed
+        self.logged_before: dict[str, logged.Value] = {}  # in an epoch that is resumed, and not since
         self.saved = ""  # the state in the latest checkpoint, in words
         self.seconds_before = 0.0  # of training, in earlier processes
         self.last = run.checkpoints / "last.ckpt"
-        self.trained = 0.0
-        self.epoch_done = False
+        self.trained, self.epoch_done = 0.0, False
         self.every_step = every_n_steps is not None  # otherwise several steps may be one batch
 
     # ------------------------------------------------------------------------------------- saving and restoring
@@ -171,8 +170,7 @@ class Records(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.logged_before:
-            epochs.add_logged(trainer, self.logged_before)
-            self.logged_before = {}
+            self.logged_before = logged.add(trainer, self.logged_before)
 
     def save_if_due(self, trainer: Trainer) -> None:
         """Between two steps, after all hooks for the end of the first. Raises: Interrupted for a signal."""
@@ -210,7 +208,10 @@ class Records(Checkpoint):
         self.trained = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        row: Row = {"epoch": trainer.current_epoch + 1} | epochs.measured(trainer, data_of(trainer).held_out)
+        if self.restored:
+            logged.add_missing(trainer, gather(self.logged_before))
+            self.restored, self.logged_before = None, {}
+        row: Row = {"epoch": trainer.current_epoch + 1} | logged.measured(trainer, data_of(trainer).held_out)
         if self.monitor not in row:
             known = ", ".join(name for name in row if "/" in name) or "nothing"
             raise UserError(f"select_on={self.monitor} is not logged by {type(pl_module).__name__}. It logs {known}.")
@@ -230,7 +231,7 @@ class Records(Checkpoint):
                 self.files.then(checkpoint.copy, self.last, self.run.checkpoints / "best.ckpt")
             self.files.then(self.run.write_metrics, list(self.rows))
             log.info(line(row, trainer.max_epochs or 0))
-            if len(self.rows) == 1 and (names := ", ".join(epochs.unrecorded(trainer))):
+            if len(self.rows) == 1 and (names := ", ".join(logged.unrecorded(trainer))):
                 log.warning(f"Not in metrics.csv: {names}. Log values as train/NAME, val/NAME or test/NAME.")
         log_row(trainer, row, self.filters[-1])
         self.random_at_start = epochs.random_states()

@@ -33,7 +33,8 @@ from cnnlab.runs.provenance import code_digest, git_state, source_changes
 from cnnlab.runs.wording import headline
 from cnnlab.train import checkpoint, machine
 from cnnlab.train.checkpoint import CheckpointFiles
-from cnnlab.train.epoch_state import measured, restore_for_evaluation
+from cnnlab.train.epoch_state import restore_for_evaluation
+from cnnlab.train.logged import measured
 from cnnlab.train.parts import (
     Parts,
     assemble,

@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -141,6 +141,12 @@ def make_callbacks(config: DictConfig, run: RunDirectory) -> dict[str, Callback]
         for kind, reason in UNSUPPORTED.items():
             if isinstance(callback, kind):
                 raise UserError(f"callbacks={name} is not supported: {reason}.")
+        has_state = graphable.overrides(type(callback), Callback, "state_dict")
+        if has_state and (others := [key for key in made if key != name and made[key].state_key == callback.state_key]):
+            raise UserError(
+                f"callbacks={name} and {others[0]} are the same class with the same settings, so that their states "
+                f"could not be told apart. Leave one out, or change a setting."
+            )
         if isinstance(callback, ModelCheckpoint):  # every run has a folder of its own; checkpoints/ is ours
             callback.dirpath = str(Path(callback.dirpath, run.path.name) if callback.dirpath else run.path / name)
     return made
@@ -166,8 +172,9 @@ def with_graph(
     """A class that replays training steps as CUDA graphs if possible; otherwise the given one, and on a GPU log why."""
     if not config.cuda_graph or not isinstance(kind, type):
         return kind
+    made = getattr(make_optimizer, "func", make_optimizer)
     with misfits_as_user_errors("Invalid arguments for the optimizer"):
-        optimizer = make_optimizer([nn.Parameter(torch.zeros(1, 1))])
+        optimizer = make_optimizer([nn.Parameter(torch.zeros(1))]) if made in graphable.OPTIMIZERS else made
     if reason := graphable.unsupported(trainer, optimizer, make_scheduler, datamodule, plain(config.trainer), kind):
         if trainer.strategy.root_device.type == "cuda":
             log.info(f"No CUDA graph: {reason}.")
@@ -179,12 +186,12 @@ def with_graph(
 def on_copies(make: Any) -> Any:
     """Makes an optimizer for copies of the weights: some constructors change weights, or register hooks on them."""
 
-    def made(groups: list[dict[str, Any]]) -> Any:
-        return make(
-            [group | {"params": [nn.Parameter(w.detach().clone()) for w in group["params"]]} for group in groups]
-        )
+    def copy(weight: Tensor) -> nn.Parameter:
+        copied = nn.Parameter(weight.detach().clone())
+        vars(copied).update(vars(weight))  # a mark by which an optimizer distinguishes weights
+        return copied
 
-    return made
+    return lambda groups: make([group | {"params": list(map(copy, group["params"]))} for group in groups])
 
 
 OF_THE_DATA = (  # hooks that Lightning calls on the data alone
