@@ -33,6 +33,8 @@ example: .venv/ready ## docs/example: twelve short runs on real images and their
 		model.batch_norm=true batch_size=50 trainer.max_epochs=6 logger=csv name=example \
 		optim=sgd_momentum,adam aug=crop_flip,cutmix 'seed=range(3)'
 	.venv/bin/python -m cnnlab report outputs/example --out docs/example
+	sed 's#\[\([0-9a-f]\{8\}\)\](../../outputs[^)]*)#\1#' docs/example/report.md > outputs/report.md
+	mv outputs/report.md docs/example/report.md
 
 study: .venv/ready ## reproduce the figures of the lab report; make study DATA="data=image_folder data.root=FOLDER"
 	.venv/bin/python -m study $(DATA)

@@ -31,19 +31,20 @@ class Parser(argparse.ArgumentParser):
         if found := re.match("argument VERB: invalid choice: '(.*?)' \\(choose from (.*)\\)", message):
             verbs = found[2].replace("'", "").split(", ")
             close = "".join(f" Did you mean {verb}?" for verb in difflib.get_close_matches(found[1], verbs, n=1))
-            message = f"there is no {found[1]}.{close} Use train or one of {', '.join(verbs)}."
+            message = f"there is no {found[1]}.{close} Use one of {', '.join(verbs)}."
         else:
             message = f"{message}. {self.prog} --help shows how to use it."
         sys.exit(refuse(UserError(message)))
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = Parser("cnnlab", description="Everything except training (`cnnlab train`, `python train.py`).")
+    parser = Parser("cnnlab", description="Training, and everything around it.")
     own: dict[str, Any] = {"metavar": "FOLDER", "help": "folder of your own option files"}  # see `own_folders`
     parser.add_argument("--config-dir", **own)
     parser.add_argument("--version", action="version", version=f"cnnlab {__version__}")
     parser.set_defaults(function=lambda _: parser.print_help())
     verbs = parser.add_subparsers(metavar="VERB")
+    verbs.add_parser("train", help="Train one run, or with -m a sweep, as python train.py does: cnnlab train --help")
 
     def add(function: Callable[[argparse.Namespace], None]) -> Callable[..., argparse.Action]:
         """Add a verb; the returned function adds an argument to it."""
@@ -113,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
-    """The commands of `cnnlab` other than `train`, with their parsers."""
+    """The commands of `cnnlab`, with their parsers."""
     return dict(next(action for action in parser()._actions if isinstance(action, argparse._SubParsersAction)).choices)
 
 
@@ -123,7 +124,7 @@ def complete() -> None:
     verb, space, line = line.lstrip().partition(" ")
     os.environ["COMP_LINE"] = f"{program} {line}"
     if not space:
-        print("train", *verbs())
+        print(*verbs())
     if not space or verb not in TAKE_OVERRIDES:
         sys.exit()
     sys.argv.insert(1, "train")
@@ -132,15 +133,17 @@ def complete() -> None:
 def main() -> None:
     if sys.argv[1:2] == ["-sc"]:
         complete()
-    if sys.argv[1:2] == ["train"]:
+    own = own_folders(words := sys.argv[1:])
+    if words[:1] in (["help"], ["--help"], ["-h"]) and words[1:]:  # of a verb, or of a group or an option of `train`
+        words = [words[1], "--help"] if words[1] in verbs() else ["train", "--help", *words[1:]]
+    if words[:1] == ["train"]:
         from cnnlab.main import main as train
 
-        del sys.argv[1]
+        sys.argv[1:] = [*(f"--config-dir={folder}" for folder in own), *words[1:]]
         train()
         return
     outlive_terminal()
     os.environ["MPLBACKEND"] = "agg"  # a notebook's backend cannot be imported here
-    own = own_folders(words := sys.argv[1:])
     if words[:1] and words[0] in TAKE_OVERRIDES:
         words = [words[0], *flags_last(words[1:])]  # argparse takes overrides only if they are together
     arguments = parser().parse_args(words)

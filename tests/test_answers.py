@@ -294,7 +294,7 @@ def test_small_values_have_three_digits(tmp_path):
             metrics = {"val/loss": loss + 1e-7 * seed, "test/loss": loss, "val/acc": 0.5, "test/acc": 0.5}
             make_run(tmp_path, seed, 0.5, {"optim": optim}, selected_on="val/loss", select_mode="min", metrics=metrics)
     said = answer(sweep_of(tmp_path))
-    assert said.startswith("optim=b has the lowest validation loss: 9.10e-06 (8.85e-06 to 9.35e-06, n = 3)")
+    assert said.startswith("optim=b has the lowest validation loss: 9.10e-06 (95% CI 8.85e-06 to 9.35e-06, n = 3)")
     assert "optim=a is 1.10e-05 behind (1.08e-05 to 1.12e-05)" in said
     shown = {0: "0.0000", 1e-17: "0.0000", 0.00123: "0.00123", -0.005: "-0.00500", 0.01: "0.0100", 2.5: "2.5000"}
     assert {value: points("val/loss", value) for value in shown} == shown

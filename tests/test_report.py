@@ -203,9 +203,9 @@ def test_question_answer_and_ranking(two_by_two):
     best = sweep.ranking[0].score
     assert (best.num, best.mean) == (3, pytest.approx(0.702))
     assert answer(sweep).startswith(
-        "aug=none, optim=adam has the highest validation accuracy: 70.20% (66.45 to 73.95, n = 3); its test accuracy "
-        "is 70.20% (67.22 to 73.18, n = 3). It is better than all 3 others; aug=cutmix, optim=adam is 5.00 points "
-        "behind (4.19 to 5.81)."
+        "aug=none, optim=adam has the highest validation accuracy: 70.20% (95% CI 66.45 to 73.95, n = 3); its test "
+        "accuracy is 70.20% (95% CI 67.22 to 73.18, n = 3). It is better than all 3 others; aug=cutmix, optim=adam is "
+        "5.00 points behind (4.19 to 5.81)."
     )
     found = {effect.value: effect for effect in effects(sweep, "optim")}
     assert found["adam"].change.mean == pytest.approx(0.1)  # sgd is the default

@@ -2,8 +2,8 @@
 
     python -m tools.figures
 
-Trains a sweep of twenty short runs on generated images in a terminal of 100 columns. Rich renders its output, Chromium
-the report.
+Trains the sweep of `make demo`, twelve short runs on generated images, one by one in a terminal of 100 columns. Rich
+renders its output, Chromium the report.
 """
 
 import os
@@ -20,10 +20,10 @@ from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = 100
-COMMAND = (
-    "python train.py -m optim=sgd_momentum,adam aug=crop_flip,cutmix 'seed=range(5)'",
-    "data=shapes data.num_train=2000 norm=standard batch_size=32 trainer.max_epochs=5",
-    "model.channels=[8,16,32] model.hidden=64 model.batch_norm=true",
+COMMAND = (  # the sweep of `make demo`
+    "python train.py -m optim=sgd_momentum,adam optim.lr=0.003 aug=crop_flip,cutmix 'seed=range(3)'",
+    "data=shapes data.num_train=1000 data.num_test=500 data.noise=0 data.clutter=0 norm=standard",
+    "model.channels=[8,16,32] model.hidden=64 model.batch_norm=true batch_size=25 trainer.max_epochs=6",
 )
 HIDDEN = ("outputs/runs/", "Composing", "Loading", "Pictures", "Figures")  # lines that begin so are left out
 ROWS = 10  # lines of the table of runs that are shown

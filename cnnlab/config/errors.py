@@ -60,6 +60,11 @@ def explain(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         if re.search(r"\(.*\bnull\b", error.override):
             return f"{error.override}: null is not allowed in parentheses. Use the list alone, key=null,1.0."
+        if error.override.endswith(","):
+            return f"{error.override} ends with a comma. Write lists of values without spaces: key=a,b."
+        for opening, closing in ("()", "[]", "{}"):
+            if error.override.count(opening) > error.override.count(closing):
+                return f"{error.override}: a closing {closing} is missing. Quote what has brackets: 'key=...'."
         return (
             f"{error.override} cannot be parsed. Use key=value; quote lists, 'key=[a,b]', and put characters other "
             f"than letters, digits and ./:_- in two pairs of quotes, 'data.root=\"my images\"'."
@@ -98,7 +103,8 @@ def _unknown_key(key: str, node: DictConfig) -> str:
     if not parent and (below := [path for path, _ in leaves(job_config(node)) if path.endswith(f".{key}")]):  # lr=0.1
         return f"{key}: there is no '{key}' here. Did you mean {' or '.join(below)}?"
     if not parent and key in OTHER_NAMES:
-        return f"{key}: there is no '{key}' here. Did you mean {OTHER_NAMES[key]}?"
+        resuming = " To resume a run, use the same command again." * (key == "ckpt_path")
+        return f"{key}: there is no '{key}' here. Did you mean {OTHER_NAMES[key]}?{resuming}"
     if parent in LISTED and name in options(parent):
         return f"{key}: {parent}={name} is not chosen. Use '{parent}=[{','.join([*map(str, node), name])}]' as well."
     keys = [str(key) for key in node if key not in ("_target_", "_partial_", "hydra")]

@@ -44,9 +44,7 @@ EXAMPLES = (
     ("python train.py experiment=best seed=1", "a recipe"),
     ("python train.py --help optim", "a group, or an option"),
 )
-MORE = (
-    "* marks what is chosen. --help GROUP and --help OPTION show the whole text, and --help run that of the run itself."
-)
+MORE = "* marks what is chosen. --help GROUP and --help OPTION show the whole text, and --help run the keys of the run."
 
 
 def print_help(words: Sequence[str]) -> None:

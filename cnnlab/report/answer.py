@@ -90,7 +90,7 @@ def _effects(sweep: Sweep) -> list[str]:
         return []
     found = shares(sweep)
     if found and found.interact:
-        return [f"The effect of an axis depends on the others (F-test for an interaction, p = {found.p_value:.2g})."]
+        return [f"The axes interact: the effect of one depends on the others (F-test, p = {found.p_value:.2g})."]
     tested = [
         (axis, effect, effect.change)
         for axis, of_axis in mean_effects(sweep, found)[1].items()
@@ -123,7 +123,8 @@ def _gap(sweep: Sweep, place: Place) -> str:
     label, gap = sweep.label(place.setting), place.behind
     if gap.mean < 0:
         return f"{label} is {points(sweep.measure, -gap.mean)} ahead in the runs that did not diverge"
-    return f"{label} is {points(sweep.measure, gap.mean)} behind{in_brackets(sweep.measure, gap)}"
+    behind = f"is {points(sweep.measure, gap.mean)} behind" if gap.mean else "has the same mean"
+    return f"{label} {behind}{in_brackets(sweep.measure, gap)}"
 
 
 def _listed(names: list[str]) -> str:
@@ -219,7 +220,7 @@ def method(sweep: Sweep) -> list[str]:
         else "over all seeds, without pairing"
     )
     test = "a paired t-test" if family.paired else "Welch's t-test"
-    moderated = ", with variances below the typical one moderated by it" * (family.moderation > 0)
+    moderated = ", with small variances shrunk toward the typical one" * (family.moderation > 0)
     chosen = (
         " That of the first setting is wider, as it is chosen for being the best: it covers the true mean in 95% of "
         f"sweeps even if all {sweep.num_rivals} settings are equal."

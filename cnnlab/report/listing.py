@@ -12,6 +12,7 @@ from cnnlab.config.options import UserError
 from cnnlab.report.runs import Run, find, read, short_names, varied
 from cnnlab.report.units import is_accuracy, number
 from cnnlab.runs.directory import RunDirectory
+from cnnlab.runs.named import handle
 from cnnlab.runs.readers import BrokenFileError
 from cnnlab.runs.wording import duration, in_words
 from cnnlab.terminal import Table
@@ -64,12 +65,6 @@ def print_table(directories: Sequence[Path]) -> bool:
 def by_score(run: Run) -> tuple[str, float, str]:
     """A key that sorts finished runs, best first among those with the same metric, as `Sweep.ranking` does."""
     return run.measure, (-1) ** run.higher * run.score, run.path.name
-
-
-def handle(path: Path) -> str:
-    """The shortest name of a run on the command line: the hash in its directory's name, or the whole name."""
-    found = re.search("-([0-9a-f]{8})$", path.name)
-    return found[1] if found else path.name
 
 
 def column(metric: str) -> str:

@@ -11,9 +11,9 @@ from cnnlab.config.identity import chosen, described, differences, run_path
 from cnnlab.config.objects import num_trained_on
 from cnnlab.config.options import leaves
 from cnnlab.config.values import as_typed, job_config
-from cnnlab.report.listing import handle
 from cnnlab.report.runs import find, read
 from cnnlab.runs.directory import RunDirectory
+from cnnlab.runs.named import handle
 from cnnlab.runs.wording import duration
 from cnnlab.terminal import Table
 

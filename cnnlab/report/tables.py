@@ -13,6 +13,7 @@ from cnnlab.report.effects import Effect, mean_effects, reference, shares
 from cnnlab.report.statistics import Estimate
 from cnnlab.report.sweep import Place, Sweep
 from cnnlab.report.units import heading, in_brackets, interval, number
+from cnnlab.runs.named import handle
 
 MAX_CLASSES = 40
 NOT_SETTINGS = ("seed", "launcher", "rerun", "plan", "on_busy")  # overrides that are left out of commands
@@ -115,7 +116,7 @@ def run_rows(sweep: Sweep, folder: Path) -> list[list[Cell]]:
     rows: list[list[Cell]] = [["run", "status", *sweep.axes, "seed", *map(heading, metrics), *names]]
     for run in sweep.runs:
         conditions, values = run.conditions, run.summary.get("metrics", {})
-        link = Link(run.path.name, quote(os.fsencode(os.path.relpath(run.path, folder))))
+        link = Link(handle(run.path), quote(os.fsencode(os.path.relpath(run.path, folder))))
         found = [number(name, values[name]) if run.done and name in values else "" for name in metrics]
         numbers = [f"{value:.0f}" if (value := run.summary.get(name)) is not None else "" for name in NUMBERS]
         settings = [conditions.get(axis) or run.value(axis) for axis in sweep.axes]

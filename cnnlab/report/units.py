@@ -31,6 +31,6 @@ def in_brackets(metric: str, value: Estimate) -> str:
 
 
 def with_interval(metric: str, value: Estimate, n: str = "") -> str:
-    """A mean as text: "81.23% (80.91 to 81.55, n = 3)"."""
-    inside = [interval(metric, value), f"n = {n or value.num}"]
+    """A mean as text: "81.23% (95% CI 80.91 to 81.55, n = 3)"."""
+    inside = [f"95% CI {found}" if (found := interval(metric, value)) else "", f"n = {n or value.num}"]
     return f"{written(metric, value.mean)} ({', '.join(filter(None, inside))})"

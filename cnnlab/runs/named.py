@@ -96,3 +96,9 @@ def _best(runs: Sequence[Path], among: Path) -> Path:
 def listed(items: Sequence[object]) -> str:
     """The first few: a, b, ..."""
     return ", ".join(map(str, items[:SHOWN])) + ", ..." * (len(items) > SHOWN)
+
+
+def handle(path: Path) -> str:
+    """The shortest name of a run on the command line: the hash in its directory's name, or the whole name."""
+    found = re.search("-([0-9a-f]{8})$", path.name)
+    return found[1] if found else path.name

@@ -89,6 +89,11 @@ def line(row: Mapping[str, float], max_epochs: int) -> str:
     )
 
 
+def where(epoch: int, step: int, epoch_done: bool) -> str:
+    """The place of a checkpoint in the training."""
+    return f"after epoch {epoch}" if epoch_done else f"in epoch {epoch}, step {step}"
+
+
 def recall(path: Path, summary: dict[str, Any], code: str, data: str) -> str:
     """One line for a run that was finished before; it says whether code or data have changed since."""
     changed = ["source code"] if summary.get("code_digest") != code else []

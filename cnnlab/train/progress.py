@@ -35,6 +35,7 @@ class ProgressBar(Callback):
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
+            TextColumn("step"),
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]} images/s  loss {task.fields[loss]}"),
             TimeElapsedColumn(),
@@ -46,7 +47,13 @@ class ProgressBar(Callback):
         )
         steps, self.images = steps_and_images(trainer)
         self.task = self.bar.add_task(
-            "", total=steps, completed=trainer.global_step, epoch=1, epochs=trainer.max_epochs, speed="-", loss="-"
+            "",
+            total=steps,
+            completed=trainer.global_step,
+            epoch=trainer.current_epoch + 1,
+            epochs=trainer.max_epochs,
+            speed="-",
+            loss="-",
         )
         self.bar.start()
         self.shown_at, self.shown_step = time.monotonic(), trainer.global_step

@@ -20,7 +20,7 @@ from cnnlab.runs.directory import RunDirectory
 from cnnlab.runs.log import log
 from cnnlab.runs.readers import Row
 from cnnlab.runs.signals import Interrupted, Pruned
-from cnnlab.runs.wording import line
+from cnnlab.runs.wording import line, where
 from cnnlab.train import checkpoint, logged
 from cnnlab.train import epoch_state as epochs
 from cnnlab.train.checkpoint import CheckpointFiles
@@ -109,7 +109,7 @@ class Records(Checkpoint):
             log.warning("The source code has changed since this run was interrupted; rerun=true trains it anew.")
         self.rows, self.filters = state["rows"], state["filters"]
         self.seconds_before = state["seconds"]
-        self.saved = f"of epoch {checkpoint['epoch'] + 1}, step {checkpoint['global_step']}"
+        self.saved = where(checkpoint["epoch"] + 1, checkpoint["global_step"], state["epoch_done"])
         trainer.should_stop = state["should_stop"]  # early stopping decides only once
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -282,7 +282,7 @@ class Records(Checkpoint):
         weights = [values.detach() for values in trainer.lightning_module.parameters()]
         if not get_total_norm(weights, math.inf).isfinite():  # the largest value; waits for the device once
             self.diverged(f"Weights are not finite in epoch {trainer.current_epoch + 1}, step {trainer.global_step}")
-        self.saved = f"of epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
+        self.saved = where(trainer.current_epoch + 1, trainer.global_step, epoch_done)
         self.epoch_done = epoch_done
         trainer.save_checkpoint(self.last)
         self.saved_at = time.monotonic()

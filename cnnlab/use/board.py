@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 
 from cnnlab.config.options import UserError
 from cnnlab.console import announce
-from cnnlab.report.listing import handle, labels, no_runs
+from cnnlab.report.listing import labels, no_runs
 from cnnlab.report.runs import find, read
-from cnnlab.runs.named import named
+from cnnlab.runs.named import handle, named
 from cnnlab.text import say
 
 EVERY = 30  # seconds between looking for new runs
