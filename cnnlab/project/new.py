@@ -21,7 +21,7 @@ NAME = "my_project"  # in the texts and paths of the template
 def new(arguments: argparse.Namespace) -> None:
     """Create a project: a repository that uses cnnlab, with a few options of its own and their tests."""
     make(arguments.folder.absolute())
-    say(f"Created {arguments.folder}. Next, in it: make demo (four runs and a report), make test. See README.md.")
+    say(f"Created {arguments.folder}. Next, in it: make demo (six runs and a report), make test. See README.md.")
 
 
 def make(folder: Path) -> None:

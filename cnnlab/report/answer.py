@@ -123,7 +123,7 @@ def _gap(sweep: Sweep, place: Place) -> str:
     label, gap = sweep.label(place.setting), place.behind
     if gap.mean < 0:
         return f"{label} is {points(sweep.measure, -gap.mean)} ahead in the runs that did not diverge"
-    behind = f"is {points(sweep.measure, gap.mean)} behind" if gap.mean else "has the same mean"
+    behind = f"is {points(sweep.measure, gap.mean)} behind" if gap.mean > TINY else "has the same mean"
     return f"{label} {behind}{in_brackets(sweep.measure, gap)}"
 
 
