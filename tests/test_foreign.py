@@ -43,10 +43,12 @@ class Uneven(Net):
     def __init__(self, num_classes: int):
         super().__init__(num_classes)
         self.register_buffer("steps", torch.zeros(()), persistent=False)
+        self.register_buffer("cache", None, persistent=False)
 
     def forward(self, images):
         if self.training:
             self.steps += 1
+            self.cache = self.steps.expand(len(images), 1)
         return super().forward(images) * (1 + 0.1 * self.steps)
 
 
@@ -198,8 +200,8 @@ class TwoSteps(torch.optim.Optimizer):
 
     def __init__(self, params, lr: float = 0.1):
         super().__init__(params, {"lr": lr})
-        self.within = torch.optim.SGD(self.param_groups, lr, momentum=0.9)
-        self.param_groups = self.within.param_groups
+        self.within = [torch.optim.SGD(self.param_groups, lr, momentum=0.9)]
+        self.param_groups = self.within[0].param_groups
 
     def step(self, closure):
         closure()
@@ -210,7 +212,7 @@ class TwoSteps(torch.optim.Optimizer):
         loss = closure()
         with torch.no_grad():
             torch._foreach_sub_(weights, moves)
-        self.within.step()
+        self.within[0].step()
         return loss
 
 
@@ -261,16 +263,20 @@ class Average(Callback):
     def on_test_start(self, trainer, module):
         self.tested.append(self.epochs)
 
-    def state_dict(self):
-        return {"epochs": self.epochs}
+    def on_save_checkpoint(self, trainer, module, checkpoint):
+        checkpoint["age"] = self.epochs
 
-    def load_state_dict(self, state):
-        self.epochs = state["epochs"]
+    def on_load_checkpoint(self, trainer, module, checkpoint):
+        self.epochs = checkpoint["age"]
 
 
 class Another:
     def __init__(self, num_train: int, num_test: int):
         pass
+
+
+class Shapely(Another):
+    shape, digest, load = (1, 16, 16), len, len
 
 
 class OfBatches(MeanMetric):
@@ -302,8 +308,9 @@ FILES = {
         f"callbacks/{name.lower()}": f"# @package callbacks.{name.lower()}\n_target_: parts.{name}\n"
         for name in ("Freeze", "Unfreeze", "Average")
     },
-    "callbacks/again": "# @package callbacks.again\n_target_: parts.Average\n",
+    "callbacks/again": "# @package callbacks.again\n_target_: parts.Unfreeze\n",
     "metrics/ofbatches": "# @package metrics.ofbatches\n_target_: parts.OfBatches\n",
+    "data/shapely": "_target_: parts.Shapely\nnum_train: 20\nnum_test: 10\n",
     "data/another": "_target_: parts.Another\nnum_train: 20\nnum_test: 10\n",
 }
 SMALL = ("data=shapes", "data.num_train=60", "data.num_test=20", "batch_size=10", "norm=standard", "model=net")
@@ -372,7 +379,7 @@ def test_an_optimizer_is_made_once_for_the_weights_that_are_trained(tmp_path):
     ("options", "sentence"),
     [
         (("model=auxiliary",), "Auxiliary returns a tuple in training, where one tensor is needed"),
-        (("callbacks=[average,again]",), "callbacks=again and average are the same class with the same settings"),
+        (("callbacks=[again,unfreeze]",), "callbacks=again and unfreeze have the same state_key"),
         (("model=fits",), "parts.Fits.fit takes images, targets"),
         (("module=ownbatches",), "parts.OwnBatches has on_after_batch_transfer, which would not be called"),
         (("module=remembers",), "would contain parts Net, and could not be loaded again.*save_hyperparameters"),
@@ -380,6 +387,7 @@ def test_an_optimizer_is_made_once_for_the_weights_that_are_trained(tmp_path):
         (("module=lazy",), "parts.Lazy: projection.weight has no size yet"),
         (("optim=rateless",), "Rateless has no learning rate called lr"),
         (("metrics=[acc,ofbatches]",), "metrics.ofbatches depends on how images are divided into batches"),
+        (("data=shapely",), "parts.Shapely: shape is no Shape of cnnlab.config.shape"),
         (("data=another",), "parts.Another has no digest.. and load.."),
     ],
 )

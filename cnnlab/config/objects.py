@@ -15,6 +15,7 @@ import hydra.utils
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.config.options import GROUPS, UserError, allowed_targets
+from cnnlab.config.shape import Shape
 from cnnlab.config.values import plain
 
 
@@ -142,6 +143,12 @@ def data_source(node: DictConfig) -> Any:
                 f"{node['_target_']} has no digest() and load(), which return what identifies the data, and a DataSet "
                 f"(docs/howto/data.md): a class of another package needs a small one of your own around it."
             )
+        wrong = [f"{name} is no method" for name in ("check", "identity") if not callable(getattr(source, name, len))]
+        shape = inspect.getattr_static(source, "shape", None)
+        if not (shape is None or isinstance(shape, Shape) or hasattr(shape, "__get__")):
+            wrong.append("shape is no Shape of cnnlab.config.shape")
+        if wrong:
+            raise UserError(f"{node['_target_']}: {wrong[0]} (docs/howto/data.md).")
         _sources[key] = source
     return _sources[key]
 

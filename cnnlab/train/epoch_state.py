@@ -5,7 +5,7 @@ In the middle of an epoch: sums, metrics, logged values, random generators. At a
 
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -101,9 +101,13 @@ def restore_unsaved_state(state: dict[str, Any], trainer: Trainer, module: Light
         weight.requires_grad_(name not in state["frozen"])
         if name in state["gradients"]:
             weight.grad = state["gradients"][name].to(weight.device)
-    for name, values in module.named_buffers():
-        if name in state["buffers"]:
-            values.copy_(state["buffers"][name])
+    for name, saved in state["buffers"].items():
+        place, _, key = name.rpartition(".")
+        buffers = module.get_submodule(place)._buffers
+        if (now := buffers.get(key)) is not None and now.shape == saved.shape and now.is_contiguous():
+            now.copy_(saved)
+        else:  # a cache that has grown, or is expanded
+            buffers[key] = saved.to(module.device)
     for name, layer in module.named_modules():
         layer.training = name not in state["evaluating"]
     for optimizer, saved in zip(optimizers_within(trainer), state["within"], strict=True):
@@ -113,22 +117,31 @@ def restore_unsaved_state(state: dict[str, Any], trainer: Trainer, module: Light
 
 
 def restore_for_evaluation(checkpoint: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
-    """Load the weights of a checkpoint, and the states of callbacks: some replace the weights by an average."""
+    """Load the weights of a checkpoint, and the states of callbacks: some replace the weights by an average.
+
+    Hooks of callbacks get a copy: that of WeightAveraging replaces the average by the weights that are trained on.
+    """
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
     for callback in cast(Any, trainer).callbacks:
+        if callback not in trainer.checkpoint_callbacks:
+            callback.on_load_checkpoint(trainer, module, dict(checkpoint))
         if state := checkpoint["callbacks"].get(callback.state_key):
             callback.load_state_dict(state)
 
 
 def optimizers_within(trainer: Trainer) -> list[Optimizer]:
-    """Optimizers that are attributes of others, as in SAM, and have a state of their own."""
-    return [
-        inner
-        for optimizer in trainer.optimizers
-        for inner in vars(optimizer).values()
-        if isinstance(inner, Optimizer) and inner.state is not optimizer.state
-    ]
+    """Optimizers that others keep, as in SAM, in attributes or in lists of them, and that have a state of their own."""
+
+    def optimizers_in(value: Any) -> Iterator[Optimizer]:
+        if isinstance(value, Optimizer):
+            yield value
+        elif type(value) in (list, tuple, dict):
+            for one in value.values() if type(value) is dict else value:
+                yield from optimizers_in(one)
+
+    found = [(outer, inner) for outer in trainer.optimizers for inner in optimizers_in(list(vars(outer).values()))]
+    return [inner for outer, inner in found if inner.state is not outer.state]
 
 
 def begin_epoch_again(trainer: Trainer, module: LightningModule) -> None:
