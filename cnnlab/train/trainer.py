@@ -144,7 +144,7 @@ def make_callbacks(config: DictConfig, run: RunDirectory) -> dict[str, Callback]
         has_state = graphable.overrides(type(callback), Callback, "state_dict")
         if has_state and (others := [key for key in made if key != name and made[key].state_key == callback.state_key]):
             raise UserError(
-                f"callbacks={name} and {others[0]} have the same state_key, by which Lightning tells their states apart."
+                f"callbacks={name} and {others[0]} have the same state_key, by which Lightning tells states apart."
                 f" Leave one out, or change what one monitors and when; a class of your own can have another state_key."
             )
         if isinstance(callback, ModelCheckpoint):  # every run has a folder of its own; checkpoints/ is ours
