@@ -135,7 +135,7 @@ def _classes(sweep: Sweep) -> Iterator[Section]:
             Table(tables.per_class_table(sweep)),
             Figure(
                 "confusion",
-                "Confusion matrix, in percent of each true class, summed over seeds.",
+                "Confusion matrix in percent, row-normalized, pooled over seeds.",
                 charts.confusion(counts, classes) if few else None,
                 partial(figures.confusion_png, counts, classes),
                 f"Classes whose names cannot be drawn with this font: {', '.join(numbered)}." if numbered else "",
