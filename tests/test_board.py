@@ -11,7 +11,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from signal import SIGINT
 
 import pytest
 from conftest import BROWSER
@@ -141,9 +140,9 @@ def board(sweep) -> Iterator[str]:
             time.sleep(0.2)
         yield address
     finally:
-        process.send_signal(SIGINT)
+        process.terminate()
         process.communicate()
-        assert (process.returncode, list(links.iterdir())) == (130, [])
+        assert (process.returncode, list(links.iterdir())) == (143, [])
 
 
 def asked(address: str, path: str, body: dict | None = None):

@@ -108,10 +108,8 @@ def test_it_is_known_which_schedules_a_warm_up_can_multiply(kind):
 
 
 def test_a_warm_up_that_a_schedule_would_overwrite_is_refused():
-    data = SimpleNamespace(num_batches=10, batch_size=8, train_index=range(80))
-    parts = SimpleNamespace(
-        network=nn.Linear(2, 2), higher=True, select_on="val/acc", data=data, module=LightningModule()
-    )
+    data, module = SimpleNamespace(num_batches=10, batch_size=8, train_index=range(80)), plain()
+    parts = SimpleNamespace(network=nn.Linear(2, 2), higher=True, select_on="val/acc", data=data, module=module)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", ["sched=onecycle", "warmup_epochs=1"])
     with pytest.raises(UserError, match=r"OneCycleLR sets every rate anew.* Use warmup_epochs=0"):

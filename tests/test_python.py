@@ -163,7 +163,7 @@ def test_what_cannot_work_is_a_sentence(words, said):
 def test_it_fails_and_is_interrupted_as_on_the_command_line():
     with pytest.raises(cnnlab.RunFailedError, match=r"DivergedError: .*train\.log"):
         cnnlab.train(f"{WORDS} optim.lr=1e30")
-    with testing.stopped_after(3) as reached, pytest.raises(KeyboardInterrupt, match="stopped by SIGINT"):
+    with testing.stopped_after(3) as reached, pytest.raises(KeyboardInterrupt, match="stopped by SIGTERM"):
         cnnlab.train(WORDS)
     assert reached == [3]
     assert cnnlab.runs()["status"].tolist() == ["diverged", "not finished"]

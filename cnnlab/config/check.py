@@ -29,7 +29,7 @@ RESERVED = {"callbacks": "callbacks=", "logger": "logger=", "deterministic": "de
     (
         *("plugins", "default_root_dir", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"),
         *("num_sanity_val_steps", "log_every_n_steps", "barebones", "reload_dataloaders_every_n_epochs"),
-        *("limit_predict_batches", "model_registry"),
+        *("limit_predict_batches", "model_registry", "use_distributed_sampler", "enable_autolog_hparams"),
     ),
     "",
 )

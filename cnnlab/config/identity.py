@@ -26,8 +26,7 @@ UNNAMED = ("none", "constant", "cross_entropy", "acc", "classifier")  # options 
 NOT_IDENTITY = (
     *("name", "output_dir", "rerun", "plan", "on_busy", "checkpoint", "logger", "launcher"),
     *("trainer._target_", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("trainer.profiler", "trainer.limit_predict_batches", "trainer.use_distributed_sampler"),
-    *("trainer.model_registry", "trainer.enable_autolog_hparams", "cache_dir", "resident", "cuda_graph"),
+    *("trainer.profiler", "cache_dir", "resident", "cuda_graph"),
 )
 NOT_OWN = (
     "is not the run's own directory, whose name is made from its configuration. Use output_dir=FOLDER and name=NAME to "

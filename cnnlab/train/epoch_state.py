@@ -119,15 +119,16 @@ def restore_unsaved_state(state: dict[str, Any], trainer: Trainer, module: Light
 def restore_for_evaluation(checkpoint: dict[str, Any], trainer: Trainer, module: LightningModule) -> None:
     """Load the weights of a checkpoint, and the states of callbacks: some replace the weights by an average.
 
-    Hooks of callbacks get a copy: that of WeightAveraging replaces the average by the weights that are trained on.
+    Weights are loaded after the hooks of callbacks: that of WeightAveraging loads those that training continues from.
     """
-    module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
-    for callback in cast(Any, trainer).callbacks:
+    callbacks = cast(Any, trainer).callbacks
+    for callback in callbacks:
         if callback not in trainer.checkpoint_callbacks:
             callback.on_load_checkpoint(trainer, module, dict(checkpoint))
         if state := checkpoint["callbacks"].get(callback.state_key):
             callback.load_state_dict(state)
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
 
 
 def optimizers_within(trainer: Trainer) -> list[Optimizer]:
@@ -150,9 +151,11 @@ def begin_epoch_again(trainer: Trainer, module: LightningModule) -> None:
     """
     schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
     parts = [module, *trainer.optimizers, *schedules, *cast(Any, trainer).callbacks]
-    states = copy.deepcopy([part.state_dict() for part in parts])
+    states, loggers = copy.deepcopy([part.state_dict() for part in parts]), trainer.loggers
+    trainer.loggers = []  # which have what the hooks log
     call._call_callback_hooks(trainer, "on_train_epoch_start")
     call._call_lightning_module_hook(trainer, "on_train_epoch_start")
+    trainer.loggers = loggers
     for part, state in zip(parts, states, strict=True):
         if part is module:
             module.load_state_dict(state, strict=module.strict_loading)

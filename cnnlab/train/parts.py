@@ -90,7 +90,8 @@ class Parts:
         if better != mode:
             side = "higher" if better == "max" else "lower"
             where = "select_mode" if option == "select_on" else "mode"
-            raise UserError(f"{option}={name}: {side} values are better. Use {where}={better}.")
+            given = f" with mode={mode}" * (where == "mode")
+            raise UserError(f"{option}={name}{given}: {side} values are better. Use {where}={better}.")
 
 
 def assemble(

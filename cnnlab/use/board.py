@@ -4,6 +4,8 @@ TensorBoard names a run by its path, and advises against its own option for othe
 """
 
 import argparse
+import signal
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -26,6 +28,7 @@ def board(arguments: argparse.Namespace) -> None:
     if not links:
         raise no_runs(folder)
     announce("Starting TensorBoard")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # removes the links, too
     from tensorboard.program import TensorBoard, TensorBoardServerException
 
     with TemporaryDirectory(prefix="cnnlab-board-") as root:
