@@ -134,7 +134,9 @@ def main() -> None:
     if sys.argv[1:2] == ["-sc"]:
         complete()
     own = own_folders(words := sys.argv[1:])
-    if words[:1] in (["help"], ["--help"], ["-h"]) and words[1:]:  # of a verb, or of a group or an option of `train`
+    if words[:1] in (["help"], ["-h"]):
+        words[0] = "--help"
+    if words[:1] == ["--help"] and words[1:]:  # of a verb, or of a group or an option of `train`
         words = [words[1], "--help"] if words[1] in verbs() else ["train", "--help", *words[1:]]
     if words[:1] == ["train"]:
         from cnnlab.main import main as train

@@ -112,3 +112,25 @@ def test_verbs_take_folders_of_options_wherever_they_are_given(tmp_path, monkeyp
     words[place:place] = ["--config-dir", str(tmp_path / "conf")]
     result = verb(*words, "seed=x")
     assert (result.returncode, result.stderr.split(" is ")[0]) == (2, "cnnlab: seed=x")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--help", "adam"), "optim=adam"),
+        (("help", "sched"), "sched=OPTION"),
+        (("--help", "ls"), "usage: cnnlab ls"),
+        (("help",), "usage: cnnlab [-h]"),
+    ],
+)
+def test_help_is_found_wherever_it_is_asked_for(verb, words, line):
+    result = verb(*words)
+    assert result.returncode == 0
+    assert line in result.stdout
+
+
+def test_training_takes_folders_of_options_before_its_verb(tmp_path, monkeypatch, verb):
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text("# My own.\n_target_: cnnlab.networks.Linear\n")
+    monkeypatch.setenv(VARIABLE, "")
+    assert "My own." in verb("--config-dir", str(tmp_path / "conf"), "train", "--help", "model").stdout
