@@ -379,7 +379,7 @@ def test_shares_of_the_variance_are_those_of_least_squares(tmp_path):
 
 def test_a_main_effect_is_no_answer_where_the_axes_interact(tmp_path):
     text = page.markdown(document(two_way(tmp_path / "with", gain=0.05)))
-    assert "The effect of an axis depends on the others" in text
+    assert "the effect of one depends on the others" in text
     assert "## Effect of" not in text
     without = page.markdown(document(two_way(tmp_path / "without", gain=0.0)))
     assert "depends on the others" not in without
@@ -388,7 +388,7 @@ def test_a_main_effect_is_no_answer_where_the_axes_interact(tmp_path):
 
 
 def test_the_answer_names_the_mean_effects_that_are_significant(tmp_path):
-    assert "The effect of an axis depends on the others (F-test" in answer(two_way(tmp_path / "with", gain=0.05))
+    assert "the effect of one depends on the others (F-test" in answer(two_way(tmp_path / "with", gain=0.05))
     clear = two_way(tmp_path / "clear", gain=0.0)
     [sentence] = re.findall(r"Averaged over the other axes, [^.]*\.\d+ points.*?\.(?= |$)", answer(clear))
     for axis in clear.axes:
@@ -436,7 +436,7 @@ def test_a_value_that_always_diverges_hides_neither_effects_nor_interaction(tmp_
                     value = 0.5 + 0.05 * place + gain * (place == 1 and aug == "cutmix") + noise * (1 + place)
                     make_run(folder, seed, value, {"optim": optim, "aug": aug})
     sweep = sweep_of(tmp_path / "with")
-    assert "The effect of an axis depends on the others (F-test" in answer(sweep)
+    assert "the effect of one depends on the others (F-test" in answer(sweep)
     assert set(shares(sweep).parts) == {"aug", "optim", "interaction", "seeds"}
     sweep = sweep_of(tmp_path / "without")
     change = next(effect.change for effect in effects(sweep, "optim") if effect.change)

@@ -469,8 +469,8 @@ def test_a_new_project_comes_to_the_same_on_two_nodes(slurm, tmp_path):
 def test_jobs_for_which_there_is_no_node_are_told(slurm, tmp_path):
     words = (*TWO_NODES[:-1], "optim=sgd,adam", "launcher=slurm", "launcher.cpus_per_task=3")
     driver = sweep(tmp_path, *words, **slurm.environment)
-    told = [driver.stdout.readline() for _ in range(2)]
-    assert re.match(r"No job has started yet: PENDING \(PartitionConfig\)\. If no node has", told[1])
+    told = [driver.stdout.readline() for _ in range(3)]  # after what is set twice, and the number of jobs
+    assert re.match(r"No job has started yet: PENDING \(PartitionConfig\)\. If no node has", told[2])
     driver.send_signal(signal.SIGINT)
     status, printed = ended(driver)
     slurm.said("scancel", "--user", "root")

@@ -68,7 +68,7 @@ def test_a_sweep_that_is_stopped_says_how_to_go_on(jobs, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["lst"], "cnnlab: there is no lst. Did you mean ls? Use train or one of ls, status, board, new, "),
+        (["lst"], "cnnlab: there is no lst. Did you mean ls? Use one of train, ls, status, board, new, "),
         (["export"], "cnnlab: the following arguments are required: RUN. cnnlab export --help shows how to use it."),
         (["ls", "--num", "x"], "cnnlab: argument --num: invalid int value: 'x'. cnnlab ls --help shows"),
     ],
