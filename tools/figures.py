@@ -23,7 +23,8 @@ COLUMNS = 100
 COMMAND = (  # the sweep of `make demo`
     "python train.py -m optim=sgd_momentum,adam optim.lr=0.003 aug=crop_flip,cutmix 'seed=range(3)'",
     "data=shapes data.num_train=1000 data.num_test=500 data.noise=0 data.clutter=0 norm=standard",
-    "model.channels=[8,16,32] model.hidden=64 model.batch_norm=true batch_size=25 trainer.max_epochs=6",
+    "model.channels=[8,16,32] model.hidden=64 model.batch_norm=true batch_size=25",
+    "trainer.max_epochs=6",
 )
 HIDDEN = ("outputs/runs/", "Composing", "Loading", "Pictures", "Figures")  # lines that begin so are left out
 ROWS = 10  # lines of the table of runs that are shown
@@ -63,6 +64,7 @@ def draw(text: str, path: Path) -> None:
             console.print(Text("...", style="dim"))
         for line in lines[answer:]:
             console.print(Text(line, style="bold"))
+        console.print()  # the last line would be clipped below its letters
         svg = console.export_svg(title="cnnlab")
     # without the fonts that it would load from a server
     path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), encoding="utf-8")
