@@ -1,12 +1,17 @@
 """Parts of other origin than ours are stopped within an epoch and resumed like ours, or refused in one sentence."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
+from lightning import LightningModule
 
 import cnnlab
 from cnnlab import testing
 from cnnlab.config.options import UserError
+from cnnlab.train.epoch_state import epoch_state
+from cnnlab.train.logged import merged
 
 PARTS = '''
 import copy
@@ -394,3 +399,15 @@ def test_an_optimizer_is_made_once_for_the_weights_that_are_trained(tmp_path):
 def test_it_is_refused_in_one_sentence(options, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence):
         cnnlab.train(testing.words(*options, *SMALL, folder=str(tmp_path)))
+
+
+def test_values_logged_before_one_interruption_survive_the_next():
+    """Those that have not been logged since; the largest of two processes, and the sum of others."""
+    trainer = SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(_results={})))
+    one, two = torch.tensor(1.0), torch.tensor(2.0)
+    before = {"step.a": (one, one, "sum", "a"), "step.b": (two, one, "max", "b")}
+    assert epoch_state(trainer, LightningModule(), before)["logged"] == before
+    both = merged(
+        [before, {"step.a": (two, one), "step.b": (one, one, "max", "b")}]
+    )  # the former from an old checkpoint
+    assert both == {"step.a": (3.0, 2.0, "sum", "a"), "step.b": (2.0, 2.0, "max", "b")}

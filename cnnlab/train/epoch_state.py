@@ -20,16 +20,17 @@ from cnnlab.metrics import restore, states_of
 from cnnlab.train import logged
 
 
-def epoch_state(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+def epoch_state(trainer: Trainer, module: LightningModule, before: dict[str, logged.Value]) -> dict[str, Any]:
     """What this process has accumulated in the epoch.
 
-    sums: of a module that has some; metrics: torchmetrics among its submodules; logged: see cnnlab.train.logged.
+    sums: of a module that has some; metrics: torchmetrics among its submodules; logged: see cnnlab.train.logged,
+    with those from `before` an interruption.
     """
     sums = sums_of(module)
     return {
         "sums": sums.state_dict() if sums is not None else None,
         "metrics": states_of(metrics_in(module)),
-        "logged": logged.state_of(trainer),
+        "logged": logged.merged([before, logged.state_of(trainer)]),
     }
 
 

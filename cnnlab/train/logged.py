@@ -55,7 +55,8 @@ def merged(states: Iterable[Mapping[str, Value]]) -> dict[str, Value]:
     """The values of several processes together."""
     found: dict[str, Value] = {}
     for state in states:
-        for key, (value, weight, kind, name) in state.items():
+        for key, (value, weight, *rest) in state.items():
+            kind, name = rest or ("sum", key.partition(".")[2])  # of an older checkpoint
             if key in found:
                 before, weight_before, *_ = found[key]
                 value, weight = REDUCTIONS.get(kind, torch.add)(before, value), weight_before + weight

@@ -72,10 +72,8 @@ class Records(Checkpoint):
     # ------------------------------------------------------------------------------------- saving and restoring
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        mine = epochs.epoch_state(trainer, pl_module) | {
-            "random": epochs.random_states(),
-            "random_at_start": self.random_at_start,
-        }
+        mine = epochs.epoch_state(trainer, pl_module, self.logged_before)
+        mine |= {"random": epochs.random_states(), "random_at_start": self.random_at_start}
         checkpoint["records"] = {
             "rows": self.rows,
             "filters": self.filters,
