@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from signal import SIGALRM
 from tempfile import TemporaryDirectory
@@ -120,6 +120,26 @@ def command(tmp_path: Path, forks: Callable[[], Any]) -> Command:
         )
 
     return run
+
+
+@pytest.fixture
+def own_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Makes `tmp_path` a project: own_options("own", "source of a module", {"model/mine": "text of an option"})."""
+    made = list[str]()
+
+    def make(module: str, source: str, options: Mapping[str, str]) -> None:
+        (tmp_path / f"{module}.py").write_text(source)
+        for name, text in options.items():
+            file = tmp_path / "conf" / f"{name}.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        monkeypatch.setenv("CNNLAB_CONF", str(tmp_path / "conf"))
+        monkeypatch.syspath_prepend(str(tmp_path))
+        made.append(module)
+
+    yield make
+    for module in made:
+        sys.modules.pop(module, None)
 
 
 @pytest.fixture

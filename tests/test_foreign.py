@@ -324,16 +324,8 @@ SMALL = (*SMALL, "trainer.precision=32-true", "trainer.max_epochs=3")
 
 
 @pytest.fixture(autouse=True)
-def parts(tmp_path, monkeypatch):
-    (tmp_path / "parts.py").write_text(PARTS)
-    for name, text in FILES.items():
-        file = tmp_path / "conf" / f"{name}.yaml"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    monkeypatch.setenv("CNNLAB_CONF", str(tmp_path / "conf"))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield
-    sys.modules.pop("parts", None)
+def parts(own_options):
+    own_options("parts", PARTS, FILES)
 
 
 @pytest.mark.parametrize(

@@ -206,22 +206,15 @@ class Hashes(Shapes):
 
 
 @pytest.fixture
-def broken(tmp_path, monkeypatch):
-    (tmp_path / "broken.py").write_text(BROKEN)
-    for name, text in {
+def broken(own_options):
+    files = {
         "model/forgets": "_target_: broken.Forgets\nnum_classes: data.num_classes\nin_channels: data.channels\n"
         "image_size: data.image_size\nchannels: [4]\nhidden: 8\n",
         "model/nothing": "_target_: broken.Nothing\nnum_classes: data.num_classes\n",
         "data/counts": "_target_: broken.Counts\nnum_train: 60\nnum_test: 20\n",
         "data/hashes": "_target_: broken.Hashes\nnum_train: 60\nnum_test: 20\n",
-    }.items():
-        file = tmp_path / "conf" / f"{name}.yaml"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    monkeypatch.setenv("CNNLAB_CONF", str(tmp_path / "conf"))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield
-    sys.modules.pop("broken", None)
+    }
+    own_options("broken", BROKEN, files)
 
 
 def test_what_is_wrong_with_an_option_is_found(broken):

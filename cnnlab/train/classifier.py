@@ -166,10 +166,7 @@ class Classifier(LightningModule):
         return [optimizer], schedules
 
     def num_steps(self) -> int:
-        """Steps of the whole training.
-
-        `trainer.estimated_stepping_batches` would create the loaders before a checkpoint can restore their position.
-        """
+        """Steps of the whole training, as `trainer.estimated_stepping_batches`, which creates the loaders for it."""
         batches, limit = data_of(self.trainer).num_full_batches, self.trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         return batches // self.trainer.accumulate_grad_batches * (self.trainer.max_epochs or 0)
